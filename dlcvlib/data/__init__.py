@@ -1,0 +1,1 @@
+"""Image sources: embedded (drawn or shipped), folders, and torchvision."""
