@@ -1,0 +1,76 @@
+"""Batches drawn and augmented on the device, whole at a time.
+
+The batch of step t depends on (seed, t) alone: each epoch is a permutation of its own, and the
+augmentation draws from the generator that `training.seed_step` has just seeded.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def epoch_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Which of `size` items make up the batch of a step, each item once an epoch: (batch_size,).
+
+    A last, incomplete batch of an epoch is left out; the next epoch has another permutation.
+    """
+    batches = max(1, size // batch_size)
+    epoch, index = divmod(step, batches)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(size, generator=generator)
+    return order[index * batch_size : (index + 1) * batch_size]
+
+
+class Batches:
+    """step -> tuple of tensors, one item a row, for `training.fit`.
+
+    Args:
+        tensors: items in their first dimension; images are (N, C, H, W) uint8.
+        batch_size: items in a batch; a smaller set gives all it has.
+        seed: decides the order.
+        device: where batches are wanted; the whole set is moved there once.
+        augment: applied to the first tensor of a batch, still uint8.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        augment: Callable[[Tensor], Tensor] = lambda images: images,
+    ) -> None:
+        self.tensors = [tensor.to(device) for tensor in tensors]
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        """The batch of a step; images come as float32 in 0..1, channels last in memory."""
+        size = len(self.tensors[0])
+        chosen = epoch_indices(size, self.batch_size, self.seed, step).to(self.tensors[0].device)
+        images, *rest = (tensor[chosen] for tensor in self.tensors)
+        return to_float(self.augment(images)), *rest
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 -> float32 in 0..1, channels last in memory."""
+    return images.to(memory_format=torch.channels_last).float().div_(255)
+
+
+def float_chunks(images: Tensor, device: torch.device, size: int = 250) -> Iterator[Tensor]:
+    """A uint8 image set in pieces that fit anywhere, each as `to_float` gives it, on the device."""
+    for chunk in images.split(size):
+        yield to_float(chunk.to(device))
+
+
+def random_flips(horizontal: bool, vertical: bool) -> Callable[[Tensor], Tensor]:
+    """Mirror each image of a batch with probability 1/2 along the axes asked for."""
+    axes = [axis for axis, wanted in ((3, horizontal), (2, vertical)) if wanted]
+
+    def flip(images: Tensor) -> Tensor:
+        for axis in axes:
+            chosen = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
+        return images
+
+    return flip

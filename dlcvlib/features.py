@@ -1,0 +1,136 @@
+"""Image features for KID, FID and diversity, without a download.
+
+`AttributeNet` is a small convolutional network trained here to tell the data's own attributes;
+its last hidden layer is the feature. Distances in it are comparable within one data set and one
+trained extractor, not with published FIDs. Where torchvision's Inception weights already lie in
+torch's cache, they are used as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcvlib import runs
+from dlcvlib.data.batches import Batches, float_chunks, random_flips
+from dlcvlib.data.images import FaceData
+from dlcvlib.params import TrainingSettings
+from dlcvlib.runs import Run, device_of
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A named feature function.
+
+    Attributes:
+        name: for captions.
+        features: images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU.
+    """
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+
+
+class AttributeNet(nn.Module):
+    """Strided convolutions to a feature vector, and a linear layer to the attributes' logits."""
+
+    def __init__(self, attributes: int, channels: tuple[int, ...] = (32, 64, 128, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 3
+        for out_channels in channels:
+            layers += [
+                nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            in_channels = out_channels
+        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.hidden = nn.Sequential(nn.Linear(4 * in_channels, 128), nn.ReLU())
+        self.head = nn.Linear(128, attributes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in 0..1 -> (N, 128)."""
+        return self.hidden(self.convolutions(2 * images - 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in 0..1 -> logits (N, attributes)."""
+        return self.head(self.features(images))
+
+
+class AttributeClassifier:
+    """`AttributeNet` and Adam, for `training.fit`."""
+
+    def __init__(self, settings: TrainingSettings, attributes: int) -> None:
+        self.net = AttributeNet(attributes)
+        self.modules = {"net": self.net}
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(),
+            lr=settings.learning_rate,
+            betas=tuple(settings.adam_betas),
+            fused=True,
+        )
+        self.optimizers = {"adam": self.optimizer}
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """One step of binary cross-entropy; images in 0..1 and attributes (N, A) of 0 and 1."""
+        images, attributes = batch
+        loss = F.binary_cross_entropy_with_logits(self.net(images), attributes)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"cross_entropy": loss}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64), uint8 or float in 0..1 -> (N, 128) float on the CPU."""
+        if images.dtype != torch.uint8:
+            # Generated pictures are rounded to the 256 levels that real ones have.
+            images = images.mul(255).round().clamp(0, 255).byte()
+        device = device_of(self.net)
+        return torch.cat([self.net.features(c).float().cpu() for c in float_chunks(images, device)])
+
+
+def train_or_load(
+    faces: FaceData, settings: TrainingSettings, runs_dir: Path | str
+) -> Run[AttributeClassifier]:
+    """The attribute classifier of a data set, trained now or by an earlier run."""
+    names = sorted(faces.train.attributes)
+    targets = torch.stack([faces.train.attributes[name] for name in names], dim=1).float()
+    return runs.train_or_load(
+        "features",
+        lambda: AttributeClassifier(settings, len(names)),
+        lambda device: Batches(
+            [faces.train.images, targets],
+            settings.batch_size,
+            settings.seed,
+            device,
+            random_flips(horizontal=True, vertical=False),
+        ),
+        settings,
+        data=faces.fingerprint,
+        runs_dir=runs_dir,
+        code=["features"],
+    )
+
+
+def inception() -> Extractor | None:
+    """Inception-v3's pooled features, if torchvision's weights already lie in torch's cache."""
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
+    weights = Inception_V3_Weights.IMAGENET1K_V1
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if not cached.is_file():
+        return None
+    net = inception_v3(weights=weights, progress=False).eval().requires_grad_(False)
+    net.fc = nn.Identity()
+    prepare = weights.transforms(antialias=True)
+
+    def features(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([net(prepare(chunk)) for chunk in images.split(100)])
+
+    return Extractor("Inception-v3 (ImageNet)", features)

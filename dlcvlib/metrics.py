@@ -1,0 +1,106 @@
+"""Measures of images and features: pure functions of tensors.
+
+References:
+    [1] Heusel et al.: GANs Trained by a Two Time-Scale Update Rule. NIPS 2017 (FID)
+    [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in 0..1: (N, C, H, W) twice -> (N,)."""
+    error = (images - others).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity of images in 0..1: (N, 3, H, W) twice -> (N,)."""
+    pairs = zip(images.numpy(), others.numpy(), strict=True)
+    values = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def fid(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of Gaussians fitted to features ([1], eq. 6): (N, D) and (M, D).
+
+    It depends on N and M: state them beside it.
+    """
+    real, fake = real.double(), fake.double()
+    covariances = torch.cov(real.T), torch.cov(fake.T)
+    # The trace of sqrt(A B) is the sum of the roots of the eigenvalues of A B.
+    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp_min(0).sqrt().sum()
+    shift = (real.mean(0) - fake.mean(0)).square().sum()
+    return float(shift + covariances[0].trace() + covariances[1].trace() - 2 * roots)
+
+
+def kid(
+    real: Tensor, fake: Tensor, *, subset: int = 250, subsets: int = 50, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance of features ([2], section 4): mean and standard error over random subsets.
+
+    Unbiased squared MMD under the kernel (x.y / D + 1)^3; may be slightly negative.
+
+    Args:
+        real: (N, D).
+        fake: (M, D).
+        subset: rows drawn from each; at most min(N, M) are.
+        subsets: how many draws.
+        seed: of the draws.
+    """
+    size = min(subset, len(real), len(fake))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
+
+    values = torch.stack([squared_mmd(draw(real), draw(fake)) for _ in range(subsets)])
+    return float(values.mean()), float(values.std() / subsets**0.5)
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy under KID's kernel: (n, D) twice -> scalar."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal_mean(k: Tensor) -> Tensor:
+        n = len(k)
+        return (k.sum() - k.trace()) / (n * (n - 1))
+
+    return (
+        off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
+    )
+
+
+def nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of and Euclidean distance to each query's nearest candidate: (N, D), (M, D) -> (N,)."""
+    best = [torch.cdist(chunk, candidates).min(1) for chunk in queries.split(64)]
+    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+
+
+def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
+    """Area under the ROC curve of a logistic regression on features (N, D); 0.5 is chance.
+
+    NaN if a split has one class only.
+    """
+    if len(train_labels.unique()) < 2 or len(test_labels.unique()) < 2:
+        return float("nan")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    probe.fit(train.numpy(), train_labels.numpy())
+    return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the spread of a single value is NaN."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), spread

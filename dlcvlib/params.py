@@ -1,0 +1,225 @@
+"""The parameters of a chapter: names, meaning, ranges; profiles and how they are overridden.
+
+`params/<profile>/<chapter>.yaml` is a flat mapping that papermill takes as it is. What a profile
+does not set comes from `quick`. Every notebook's `parameters` cell holds the values of `quick`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dlcvlib.errors import UserError
+
+PROFILES = ("smoke", "quick", "full", "original")
+PARAMS = Path(__file__).parents[1] / "params"
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Parameters(BaseModel):
+    """A validated, immutable, flat set of parameters; unknown names are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate a mapping.
+
+        Args:
+            values: name -> value.
+            where: what the values came from, for the message.
+
+        Raises:
+            UserError: naming every parameter that is unknown, missing or out of range.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = [_problem(cls, item) for item in error.errors()]
+            raise UserError(f"{where}: " + "; ".join(problems)) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """The parameters that a notebook's first cells have set: `from_notebook(globals())`.
+
+        papermill only warns of a parameter that the notebook does not know, so that a mistyped
+        one would be ignored: every plain value in the namespace is taken for a parameter. When
+        the cell is run again, what later cells have defined since is left alone.
+        """
+        seen = "_dlcv_parameters_read"
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if (not name.startswith("_") and isinstance(value, _PLAIN) and name not in _IPYTHON)
+            if name in cls.model_fields or not namespace.get(seen)
+        }
+        params = cls.parse(values, "parameters of this notebook")
+        namespace[seen] = True
+        return params
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some parameters changed, validated again."""
+        return self.parse(self.model_dump() | changes, "replace")
+
+
+_PLAIN = (str, int, float, list, tuple, dict, NoneType)
+_IPYTHON = ("In", "Out")
+
+
+def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, cls.model_fields, n=1)
+        return f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"parameter {name!r} is missing"
+    return f"parameter {name!r}: {error['msg'].lower()} (got {error['input']!r})"
+
+
+class TrainingSettings(Parameters):
+    """What every training run needs to know; with the method's own fields it decides the model."""
+
+    seed: Seed = Field(description="seed of initial weights, batches and noise")
+    steps: Positive = Field(description="training steps, one batch each")
+    batch_size: Annotated[int, Field(gt=1)] = Field(description="images in a batch")
+    learning_rate: Rate = Field(description="Adam's learning rate at its highest")
+    learning_rate_schedule: Literal["cosine", "halvings", "constant"] = Field(
+        description="cosine (with a warm-up), halvings (at 15, 30 and 45 % of the steps), constant"
+    )
+    adam_betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2)] = Field(
+        description="Adam's two decay rates", max_length=2
+    )
+    weight_decay: Weight = Field(description="Adam's weight decay")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        description="auto (bf16 where the hardware has it), bf16 or fp32"
+    )
+
+
+class FaceParams(Parameters):
+    """Which faces, and where runs are kept."""
+
+    data: str = Field(description="embedded, folder:PATH or torchvision:PATH")
+    attribute: str = Field(description="attribute that colours the t-SNE plot")
+    drawn_train: Positive = Field(description="faces drawn for training (embedded data)")
+    drawn_test: Positive = Field(description="faces drawn for testing (embedded data)")
+    image_limit: Count = Field(description="most images read of a split (other data; 0 = all)")
+    validation_size: Positive = Field(description="training images held out for validation")
+    runs_dir: str = Field(description="folder of trained runs and prepared data", min_length=1)
+
+
+class VAESettings(TrainingSettings):
+    """What decides a trained VAE."""
+
+    channels: Annotated[list[Positive], Field(min_length=1, max_length=5)] = Field(
+        description="channels of the encoder's blocks; the decoder mirrors them"
+    )
+    latent_dim: Positive = Field(description="length of the latent vector z")
+    decoder_kernel: Literal[2, 4] = Field(description="side of the decoder's stride-2 kernels")
+    normalise_heads: bool = Field(description="BatchNorm on mean and log-variance")
+    activation: Literal["relu", "leaky_relu"] = Field(description="the decoder's activation")
+    output: Literal["sigmoid", "tanh"] = Field(description="the decoder's last non-linearity")
+    kld_weight: Weight = Field(description="weight of the KL term; both terms are sums an image")
+    horizontal_flip: bool = Field(description="mirror training images at random")
+    vertical_flip: bool = Field(description="turn training images upside down at random")
+
+
+class VAEParams(FaceParams, VAESettings):
+    """Chapter 1."""
+
+    kld_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
+        description="KL weights that 1-6 compares"
+    )
+    ablation_steps: Positive = Field(description="training steps of each run of 1-6")
+    ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="seeds of each comparison of 1-6"
+    )
+    extractor_steps: Positive = Field(description="training steps of the KID/FID features")
+    tsne_points: Annotated[int, Field(ge=50, le=5000)] = Field(description="points in a t-SNE plot")
+    tsne_perplexity: Annotated[float, Field(ge=2, le=200)] = Field(
+        description="t-SNE's perplexity: about how many neighbours count"
+    )
+
+    @property
+    def settings(self) -> VAESettings:
+        """The part that decides the trained model."""
+        return VAESettings(**{name: getattr(self, name) for name in VAESettings.model_fields})
+
+
+CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams}
+
+
+def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The parameters of a chapter under a profile, with some of them changed.
+
+    Raises:
+        UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    values = _read(PARAMS / "quick" / f"{chapter}.yaml")
+    if profile != "quick":
+        values |= _read(PARAMS / profile / f"{chapter}.yaml")
+    where = f"profile {profile}, chapter {chapter}"
+    return CHAPTERS[chapter].parse(values | dict(changes or {}), where)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines of 'name: value'")
+    return values
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`vae.kld_weight=0.5` -> {"vae": {"kld_weight": 0.5}}; the value is read as YAML.
+
+    Raises:
+        UserError: if an assignment has another form or names an unknown chapter.
+    """
+    changes: dict[str, dict[str, Any]] = {chapter: {} for chapter in CHAPTERS}
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        chapter, dot, name = target.strip().partition(".")
+        if not (equals and dot and name) or chapter not in CHAPTERS:
+            raise UserError(
+                f"--set {assignment}: expected CHAPTER.NAME=VALUE, such as vae.kld_weight=0.5, "
+                f"with a chapter of {', '.join(CHAPTERS)}"
+            )
+        try:
+            changes[chapter][name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+    return changes
+
+
+def parameters_cell(chapter: str) -> str:
+    """Source of the `parameters` cell of a chapter's notebooks: the values of `quick`."""
+    params = load("quick", chapter)
+    lines = []
+    for name, field in type(params).model_fields.items():
+        value = getattr(params, name)
+        literal = json.dumps(value) if isinstance(value, str) else repr(value)
+        lines.append(f"{name}: {_annotation(field.annotation)} = {literal}  # {field.description}")
+    return "\n".join(lines)
+
+
+def _annotation(type_: Any) -> str:
+    """A type as papermill's `--help-notebook` shows it: the plain type behind the constraints."""
+    if get_origin(type_) is Literal:
+        type_ = type(get_args(type_)[0])
+    return (get_origin(type_) or type_).__name__

@@ -1,0 +1,218 @@
+"""`train_or_load`: where a run lives on disk, when it is reused, who holds its lock.
+
+A run is `runs/<method>-<hash>/`; the hash covers what decides the result: the method's settings,
+the data's fingerprint, the source of the code that trains it and torch's version. Notebooks that
+need the same run share it.
+
+    settings.yaml        what was trained
+    history.csv          losses over the steps
+    model.safetensors    parameters and buffers
+    provenance.json      versions, device, time and the files' hashes; written last: the run is done
+    checkpoint*          only while it trains
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from torch import nn
+
+from dlcvlib import fingerprints, storage, training
+from dlcvlib.params import TrainingSettings
+
+M = TypeVar("M", bound=training.Method)
+Batch = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Run(Generic[M]):
+    """A finished training run.
+
+    Attributes:
+        name: `<method>-<hash>`, as captions name it.
+        method: the trained method, its modules in evaluation mode.
+        settings: what it was trained with.
+        history: one row every few steps: step, losses, learning_rate, validation_*.
+        provenance: versions, device, precision, seconds, images_per_second, …
+    """
+
+    name: str
+    method: M
+    settings: TrainingSettings
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all resumes."""
+        return self.provenance["seconds"]
+
+
+def run_name(kind: str, settings: TrainingSettings, data: str, code: Iterable[str]) -> str:
+    """`<kind>-<hash>` of all that decides the trained model.
+
+    Args:
+        kind: the method's name.
+        settings: its settings.
+        data: fingerprint of the data.
+        code: modules of this package that define the method, such as "vae".
+    """
+    identity = {
+        "settings": settings.model_dump(),
+        "data": data,
+        "code": fingerprints.source_hash(fingerprints.modules(*code, "training", "data/batches")),
+        "torch": torch.__version__,
+    }
+    return f"{kind}-{fingerprints.json_hash(identity)[:10]}"
+
+
+def train_or_load(
+    kind: str,
+    create: Callable[[], M],
+    batches: Callable[[torch.device], Batch],
+    settings: TrainingSettings,
+    *,
+    data: str,
+    runs_dir: Path | str,
+    code: Iterable[str],
+    evaluate: Callable[[M], dict[str, float]] | None = None,
+) -> Run[M]:
+    """The trained run of these settings on this data: from disk if it is there, else trained now.
+
+    Args:
+        kind: the method's name.
+        create: makes the untrained method; called after seeding.
+        batches: device -> (step -> batch), called only if there is something to train.
+        settings: what decides the run, besides data and code.
+        data: fingerprint of the data.
+        runs_dir: folder of the runs.
+        code: modules of this package that define the method.
+        evaluate: values for the history, from the method in training.
+
+    Raises:
+        UserError: if `runs_dir` cannot be written.
+        TrainingError: if a loss is not finite.
+    """
+    name = run_name(kind, settings, data, code)
+    folder = storage.make_dir(Path(runs_dir)) / name
+    if (run := _load(folder, create, settings)) is not None:
+        return run
+    with _sole_trainer(folder):
+        if (run := _load(folder, create, settings)) is not None:
+            return run
+        _train(folder, kind, create, batches, settings, data, evaluate)
+    run = _load(folder, create, settings)
+    assert run is not None, f"{folder} was just written"
+    return run
+
+
+def _train(
+    folder: Path,
+    kind: str,
+    create: Callable[[], M],
+    batches: Callable[[torch.device], Batch],
+    settings: TrainingSettings,
+    data: str,
+    evaluate: Callable[[M], dict[str, float]] | None,
+) -> None:
+    storage.make_dir(folder)
+    storage.sweep(folder)
+    method = _create(create, settings)
+    device = training.accelerator_for(settings.precision).device
+    outcome = training.fit(
+        method,
+        batches(device),
+        settings,
+        folder,
+        label=kind,
+        evaluate=None if evaluate is None else lambda: evaluate(method),
+    )
+    storage.write_text(folder / "settings.yaml", yaml.safe_dump(settings.model_dump()))
+    history = pd.DataFrame(outcome.pop("history"))
+    storage.write_text(folder / "history.csv", history.to_csv(index=False))
+    storage.write_tensors(folder / "model.safetensors", training.module_tensors(method), {})
+    files = ("settings.yaml", "history.csv", "model.safetensors")
+    images = settings.steps * settings.batch_size * outcome["processes"]
+    provenance = {
+        "kind": kind,
+        "data": data,
+        **outcome,
+        "images_per_second": images / outcome["seconds"],
+        "parameters": sum(p.numel() for m in method.modules.values() for p in m.parameters()),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        **fingerprints.versions("torch", "torchvision", "accelerate"),
+        "files": {file: storage.sha256(folder / file) for file in files},
+    }
+    storage.write_json(folder / "provenance.json", provenance)
+    training.clear_checkpoints(folder)
+
+
+def _create(create: Callable[[], M], settings: TrainingSettings) -> M:
+    """The untrained method; its initial weights depend on the seed alone."""
+    torch.manual_seed(settings.seed)
+    return create()
+
+
+def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M] | None:
+    """The finished run in `folder`, or None if there is none that is whole."""
+    mark = folder / "provenance.json"
+    if not mark.is_file():
+        return None
+    try:
+        provenance = json.loads(mark.read_text(encoding="utf-8"))
+        files = provenance["files"]
+        if storage.sha256(folder / "history.csv") != files["history.csv"]:
+            raise storage.DamagedFileError(f"{folder / 'history.csv'} is damaged")
+        tensors, _ = storage.read_tensors(folder / "model.safetensors", files["model.safetensors"])
+    except (storage.DamagedFileError, OSError, ValueError, KeyError) as error:
+        print(f"{folder.name}: {error}; training it again")
+        mark.unlink(missing_ok=True)
+        return None
+    method = _create(create, settings)
+    training.load_modules(method, tensors)
+    for module in method.modules.values():
+        module.to(_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Run(folder.name, method, settings, pd.read_csv(folder / "history.csv"), provenance)
+
+
+def _device() -> torch.device:
+    return training.accelerator_for("fp32").device
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device that a module's parameters are on."""
+    return next(module.parameters()).device
+
+
+@contextmanager
+def _sole_trainer(folder: Path):
+    """Hold the run's lock; whoever comes second waits, says for whom, and finds the result.
+
+    The lock is the operating system's, so that it dies with its holder.
+    """
+    lock = FileLock(folder.with_suffix(".lock"))
+    holder = folder.with_suffix(".holder")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        print(f"{folder.name} is being trained by {who}; waiting for it")
+        lock.acquire()
+    try:
+        since = time.strftime("%H:%M:%S")
+        storage.write_text(holder, f"process {os.getpid()} since {since}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

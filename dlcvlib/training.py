@@ -1,0 +1,350 @@
+"""`fit`: the one training loop. Devices, precision, progress, history, checkpoints, resume.
+
+A method is an object with `modules`, `optimizers` and `step(batch) -> dict of scalar tensors`
+(the step zeroes gradients, goes backward and moves its optimisers itself).
+
+All randomness of step t comes from (seed, t): weights aside, no generator has a state that must
+survive. A run that is killed and resumed, as often as you like, is therefore the uninterrupted
+run, bit for bit on one device.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dlcvlib import storage
+from dlcvlib.params import TrainingSettings
+
+CHECKPOINT_SECONDS = 30.0
+LOG_POINTS = 200
+LOG_STEPS_MAX = 50
+VALIDATIONS = 10
+WARM_UP = 0.03
+"""Share of a cosine schedule in which the learning rate rises."""
+
+
+class Method(Protocol):
+    """What `fit` trains."""
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    def step(self, batch: Any) -> dict[str, Tensor]: ...
+
+
+class TrainingError(Exception):
+    """A run that cannot go on, with the step and the last good checkpoint named."""
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt that arrived between two steps and was saved."""
+
+
+def learning_rate_factor(schedule: str, progress: float) -> float:
+    """Share of the highest learning rate at a progress in 0..1 (a pure function).
+
+    "halvings" is the original's: after epochs 150, 300 and 450 of 1,000.
+    """
+    if schedule == "halvings":
+        return 0.5 ** sum(progress >= mark for mark in (0.15, 0.30, 0.45))
+    if schedule == "cosine":
+        warm_up = min(1.0, (progress + 1e-3) / WARM_UP)
+        return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return 1.0
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" becomes "bf16" where the hardware multiplies in bfloat16, else "fp32"."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return (
+        "bf16"
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        else "fp32"
+    )
+
+
+def accelerator_for(precision: str) -> Accelerator:
+    """An accelerator of the resolved precision, whatever an earlier run has used."""
+    mixed = "bf16" if resolve_precision(precision) == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's generators for one step; neighbouring seeds and steps do not collide."""
+    torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % 2**63)
+
+
+def fit(
+    method: Method,
+    batch: Callable[[int], Any],
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    label: str,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Train a method for `settings.steps` steps, going on from `folder`'s checkpoint if any.
+
+    Args:
+        method: modules in their initial state; trained in place.
+        batch: step -> the batch of that step, on the device; may draw random numbers.
+        settings: steps, seed, learning rate and its schedule, precision.
+        folder: where checkpoints are kept.
+        label: the run's name in the progress line.
+        evaluate: called `VALIDATIONS` times along the way; its values join the history.
+
+    Returns:
+        {"history": rows as dicts, "seconds": time spent training, "device", "precision"}.
+
+    Raises:
+        TrainingError: if a loss is not finite.
+        Stopped: on an interrupt, after saving a checkpoint.
+    """
+    accelerator = accelerator_for(settings.precision)
+    modules, optimizers = method.modules, method.optimizers
+    for name, module in modules.items():
+        module.to(accelerator.device, memory_format=torch.channels_last)
+        setattr(method, name, accelerator.prepare_model(module.train()))
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    storage.make_dir(folder)
+    state = Progress()
+    state.restore(folder, method)
+
+    log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
+    validate_every = max(1, settings.steps // VALIDATIONS)
+    started = saved = time.monotonic()
+    before = state.seconds
+    with _interrupts() as interrupted, _progress(label, settings.steps, state.step) as progress:
+        while state.step < settings.steps:
+            seed_step(settings.seed, state.step)
+            factor = learning_rate_factor(
+                settings.learning_rate_schedule, state.step / settings.steps
+            )
+            for optimizer in optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * group["initial_lr"]
+            losses = method.step(batch(state.step))
+            state.pending.append({name: value.detach() for name, value in losses.items()})
+            state.step += 1
+
+            last = state.step == settings.steps
+            validating = evaluate is not None and (state.step % validate_every == 0 or last)
+            if state.step % log_every == 0 or last or validating:
+                row = state.flush(folder)
+                row["learning_rate"] = factor * settings.learning_rate
+                if validating:
+                    row |= {f"validation_{name}": value for name, value in evaluate().items()}
+                progress(state.step, row)
+            now = time.monotonic()
+            if interrupted() or (now - saved > CHECKPOINT_SECONDS and not last):
+                state.seconds = before + now - started
+                if accelerator.is_main_process:
+                    state.save(folder, method)
+                saved = time.monotonic()
+            if interrupted():
+                raise Stopped(
+                    f"{label} stopped after step {state.step} of {settings.steps}; "
+                    "run it again to go on from there"
+                )
+    for name, module in modules.items():
+        setattr(method, name, accelerator.unwrap_model(module, keep_fp32_wrapper=False))
+    return {
+        "history": state.history,
+        "seconds": before + time.monotonic() - started,
+        "device": _device_name(accelerator.device),
+        "precision": resolve_precision(settings.precision),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
+
+
+class Progress:
+    """How far a run has come: what a checkpoint holds besides the method's own state."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.pending: list[dict[str, Tensor]] = []
+
+    def flush(self, folder: Path) -> dict[str, float]:
+        """Average the losses since the last flush into one row of the history."""
+        names = list(self.pending[0])
+        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
+        if not table.isfinite().all():
+            at, term = (~table.isfinite()).nonzero()[0].tolist()
+            step = self.step - len(self.pending) + at + 1
+            pointer = _pointer(folder)
+            good = f"step {pointer['step']} in {folder}" if pointer else "none yet"
+            raise TrainingError(
+                f"the loss {names[term]!r} is not finite at step {step} "
+                f"(last good checkpoint: {good}); try a lower learning_rate or precision: fp32"
+            )
+        row = {"step": float(self.step)} | dict(zip(names, table.mean(0).tolist(), strict=True))
+        self.history.append(row)
+        self.pending = []
+        return row
+
+    def save(self, folder: Path, method: Method) -> None:
+        """Write a checkpoint, then the pointer that makes it the current one."""
+        tensors = {f"module.{k}": v for k, v in module_tensors(method).items()}
+        plain_state: dict[str, Any] = {}
+        for name, optimizer in method.optimizers.items():
+            for index, slots in optimizer.state_dict()["state"].items():
+                for slot, value in slots.items():
+                    key = f"optimizer.{name}.{index}.{slot}"
+                    if isinstance(value, Tensor):
+                        tensors[key] = value
+                    else:
+                        plain_state[key] = value
+        meta = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "pending": [{k: float(v) for k, v in row.items()} for row in self.pending],
+            "optimizer_values": plain_state,
+        }
+        old = _pointer(folder)
+        path = folder / f"checkpoint-{self.step}.safetensors"
+        storage.write_tensors(path, tensors, meta)
+        pointer = {"file": path.name, "sha256": storage.sha256(path), "step": self.step}
+        storage.write_json(folder / "checkpoint.json", pointer)
+        if old and old["file"] != path.name:
+            (folder / old["file"]).unlink(missing_ok=True)
+
+    def restore(self, folder: Path, method: Method) -> None:
+        """Take up the current checkpoint of `folder`; a damaged one is named and set aside."""
+        pointer = _pointer(folder)
+        if pointer is None:
+            return
+        try:
+            tensors, meta = storage.read_tensors(folder / pointer["file"], pointer["sha256"])
+        except storage.DamagedFileError as error:
+            print(f"{error}; starting this run anew")
+            clear_checkpoints(folder)
+            return
+        load_modules(method, {k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
+        values = tensors | meta["optimizer_values"]
+        for name, optimizer in method.optimizers.items():
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in values.items():
+                if key.startswith(f"optimizer.{name}."):
+                    index, slot = key.removeprefix(f"optimizer.{name}.").split(".")
+                    state.setdefault(int(index), {})[slot] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
+        self.pending = [{k: torch.tensor(v) for k, v in row.items()} for row in meta["pending"]]
+
+
+@contextlib.contextmanager
+def evaluating(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Modules in evaluation mode for a while: BatchNorm's statistics are used, not moved."""
+    modes = {name: module.training for name, module in modules.items()}
+    for module in modules.values():
+        module.eval()
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            module.train(modes[name])
+
+
+def module_tensors(method: Method) -> dict[str, Tensor]:
+    """Parameters and buffers of all modules: "encoder.blocks.0.weight" -> tensor."""
+    return {
+        f"{name}.{key}": value
+        for name, module in method.modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def load_modules(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the modules from what `module_tensors` gave."""
+    for name, module in method.modules.items():
+        prefix = f"{name}."
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints and what a kill left behind."""
+    for pattern in ("checkpoint.json", "checkpoint-*.safetensors"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    storage.sweep(folder)
+
+
+def _pointer(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C until a step is whole; a second one gets through at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = threading.Event()
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        came.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _progress(
+    label: str, steps: int, done: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """One progress line; in a headless notebook, a status file that the report shows instead."""
+    status = os.environ.get("DLCV_STATUS")
+    with tqdm(total=steps, initial=done, desc=label, leave=False, disable=bool(status)) as bar:
+        begun = time.monotonic()
+
+        def show(step: int, row: Mapping[str, float]) -> None:
+            losses = {k: f"{v:.4g}" for k, v in row.items() if k not in ("step", "learning_rate")}
+            bar.set_postfix(losses, refresh=False)
+            bar.update(step - bar.n)
+            if status:
+                rate = (step - done) / (time.monotonic() - begun)
+                left = time.strftime("%M:%S", time.gmtime((steps - step) / rate))
+                text = f"{label} {step}/{steps} · {rate:.1f} steps/s · {left} left"
+                with contextlib.suppress(OSError):
+                    Path(status).write_text(text, encoding="utf-8")
+
+        yield show

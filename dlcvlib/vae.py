@@ -1,0 +1,248 @@
+"""The variational autoencoder of chapter 1.
+
+An encoder maps an image x to a Gaussian q(z|x), a decoder maps z back to an image, and both are
+trained on the evidence lower bound, here with a weight on its second term:
+
+    loss = ||x - decode(z)||^2 + kld_weight * KL(q(z|x) || N(0, I)),   z ~ q(z|x)
+
+References:
+    [1] Kingma, Welling: Auto-Encoding Variational Bayes. ICLR 2014. arXiv:1312.6114
+    [2] Higgins et al.: beta-VAE. ICLR 2017 (the weight on the KL term)
+    [3] Ghosh et al.: From Variational to Deterministic Autoencoders. ICLR 2020. arXiv:1903.12436
+        (a density fitted to the latents after training)
+
+Where we depart from the original homework: both terms are summed over pixels and latents and
+averaged over the batch, so that neither batch size nor image size hides in the weight; the
+decoder's transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not.
+"""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+
+from dlcvlib import runs
+from dlcvlib.data.batches import Batches, float_chunks, random_flips
+from dlcvlib.data.images import FaceData
+from dlcvlib.params import VAESettings
+from dlcvlib.runs import Run, device_of
+from dlcvlib.training import evaluating
+
+IMAGE_SIZE = 64
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
+
+
+class Encoder(nn.Module):
+    """Conv + BatchNorm + ReLU + MaxPool blocks, then two linear heads.
+
+    Args:
+        channels: output channels of the blocks; each halves the image.
+        latent_dim: length of z.
+        normalise_heads: BatchNorm on the mean and the log-variance, as in the original's code.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        latent_dim: int = 1024,
+        normalise_heads: bool = False,
+    ) -> None:
+        super().__init__()
+        blocks = []
+        for in_channels, out_channels in zip((3, *channels), channels, strict=False):
+            blocks += [
+                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        self.blocks = nn.Sequential(*blocks, nn.Flatten())
+        side = IMAGE_SIZE >> len(channels)
+        self.mean = _head(channels[-1] * side**2, latent_dim, normalise_heads)
+        self.log_variance = _head(channels[-1] * side**2, latent_dim, normalise_heads)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, 64, 64) in 0..1 -> mean and log-variance of q(z|x), each (N, latent_dim)."""
+        features = self.blocks(images)
+        return self.mean(features), self.log_variance(features)
+
+
+def _head(features: int, latent_dim: int, normalise: bool) -> nn.Module:
+    linear = nn.Linear(features, latent_dim)
+    return nn.Sequential(linear, nn.BatchNorm1d(latent_dim)) if normalise else linear
+
+
+class Decoder(nn.Module):
+    """A linear layer, then ConvTranspose + BatchNorm + activation blocks.
+
+    Args:
+        channels: the encoder's channels; the decoder runs through them backwards.
+        latent_dim: length of z.
+        kernel: side of the transposed convolutions, of stride 2: 2 (blocks that touch) or 4
+            (blocks that overlap).
+        activation: "relu" or "leaky_relu".
+        output: "sigmoid", or "tanh" moved to the same range.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        latent_dim: int = 1024,
+        kernel: int = 4,
+        activation: Literal["relu", "leaky_relu"] = "leaky_relu",
+        output: Literal["sigmoid", "tanh"] = "sigmoid",
+    ) -> None:
+        super().__init__()
+        widths = tuple(reversed(channels))
+        side = IMAGE_SIZE >> len(channels)
+        act = ACTIVATIONS[activation]
+        self.stem = nn.Sequential(
+            nn.Linear(latent_dim, widths[0] * side**2, bias=False),
+            nn.BatchNorm1d(widths[0] * side**2),
+            act(),
+            nn.Unflatten(1, (widths[0], side, side)),
+        )
+
+        def upsample(in_channels: int, out_channels: int) -> nn.Module:
+            padding = (kernel - 2) // 2
+            return nn.ConvTranspose2d(
+                in_channels, out_channels, kernel, stride=2, padding=padding, bias=False
+            )
+
+        blocks = []
+        for in_channels, out_channels in itertools.pairwise(widths):
+            blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), act()]
+        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3), nn.BatchNorm2d(3))
+        self.output = output
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1."""
+        x = self.blocks(self.stem(z)).float()
+        return torch.sigmoid(x) if self.output == "sigmoid" else (torch.tanh(x) + 1) / 2
+
+
+def reparameterise(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """z = mean + std * noise: a sample of q(z|x) that lets gradients through ([1], section 2.4)."""
+    return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+
+
+def reconstruction_error(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Squared error summed over an image's values: (N, C, H, W) twice -> (N,)."""
+    return (images - reconstructions).square().flatten(1).sum(1)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, I)) in nats ([1], appendix B): (N, D) -> (N,)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+class VAE:
+    """Encoder, decoder and Adam, for `training.fit`."""
+
+    def __init__(self, settings: VAESettings) -> None:
+        self.encoder = Encoder(settings.channels, settings.latent_dim, settings.normalise_heads)
+        self.decoder = Decoder(
+            settings.channels,
+            settings.latent_dim,
+            settings.decoder_kernel,
+            settings.activation,
+            settings.output,
+        )
+        self.kld_weight = settings.kld_weight
+        self.modules = {"encoder": self.encoder, "decoder": self.decoder}
+        self.optimizer = torch.optim.Adam(
+            [*self.encoder.parameters(), *self.decoder.parameters()],
+            lr=settings.learning_rate,
+            betas=tuple(settings.adam_betas),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.optimizers = {"adam": self.optimizer}
+
+    def step(self, batch: tuple[Tensor]) -> dict[str, Tensor]:
+        """One step on the evidence lower bound; images (N, 3, 64, 64) in 0..1."""
+        (images,) = batch
+        terms = self.terms(images, sample=True)
+        loss = terms["mse"] + self.kld_weight * terms["kld"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return terms
+
+    def terms(self, images: Tensor, *, sample: bool) -> dict[str, Tensor]:
+        """The loss's two terms, an image's mean; z is a sample of q(z|x), or else its mean."""
+        mean, log_variance = self.encoder(images)
+        z = reparameterise(mean, log_variance) if sample else mean
+        return {
+            "mse": reconstruction_error(images, self.decoder(z)).mean(),
+            "kld": kl_divergence(mean, log_variance).mean(),
+        }
+
+    @torch.no_grad()
+    def evaluate(self, images: Tensor) -> dict[str, float]:
+        """The loss's terms on held-out images (N, 3, 64, 64) uint8, z drawn as in training."""
+        with evaluating(self.modules):
+            chunks = [
+                [len(chunk) * value for value in self.terms(chunk, sample=True).values()]
+                for chunk in float_chunks(images, device_of(self.encoder))
+            ]
+        mse, kld = torch.tensor(chunks).sum(0).div(len(images)).tolist()
+        return {"mse": mse, "kld": kld}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Means of q(z|x): (N, 3, 64, 64) uint8 -> (N, latent_dim) on the CPU."""
+        chunks = float_chunks(images, device_of(self.encoder))
+        return torch.cat([self.encoder(chunk)[0].cpu() for chunk in chunks])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU."""
+        device = device_of(self.decoder)
+        return torch.cat([self.decoder(chunk.to(device)).cpu() for chunk in z.split(250)])
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) uint8 -> their reconstructions in 0..1, from the mean of q(z|x)."""
+        return self.decode(self.encode(images))
+
+
+def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
+    """z ~ N(0, I): (count, latent_dim), the same for the same seed."""
+    return torch.randn(count, latent_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
+    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
+    mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed)
+    with warnings.catch_warnings():
+        # Fifty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(latents.double().numpy())
+    z, _ = mixture.sample(count)
+    order = np.random.default_rng(seed).permutation(count)  # sample() sorts by component
+    return torch.from_numpy(z[order]).float()
+
+
+def train_or_load(settings: VAESettings, faces: FaceData, runs_dir: Path | str) -> Run[VAE]:
+    """The VAE of these settings on these faces, trained now or by an earlier run."""
+    flips = random_flips(settings.horizontal_flip, settings.vertical_flip)
+    return runs.train_or_load(
+        "vae",
+        lambda: VAE(settings),
+        lambda device: Batches(
+            [faces.train.images], settings.batch_size, settings.seed, device, flips
+        ),
+        settings,
+        data=faces.fingerprint,
+        runs_dir=runs_dir,
+        code=["vae"],
+        evaluate=lambda method: method.evaluate(faces.validation.images),
+    )
