@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dlcvlib.errors import UserError
 
 PROFILES = ("smoke", "quick", "full", "original")
-PARAMS = Path(__file__).parents[1] / "params"
+ROOT = Path(__file__).parents[1]
+PARAMS, NOTEBOOKS = ROOT / "params", ROOT / "notebooks"
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -223,3 +224,24 @@ def _annotation(type_: Any) -> str:
     if get_origin(type_) is Literal:
         type_ = type(get_args(type_)[0])
     return (get_origin(type_) or type_).__name__
+
+
+def write_parameters_cells(chapter: str) -> int:
+    """Put `parameters_cell` into the chapter's notebooks; the number of notebooks changed."""
+    import nbformat
+
+    number = list(CHAPTERS).index(chapter) + 1
+    changed = 0
+    for path in sorted(NOTEBOOKS.glob(f"{number}-*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        if cell.source != parameters_cell(chapter):
+            cell.source = parameters_cell(chapter)
+            nbformat.write(notebook, path)
+            changed += 1
+    return changed
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

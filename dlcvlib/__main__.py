@@ -1,0 +1,164 @@
+"""The command line: `python -m dlcvlib report | train | params`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlcvlib.errors import UserError
+
+DESCRIPTION = """\
+A reproducible report on VAE, DCGAN, DANN and PixelDA.
+
+  python -m dlcvlib report                          the quick report on the embedded data
+  python -m dlcvlib report --data folder:hw3_data   on your own images
+  python -m dlcvlib report --only 1-3,1-4 --set vae.kld_weight=0.5
+  python -m dlcvlib params vae --profile original   what can be set, and to what it is set
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, without importing anything heavy."""
+    top = argparse.ArgumentParser(
+        prog="python -m dlcvlib",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    chosen = argparse.ArgumentParser(add_help=False)
+    group = chosen.add_argument_group("what is run")
+    group.add_argument(
+        "--profile",
+        default="quick",
+        choices=("smoke", "quick", "full", "original"),
+        help="smoke: a check that all runs; quick (default): worth reading, from two CPU cores; "
+        "full: the best settings known; original: the homework's",
+    )
+    group.add_argument(
+        "--data",
+        metavar="D",
+        help="embedded (default: faces drawn here), folder:PATH (the homework's layout) or "
+        "torchvision:PATH (CelebA, downloaded there)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="seed of every chapter's main run")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="CHAPTER.NAME=VALUE",
+        dest="assignments",
+        help="change a parameter, such as vae.kld_weight=0.5; may be given several times",
+    )
+
+    report = commands.add_parser(
+        "report",
+        parents=[chosen],
+        help="run the notebooks and write the report",
+        description="Run the notebooks headless and write report.html, report.pdf, results.json, "
+        "the executed notebooks and every figure with its values. What is up to date is reused; "
+        "an interrupted report goes on where it stopped.",
+    )
+    report.add_argument(
+        "--only", default="", metavar="N-M,…", help="only these problems, such as 1-1,1-3"
+    )
+    report.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="chapters run side by side (default 1)"
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="default: report"
+    )
+
+    train = commands.add_parser(
+        "train",
+        parents=[chosen],
+        help="train a chapter's main run, without notebooks",
+        description="Train a chapter's main run, or find it trained; the notebooks then use it. "
+        "For several devices: accelerate launch -m dlcvlib train vae --profile original",
+    )
+    train.add_argument("chapter", choices=("vae",))
+
+    params = commands.add_parser(
+        "params",
+        parents=[chosen],
+        help="show a chapter's parameters, or refresh the notebooks' parameters cells",
+        description="Show a chapter's parameters with their values and meaning, as YAML that a "
+        "file under params/ or papermill's -f takes.",
+    )
+    params.add_argument("chapter", choices=("vae",))
+    params.add_argument(
+        "--write-notebooks",
+        action="store_true",
+        help="put the values of quick into the parameters cells of the chapter's notebooks",
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0 only if all that was asked for was done."""
+    arguments = parser().parse_args(argv)
+    try:
+        return {"report": _report, "train": _train, "params": _params}[arguments.command](arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"\nstopped: {error or 'run the same command again to go on'}", file=sys.stderr)
+        return 130
+
+
+def _parameters(arguments: argparse.Namespace) -> dict:
+    from dlcvlib import params
+
+    changes = params.parse_assignments(arguments.assignments)
+    common = {"data": arguments.data, "seed": arguments.seed}
+    common = {name: value for name, value in common.items() if value is not None}
+    return {
+        chapter: params.load(arguments.profile, chapter, common | changes[chapter])
+        for chapter in params.CHAPTERS
+    }
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    chapters = _parameters(arguments)
+    from dlcvlib.data.faces import load_faces
+    from dlcvlib.report import make_report
+
+    fingerprints = {name: load_faces(params).fingerprint for name, params in chapters.items()}
+    complete = make_report(
+        chapters,
+        fingerprints,
+        profile=arguments.profile,
+        only=[name.strip() for name in arguments.only.split(",") if name.strip()],
+        jobs=arguments.jobs,
+        out=arguments.out,
+        command="python -m dlcvlib " + " ".join(sys.argv[1:]),
+    )
+    return 0 if complete else 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    params = _parameters(arguments)[arguments.chapter]
+    from dlcvlib import vae
+    from dlcvlib.data.faces import load_faces
+
+    run = vae.train_or_load(params.settings, load_faces(params), params.runs_dir)
+    print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s, in {params.runs_dir}")
+    print(run.history.iloc[-1].to_string())
+    return 0
+
+
+def _params(arguments: argparse.Namespace) -> int:
+    from dlcvlib import params
+
+    if arguments.write_notebooks:
+        print(f"{params.write_parameters_cells(arguments.chapter)} notebooks changed")
+        return 0
+    chosen = _parameters(arguments)[arguments.chapter]
+    for name, field in type(chosen).model_fields.items():
+        print(f"{name}: {params.as_yaml(getattr(chosen, name))}  # {field.description}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

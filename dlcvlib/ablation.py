@@ -1,0 +1,160 @@
+"""Comparisons of chapter 1: one change at a time, several seeds, and what may be concluded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from dlcvlib import metrics, vae
+from dlcvlib.data.batches import to_float
+from dlcvlib.data.images import FaceData
+from dlcvlib.features import Extractor
+from dlcvlib.params import VAEParams
+from dlcvlib.runs import Run
+
+LABELS = {
+    "variant": "variant",
+    "mse": "error a value",
+    "kld": "KL (nats)",
+    "kid": "KID, prior",
+    "diversity": "diversity",
+}
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ in one thing.
+
+    Attributes:
+        frame: one row a run: variant, seed, mse (a value, test), kld (nats an image, test), kid
+            and diversity of prior samples.
+        samples: variant -> some prior samples of its first seed, (SHOWN, 3, 64, 64) in 0..1.
+        runs: all of them.
+    """
+
+    frame: pd.DataFrame
+    samples: dict[str, Tensor]
+    runs: list[Run]
+
+
+def vae_runs(
+    params: VAEParams,
+    faces: FaceData,
+    extractor: Extractor,
+    variants: Mapping[str, Mapping[str, Any]],
+) -> Comparison:
+    """Train a VAE for each variant and seed, `ablation_steps` long, and measure it.
+
+    Args:
+        params: the chapter's parameters.
+        faces: the data.
+        extractor: features for KID and diversity.
+        variants: name -> changed settings.
+    """
+    rows, samples, trained = [], {}, []
+    for name, changes in variants.items():
+        for seed in params.ablation_seeds:
+            settings = params.settings.replace(steps=params.ablation_steps, seed=seed, **changes)
+            run = vae.train_or_load(settings, faces, params.runs_dir)
+            z = vae.prior_samples(len(faces.test), params.latent_dim, params.seed)
+            pictures = run.method.decode(z)
+            samples.setdefault(name, pictures[:SHOWN])
+            rows.append({"variant": name, "seed": seed} | _measure(run, faces, pictures, extractor))
+            trained.append(run)
+    return Comparison(pd.DataFrame(rows), samples, trained)
+
+
+def _measure(
+    run: Run[vae.VAE], faces: FaceData, pictures: Tensor, extractor: Extractor
+) -> dict[str, float]:
+    images = to_float(faces.test.images)
+    error = vae.reconstruction_error(images, run.method.reconstruct(faces.test.images))
+    measured = metrics.distances(extractor, faces.test.images, {"samples": pictures}).iloc[0]
+    return {
+        "mse": error.mean().item() / images[0].numel(),
+        "kld": run.method.evaluate(faces.test.images)["kld"],
+        "kid": measured["kid"],
+        "diversity": measured["diversity"],
+    }
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean ± standard deviation over the seeds, as text, one row a variant in order."""
+    digits = {"mse": 5, "kld": 1, "kid": 3, "diversity": 2}
+    rows = []
+    for name, group in frame.groupby("variant", sort=False):
+        row = {"variant": name}
+        for column, places in digits.items():
+            mean, spread = metrics.mean_and_spread(group[column])
+            row[column] = f"{mean:.{places}f}" + (
+                "" if np.isnan(spread) else f" ± {spread:.{places}f}"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> dict[str, Any]:
+    """Judge the claim that `worse` has the higher values of a measure for which lower is better.
+
+    It holds, or does not, if the means differ by more than twice the standard error of their
+    difference; otherwise, and with a single seed, it cannot be told.
+    """
+    difference = worse.mean() - better.mean()
+    error = np.sqrt(worse.var(ddof=1) / len(worse) + better.var(ddof=1) / len(better))
+    if np.isnan(error) or abs(difference) <= 2 * error:
+        verdict = "cannot be told here"
+    else:
+        verdict = "holds" if difference > 0 else "does not hold"
+    return {
+        "claim": claim,
+        "measure": measure,
+        "difference": difference,
+        "standard_error": error,
+        "verdict": verdict,
+    }
+
+
+def vae_verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
+    """The original's claims about its VAE, each judged by `compare`.
+
+    Args:
+        sweep: `vae_runs` over KLD weights; the variant is the weight.
+        variants: `vae_runs` over the other choices, the first of them the main run's.
+    """
+    weight = sweep["variant"].astype(float)
+    low, good = sweep[weight == weight.min()], sweep[weight.between(0.1, 1)]
+    main = variants["variant"].iloc[0]
+    chosen = {name: group for name, group in variants.groupby("variant")}
+    claims = [
+        (f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good),
+        ("vertical flips do harm", "mse", chosen["with vertical flips"], chosen[main]),
+        ("Sigmoid is better than Tanh", "mse", chosen["Tanh output"], chosen[main]),
+        ("LeakyReLU is better than ReLU", "mse", chosen["ReLU in the decoder"], chosen[main]),
+    ]
+    names = {"kid": "KID of prior samples", "mse": "reconstruction error a value"}
+    return pd.DataFrame(
+        compare(claim, names[column], worse[column], better[column])
+        for claim, column, worse, better in claims
+    )
+
+
+def chosen_weight(sweep: pd.DataFrame, weight: float) -> str:
+    """What the sweep says of the weight that the main run uses."""
+    means = sweep.groupby(sweep["variant"].astype(float))[["mse", "kid"]].mean()
+    best_error, best_kid = means["mse"].idxmin(), means["kid"].idxmin()
+    text = (
+        f"The lowest reconstruction error comes at a weight of {best_error:g}, the samples closest "
+        f"to real faces at {best_kid:g}. "
+    )
+    if weight not in means.index:
+        return text + f"The main run's weight, {weight:g}, is not among those compared."
+    error = means.loc[weight, "mse"] / means["mse"].min() - 1
+    excess = means.loc[weight, "kid"] - means["kid"].min()
+    return text + (
+        f"The main run uses {weight:g}: its reconstruction error is {error:.0%} above the lowest "
+        f"of the sweep and its KID {excess:.3f} above the lowest."
+    )

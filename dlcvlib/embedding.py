@@ -1,0 +1,81 @@
+"""Latent spaces and feature spaces: maps, directions, walks, and how far a map can be trusted.
+
+References:
+    [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+PCA_DIMENSIONS = 50
+
+
+def tsne(features: Tensor, perplexity: float, seed: int) -> np.ndarray:
+    """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2).
+
+    A perplexity that N cannot carry is lowered to what it can.
+    """
+    reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
+    layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), random_state=seed)
+    return layout.fit_transform(reduced.fit_transform(features.numpy()))
+
+
+def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
+    """Indices of each point's nearest others: (N, D) -> (N, count)."""
+    return NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)
+
+
+def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> float:
+    """Share of each feature's nearest neighbours that are still neighbours in the map."""
+    pairs = zip(_neighbours(features.numpy(), count), _neighbours(points, count), strict=True)
+    return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
+
+
+def neighbour_agreement(points: np.ndarray, labels: np.ndarray, count: int = 10) -> float:
+    """Share of each point's nearest neighbours that carry its label."""
+    return float((labels[_neighbours(points, count)] == labels[:, None]).mean())
+
+
+def direction(latents: Tensor, labels: Tensor) -> Tensor:
+    """From the mean of those without an attribute to the mean of those with it: (D,).
+
+    Zero where all or none have it.
+    """
+    chosen = labels.bool()
+    if chosen.all() or not chosen.any():
+        return torch.zeros(latents.shape[1])
+    return latents[chosen].mean(0) - latents[~chosen].mean(0)
+
+
+def between(start: Tensor, end: Tensor, count: int) -> Tensor:
+    """Points on the straight line between two latents, both ends included: (count, D)."""
+    return torch.stack([torch.lerp(start, end, float(t)) for t in torch.linspace(0, 1, count)])
+
+
+def principal_directions(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Unit principal axes of latents and the standard deviation along each: (count, D), (count,)."""
+    pca = PCA(count, svd_solver="full").fit(latents.numpy())
+    scale = torch.from_numpy(np.sqrt(pca.explained_variance_)).float()
+    return torch.from_numpy(pca.components_).float(), scale
+
+
+def travels(centre: Tensor, axes: Tensor, deviations: Tensor, strengths: Sequence[float]) -> Tensor:
+    """The centre moved along each axis by so many deviations: (axes, strengths, D)."""
+    steps = torch.tensor(strengths)[None, :, None] * deviations[:, None, None]
+    return centre + steps * axes[:, None, :]
+
+
+def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Principal components of the pixels, fitted to "train": each (N, count)."""
+    flat = {
+        name: split.flatten(1).numpy().astype(np.float32) / 255 for name, split in images.items()
+    }
+    count = min(count, *flat["train"].shape)
+    pca = PCA(count, svd_solver="randomized", random_state=0).fit(flat["train"])
+    return {name: torch.from_numpy(pca.transform(split)) for name, split in flat.items()}

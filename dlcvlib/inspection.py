@@ -1,0 +1,109 @@
+"""What a network looks like and what a run cost: layers, blocks for the diagram, time."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torchinfo
+from torch import nn
+
+if TYPE_CHECKING:
+    from dlcvlib.runs import Run
+
+SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+
+
+def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
+    """One row a layer that computes: layer, output shape, parameters, multiply-adds an image.
+
+    Args:
+        module: the network.
+        input_shape: with the batch dimension first, which is left out of the result.
+    """
+    was_training = module.training
+    summary = torchinfo.summary(module, input_size=input_shape, verbose=0, mode="eval", depth=9)
+    module.train(was_training)
+    leaves = [info for info in summary.summary_list if info.is_leaf_layer]
+    return pd.DataFrame(
+        {
+            "layer": [_title(info.module) for info in leaves],
+            "output": ["×".join(map(str, info.output_size[1:])) for info in leaves],
+            "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
+            "mult_adds": [int(info.total_mult_adds) for info in leaves],
+        }
+    )
+
+
+def _title(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        kind = "Conv" if isinstance(layer, nn.Conv2d) else "ConvT"
+        side, stride = layer.kernel_size[0], layer.stride[0]
+        return f"{kind} {side}×{side}" + (f", stride {stride}" if stride > 1 else "")
+    name = type(layer).__name__
+    return SHORT.get(name, name)
+
+
+def blocks(frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
+    """Layers as blocks for `figures.architecture`: each weight layer with what follows it.
+
+    Returns:
+        (name, shape, channels, side) of each block; vectors have side 1.
+    """
+    groups: list[list[int]] = []
+    for index, row in frame.iterrows():
+        if row["layer"].startswith(("Conv", "Linear")) or not groups:
+            groups.append([])
+        if row["layer"] not in ("Flatten", "Unflatten"):
+            groups[-1].append(index)
+    found = []
+    for group in groups:
+        name, *rest = frame.loc[group, "layer"]
+        shape = frame.loc[group[-1], "output"]
+        sizes = [int(size) for size in shape.split("×")]
+        title = name.replace(", stride 2", "/2") + ("\n" + " ".join(rest) if rest else "\n")
+        found.append((title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1))
+    return found
+
+
+def together(**frames: pd.DataFrame) -> pd.DataFrame:
+    """Tables of several networks under each other, with a first column naming the network."""
+    named = [frame.assign(network=name) for name, frame in frames.items()]
+    joined = pd.concat(named, ignore_index=True)
+    return joined[["network", *joined.columns.drop("network")]]
+
+
+def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
+    """What a run cost, as rows of quantity and value.
+
+    Args:
+        run: the run.
+        networks: name -> its `layers`.
+        images: number of training images.
+    """
+    provenance, settings = run.provenance, run.settings
+    seen = settings.steps * settings.batch_size
+    rows = {
+        **{
+            f"parameters, {name}": f"{frame.parameters.sum():,}" for name, frame in networks.items()
+        },
+        **{
+            f"multiply-adds an image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
+            for name, frame in networks.items()
+        },
+        "training images": f"{images:,}",
+        "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
+        "time": duration(run.seconds),
+        "speed": f"{provenance['images_per_second']:,.0f} images a second",
+        "device": f"{provenance['device']}, {provenance['threads']} threads",
+        "precision": provenance["precision"],
+    }
+    return pd.DataFrame(rows.items(), columns=["quantity", "value"])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"

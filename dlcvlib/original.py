@@ -1,0 +1,42 @@
+"""The original homework beside ours: its reported numbers and its settings."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from dlcvlib import params
+
+
+@cache
+def report() -> dict[str, Any]:
+    """The numbers that the original report states (`original_report.yaml`)."""
+    path = Path(__file__).with_name("original_report.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def settings_beside(
+    chapter: str, settings: params.Parameters, names: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Settings beside those of profile `original`: parameter, here, original, meaning.
+
+    Args:
+        chapter: such as "vae".
+        settings: what was run.
+        names: which to show; all if empty.
+    """
+    theirs = params.load("original", chapter)
+    fields = type(settings).model_fields
+    rows = [
+        (
+            name,
+            params.as_text(getattr(settings, name)),
+            params.as_text(getattr(theirs, name)),
+            fields[name].description,
+        )
+        for name in names or fields
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])
