@@ -156,7 +156,7 @@ def _params(arguments: argparse.Namespace) -> int:
         return 0
     chosen = _parameters(arguments)[arguments.chapter]
     for name, field in type(chosen).model_fields.items():
-        print(f"{name}: {params.as_yaml(getattr(chosen, name))}  # {field.description}")
+        print(f"{name}: {params.as_text(getattr(chosen, name))}  # {field.description}")
     return 0
 
 

@@ -128,7 +128,7 @@ def vae_verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
     weight = sweep["variant"].astype(float)
     low, good = sweep[weight == weight.min()], sweep[weight.between(0.1, 1)]
     main = variants["variant"].iloc[0]
-    chosen = {name: group for name, group in variants.groupby("variant")}
+    chosen = dict(list(variants.groupby("variant")))
     claims = [
         (f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good),
         ("vertical flips do harm", "mse", chosen["with vertical flips"], chosen[main]),

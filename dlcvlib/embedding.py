@@ -73,9 +73,7 @@ def travels(centre: Tensor, axes: Tensor, deviations: Tensor, strengths: Sequenc
 
 def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Principal components of the pixels, fitted to "train": each (N, count)."""
-    flat = {
-        name: split.flatten(1).numpy().astype(np.float32) / 255 for name, split in images.items()
-    }
+    flat = {name: split.flatten(1).float().numpy() / 255 for name, split in images.items()}
     count = min(count, *flat["train"].shape)
     pca = PCA(count, svd_solver="randomized", random_state=0).fit(flat["train"])
     return {name: torch.from_numpy(pca.transform(split)) for name, split in flat.items()}

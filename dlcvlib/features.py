@@ -6,7 +6,7 @@ trained extractor, not with published FIDs. Where torchvision's Inception weight
 torch's cache, they are used as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dlcvlib import runs
 from dlcvlib.data.batches import Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
-from dlcvlib.params import TrainingSettings
+from dlcvlib.params import TrainingSettings, VAEParams
 from dlcvlib.runs import Run, device_of
 
 
@@ -64,8 +64,9 @@ class AttributeNet(nn.Module):
 class AttributeClassifier:
     """`AttributeNet` and Adam, for `training.fit`."""
 
-    def __init__(self, settings: TrainingSettings, attributes: int) -> None:
-        self.net = AttributeNet(attributes)
+    def __init__(self, settings: TrainingSettings, attributes: Sequence[str]) -> None:
+        self.attributes = list(attributes)
+        self.net = AttributeNet(len(attributes))
         self.modules = {"net": self.net}
         self.optimizer = torch.optim.Adam(
             self.net.parameters(),
@@ -84,14 +85,22 @@ class AttributeClassifier:
         self.optimizer.step()
         return {"cross_entropy": loss}
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64), uint8 or float in 0..1 -> (N, 128) float on the CPU."""
+        return self._over(self.net.features, images)
+
+    def probability(self, images: Tensor, attribute: str) -> Tensor:
+        """Chance that each image (N, 3, 64, 64) has an attribute: (N,)."""
+        logits = self._over(self.net, images)
+        return logits[:, self.attributes.index(attribute)].sigmoid()
+
+    @torch.no_grad()
+    def _over(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Apply a function chunk by chunk; generated pictures are rounded like real ones."""
         if images.dtype != torch.uint8:
-            # Generated pictures are rounded to the 256 levels that real ones have.
             images = images.mul(255).round().clamp(0, 255).byte()
-        device = device_of(self.net)
-        return torch.cat([self.net.features(c).float().cpu() for c in float_chunks(images, device)])
+        chunks = float_chunks(images, device_of(self.net))
+        return torch.cat([function(chunk).float().cpu() for chunk in chunks])
 
 
 def train_or_load(
@@ -102,7 +111,7 @@ def train_or_load(
     targets = torch.stack([faces.train.attributes[name] for name in names], dim=1).float()
     return runs.train_or_load(
         "features",
-        lambda: AttributeClassifier(settings, len(names)),
+        lambda: AttributeClassifier(settings, names),
         lambda device: Batches(
             [faces.train.images, targets],
             settings.batch_size,
@@ -115,6 +124,27 @@ def train_or_load(
         runs_dir=runs_dir,
         code=["features"],
     )
+
+
+def settings_for(params: VAEParams) -> TrainingSettings:
+    """Settings of the chapter's attribute classifier: short, and the same for every ablation."""
+    return TrainingSettings(
+        seed=0,
+        steps=params.extractor_steps,
+        batch_size=128,
+        learning_rate=2e-3,
+        learning_rate_schedule="cosine",
+        adam_betas=[0.9, 0.999],
+        weight_decay=0.0,
+        precision=params.precision,
+    )
+
+
+def extractors(params: VAEParams, faces: FaceData) -> list[Extractor]:
+    """The features that this chapter measures with: our own, and Inception's if at hand."""
+    run = train_or_load(faces, settings_for(params), params.runs_dir)
+    own = Extractor("a network trained here on the data's attributes", run.method.features)
+    return [own, *filter(None, [inception()])]
 
 
 def inception() -> Extractor | None:

@@ -1,5 +1,6 @@
 """Every plot of the report. Functions take data and give a figure; none computes a result."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from PIL import Image
 from torch import Tensor
 
 plt.style.use(Path(__file__).with_name("report.mplstyle"))
@@ -26,6 +28,15 @@ def to_pixels(images: Tensor) -> np.ndarray:
     if images.dtype != torch.uint8:
         images = images.mul(255).round().clamp(0, 255).byte()
     return images.permute(0, 2, 3, 1).numpy()
+
+
+def to_png(image: Tensor, scale: int = 3) -> bytes:
+    """One image (C, H, W) as a PNG, enlarged for a widget."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(to_pixels(image[None])[0])
+    size = (scale * picture.width, scale * picture.height)
+    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:

@@ -5,16 +5,21 @@ References:
     [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+
+from dlcvlib.data.images import FaceData
+from dlcvlib.features import Extractor
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -98,6 +103,72 @@ def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Te
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     probe.fit(train.numpy(), train_labels.numpy())
     return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
+
+
+def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.DataFrame:
+    """`probe_auc` of every attribute on several kinds of features.
+
+    Args:
+        features: kind -> {"train": (N, D), "test": (M, D)}.
+        faces: whose attributes are read.
+
+    Returns:
+        One row an attribute: attribute, share (of test images that have it), a column a kind.
+    """
+    rows = []
+    for name, labels in faces.test.attributes.items():
+        row = {"attribute": name, "share": labels.float().mean().item()}
+        for kind, splits in features.items():
+            known = faces.train.attributes[name]
+            row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def sharpness(images: Tensor) -> float:
+    """Mean variance of the Laplacian of the luminance; (N, 3, H, W), uint8 or float in 0..1."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    luminance = scaled.mean(1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return float(F.conv2d(luminance, kernel).flatten(1).var(1).mean())
+
+
+def diversity(features: Tensor) -> float:
+    """Mean Euclidean distance between two different rows of features (N, D)."""
+    distances = torch.cdist(features, features)
+    return float(distances.sum() / (len(features) * (len(features) - 1)))
+
+
+def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
+    """How far sets of images are from real ones.
+
+    Args:
+        extractor: the features.
+        real: (N, 3, H, W) uint8, the yardstick.
+        sets: name -> (M, 3, H, W), uint8 or float in 0..1.
+
+    Returns:
+        One row a set: images, features, n, kid, kid_error, fid, diversity and sharpness, the last
+        two as a share of the real images'.
+    """
+    real_features = extractor.features(real)
+    rows = []
+    for name, images in sets.items():
+        found = extractor.features(images)
+        value, error = kid(real_features, found)
+        rows.append(
+            {
+                "images": name,
+                "features": extractor.name,
+                "n": len(images),
+                "kid": value,
+                "kid_error": error,
+                "fid": fid(real_features, found),
+                "diversity": diversity(found) / diversity(real_features),
+                "sharpness": sharpness(images) / sharpness(real),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -131,6 +131,7 @@ class VAESettings(TrainingSettings):
     normalise_heads: bool = Field(description="BatchNorm on mean and log-variance")
     activation: Literal["relu", "leaky_relu"] = Field(description="the decoder's activation")
     output: Literal["sigmoid", "tanh"] = Field(description="the decoder's last non-linearity")
+    normalise_output: bool = Field(description="BatchNorm before the last non-linearity")
     kld_weight: Weight = Field(description="weight of the KL term; both terms are sums an image")
     horizontal_flip: bool = Field(description="mirror training images at random")
     vertical_flip: bool = Field(description="turn training images upside down at random")
@@ -242,6 +243,6 @@ def write_parameters_cells(chapter: str) -> int:
     return changed
 
 
-def as_yaml(value: Any) -> str:
-    """A value on one line of YAML."""
+def as_text(value: Any) -> str:
+    """A value on one line, as YAML would have it."""
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

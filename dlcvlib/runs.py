@@ -53,6 +53,11 @@ class Run(Generic[M]):
     provenance: dict[str, Any]
 
     @property
+    def device(self) -> torch.device:
+        """Where the modules are."""
+        return device_of(next(iter(self.method.modules.values())))
+
+    @property
     def seconds(self) -> float:
         """Time spent training, over all resumes."""
         return self.provenance["seconds"]

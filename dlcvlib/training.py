@@ -66,6 +66,15 @@ def learning_rate_factor(schedule: str, progress: float) -> float:
     return 1.0
 
 
+def schedule_marks(schedule: str, steps: int) -> dict[str, float]:
+    """What happens to the learning rate along a run: description -> step."""
+    if schedule == "halvings":
+        return {f"halved at step {steps * m:,.0f}": steps * m for m in (0.15, 0.30, 0.45)}
+    if schedule == "cosine":
+        return {f"end of the warm-up (step {steps * WARM_UP:,.0f})": steps * WARM_UP}
+    return {}
+
+
 def resolve_precision(precision: str) -> str:
     """ "auto" becomes "bf16" where the hardware multiplies in bfloat16, else "fp32"."""
     if precision != "auto":

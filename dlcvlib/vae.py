@@ -90,6 +90,7 @@ class Decoder(nn.Module):
             (blocks that overlap).
         activation: "relu" or "leaky_relu".
         output: "sigmoid", or "tanh" moved to the same range.
+        normalise_output: BatchNorm before that, as in the original's code.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         kernel: int = 4,
         activation: Literal["relu", "leaky_relu"] = "leaky_relu",
         output: Literal["sigmoid", "tanh"] = "sigmoid",
+        normalise_output: bool = False,
     ) -> None:
         super().__init__()
         widths = tuple(reversed(channels))
@@ -114,13 +116,14 @@ class Decoder(nn.Module):
         def upsample(in_channels: int, out_channels: int) -> nn.Module:
             padding = (kernel - 2) // 2
             return nn.ConvTranspose2d(
-                in_channels, out_channels, kernel, stride=2, padding=padding, bias=False
+                in_channels, out_channels, kernel, stride=2, padding=padding, bias=out_channels == 3
             )
 
         blocks = []
         for in_channels, out_channels in itertools.pairwise(widths):
             blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), act()]
-        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3), nn.BatchNorm2d(3))
+        last = upsample(widths[-1], 3)
+        self.blocks = nn.Sequential(*blocks, last, *[nn.BatchNorm2d(3)] * normalise_output)
         self.output = output
 
     def forward(self, z: Tensor) -> Tensor:
@@ -155,6 +158,7 @@ class VAE:
             settings.decoder_kernel,
             settings.activation,
             settings.output,
+            settings.normalise_output,
         )
         self.kld_weight = settings.kld_weight
         self.modules = {"encoder": self.encoder, "decoder": self.decoder}

@@ -1,0 +1,106 @@
+"""Pictures from files or from the drawer, in several processes, straight into one array.
+
+Worker processes import this module only, so that they start quickly: no torch here.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from dlcvlib.errors import UserError
+
+SIZE = 64
+CHUNK = 250
+MAX_PIXELS = 64_000_000
+"""A picture that claims more is refused before it is decoded."""
+
+Chunk = tuple[np.ndarray, np.ndarray]
+
+
+def decode_file(path: Path) -> tuple[np.ndarray, bool]:
+    """A picture as (64, 64, 3) uint8 RGB, and whether it had to be resized.
+
+    Another size is cropped to its central square first.
+
+    Raises:
+        UserError: if it is no picture, is damaged, or claims absurd dimensions.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: {width}×{height} pixels are refused as a decompression bomb; "
+                    "make the picture smaller"
+                )
+            picture = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(
+            f"{path} is not a readable picture ({error}): replace or remove it"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
+    if picture.size == (SIZE, SIZE):
+        return np.asarray(picture), False
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    picture = picture.crop((left, top, left + side, top + side))
+    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)), True
+
+
+def decode_files(paths: Sequence[Path]) -> Chunk:
+    """Pictures (n, 64, 64, 3) uint8, and for each (n, 1) whether it was resized."""
+    decoded = [decode_file(path) for path in paths]
+    return np.stack([d[0] for d in decoded]), np.array([[d[1]] for d in decoded], np.uint8)
+
+
+def fill(
+    work: Callable[..., Chunk], items: Sequence[Any], out: np.ndarray, *, label: str
+) -> np.ndarray:
+    """Apply `work` to chunks of items in several processes; pictures go into `out`.
+
+    Args:
+        work: chunk of items -> pictures (n, 64, 64, 3), columns (n, C).
+        items: what `work` takes; its results keep their order.
+        out: (len(items), 3, 64, 64) uint8, written in place: no second copy is ever made.
+        label: of the progress bar.
+
+    Returns:
+        The columns of all items, (len(items), C).
+    """
+    starts = range(0, len(items), CHUNK)
+    chunks = [items[start : start + CHUNK] for start in starts]
+    columns = []
+    quiet = bool(os.environ.get("DLCV_STATUS"))
+    with tqdm(total=len(items), desc=label, leave=False, disable=quiet) as bar:
+        for start, (pictures, extra) in zip(starts, _results(work, chunks), strict=True):
+            out[start : start + len(pictures)] = pictures.transpose(0, 3, 1, 2)
+            columns.append(extra)
+            bar.update(len(pictures))
+    return np.concatenate(columns)
+
+
+def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]):
+    """Results in order: from a pool if there is enough to do, else from this process."""
+    workers = min(len(os.sched_getaffinity(0)), len(chunks))
+    if workers < 2:
+        yield from map(work, chunks)
+        return
+    done = 0
+    try:
+        # Spawned, not forked: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for result in pool.map(work, chunks):
+                yield result
+                done += 1
+    except BrokenProcessPool:
+        # A main program without a file (python - <<…) cannot be spawned: go on here.
+        yield from map(work, chunks[done:])
