@@ -59,7 +59,7 @@ def between(start: Tensor, end: Tensor, count: int) -> Tensor:
 
 
 def principal_directions(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unit principal axes of latents and the standard deviation along each: (count, D), (count,)."""
+    """Unit principal axes, (count, D), and the standard deviation along each, (count,)."""
     pca = PCA(count, svd_solver="full").fit(latents.numpy())
     scale = torch.from_numpy(np.sqrt(pca.explained_variance_)).float()
     return torch.from_numpy(pca.components_).float(), scale

@@ -18,9 +18,8 @@ def missing(extra: str = "") -> list[str]:
     from packaging.specifiers import SpecifierSet
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    python = ".".join(map(str, sys.version_info[:3]))
     unmet = []
-    if python not in SpecifierSet(project["requires-python"]):
+    if python_version() not in SpecifierSet(project["requires-python"]):
         unmet.append(f"python{project['requires-python']}")
     wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
     for requirement in map(Requirement, wanted):
@@ -31,6 +30,11 @@ def missing(extra: str = "") -> list[str]:
         if not met:
             unmet.append(str(requirement))
     return unmet
+
+
+def python_version() -> str:
+    """Such as "3.11.7"."""
+    return ".".join(map(str, sys.version_info[:3]))
 
 
 def deviations() -> list[str]:

@@ -16,9 +16,8 @@ JSON payload under `MIME` that `dlcvlib.report` reads:
 """
 
 import base64
-import html
 import io
-import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -126,7 +125,7 @@ class Page:
             "runs": _names(runs),
             "values": plain({name: frame.to_dict("list")} | dict(values or {})),
         }
-        data = {"text/html": _html(shown), "text/markdown": _markdown(shown, numeric)}
+        data = {"text/html": _html(shown), "text/markdown": markdown_table(shown, numeric)}
         display(Markdown(f"**{label}.** {caption}"), metadata={"dlcv": "caption"})
         self._display(data, payload)
 
@@ -199,19 +198,30 @@ def _html(shown: pd.DataFrame) -> str:
     return shown.to_html(index=False, escape=True, border=0)
 
 
-def _markdown(shown: pd.DataFrame, numeric: Sequence[bool]) -> str:
-    """A pipe table, numbers to the right; the relative dashes give pandoc the column widths."""
+def markdown_table(shown: pd.DataFrame, numeric: Sequence[bool]) -> str:
+    """A pipe table of text; pandoc takes the columns' widths from the rule if a line is long.
 
-    def escape(value: str) -> str:
-        for character in "\\|*_`$<>[]^~#@":
-            value = value.replace(character, "\\" + character)
-        return " ".join(value.split())
-
-    lines = ["| " + " | ".join(escape(str(name)) for name in shown.columns) + " |"]
-    rules = ("-" * 8 + ":" if is_number else ":" + "-" * 8 for is_number in numeric)
+    Args:
+        shown: cells as text.
+        numeric: which columns stand to the right.
+    """
+    lengths = [
+        max(len(str(name)), *(len(str(value)) for value in shown[name]), 3) for name in shown
+    ]
+    rules = [
+        "-" * length + ":" if right else ":" + "-" * length
+        for length, right in zip(lengths, numeric, strict=True)
+    ]
+    lines = ["| " + " | ".join(_escape(str(name)) for name in shown.columns) + " |"]
     lines.append("|" + "|".join(rules) + "|")
-    lines += ["| " + " | ".join(escape(v) for v in row) + " |" for row in shown.to_numpy()]
+    lines += ["| " + " | ".join(_escape(str(v)) for v in row) + " |" for row in shown.to_numpy()]
     return "\n".join(lines)
+
+
+def _escape(value: str) -> str:
+    """Text in a table cell that stands for itself in Markdown."""
+    value = re.sub(r"([\\|*_`$<>\[\]^~#@])", r"\\\1", value)
+    return " ".join(value.split())
 
 
 def plain(value: Any) -> Any:
@@ -227,14 +237,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"{type(value).__name__} does not belong into results.json")
-
-
-def escape_markdown(text: str) -> str:
-    """Text from a file or a user, made to stand in Markdown as itself."""
-    text = html.escape(text, quote=False)
-    return "".join("\\" + c if c in "\\`*_{}[]()#+-.!|$~^@" else c for c in text)
-
-
-def dumps(payload: Any) -> str:
-    """The payload as one line of JSON."""
-    return json.dumps(payload, ensure_ascii=False, allow_nan=False)

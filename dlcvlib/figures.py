@@ -229,7 +229,7 @@ def tradeoff(frame: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], label:
         ax.scatter(seeds[x[0]], seeds[y[0]], s=18, color=color, alpha=0.55, linewidths=0)
         ax.scatter(row[x[0]], row[y[0]], s=60, color=color, edgecolors="white", zorder=3)
         ax.annotate(
-            f"{value:g}",
+            str(value),
             (row[x[0]], row[y[0]]),
             xytext=(7, 6),
             textcoords="offset points",

@@ -29,7 +29,7 @@ def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
             "layer": [_title(info.module) for info in leaves],
             "output": ["×".join(map(str, info.output_size[1:])) for info in leaves],
             "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
-            "mult_adds": [int(info.total_mult_adds) for info in leaves],
+            "mult_adds": [int(info.macs) for info in leaves],
         }
     )
 

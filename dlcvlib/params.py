@@ -115,7 +115,7 @@ class FaceParams(Parameters):
     attribute: str = Field(description="attribute that colours the t-SNE plot")
     drawn_train: Positive = Field(description="faces drawn for training (embedded data)")
     drawn_test: Positive = Field(description="faces drawn for testing (embedded data)")
-    image_limit: Count = Field(description="most images read of a split (other data; 0 = all)")
+    image_limit: Count = Field(description="most images read of a split (other data; 0: all)")
     validation_size: Positive = Field(description="training images held out for validation")
     runs_dir: str = Field(description="folder of trained runs and prepared data", min_length=1)
 

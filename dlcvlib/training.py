@@ -340,7 +340,10 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 def _progress(
     label: str, steps: int, done: int
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """One progress line; in a headless notebook, a status file that the report shows instead."""
+    """One progress line; in a headless notebook, a status file that the report shows instead.
+
+    DLCV_STATUS names the folder of these files, one a process.
+    """
     status = os.environ.get("DLCV_STATUS")
     with tqdm(total=steps, initial=done, desc=label, leave=False, disable=bool(status)) as bar:
         begun = time.monotonic()
@@ -354,6 +357,6 @@ def _progress(
                 left = time.strftime("%M:%S", time.gmtime((steps - step) / rate))
                 text = f"{label} {step}/{steps} · {rate:.1f} steps/s · {left} left"
                 with contextlib.suppress(OSError):
-                    Path(status).write_text(text, encoding="utf-8")
+                    Path(status, str(os.getpid())).write_text(text, encoding="utf-8")
 
         yield show

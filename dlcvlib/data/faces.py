@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +180,6 @@ def _lock(cache: Path) -> FileLock:
 # --- embedded ---------------------------------------------------------------------------------
 
 
-def _draw(indices: Sequence[int]) -> decoding.Chunk:
-    from dlcvlib.data import drawn_faces
-
-    return drawn_faces.draw_faces(0, indices)
-
-
 def _embedded(train: int, test: int) -> Prepared:
     from dlcvlib.data import drawn_faces
 
@@ -196,7 +191,7 @@ def _embedded(train: int, test: int) -> Prepared:
         key=fingerprints.json_hash(identity),
         train=train,
         items=range(train + test),
-        work=_draw,
+        work=partial(drawn_faces.draw_faces, 0),
         attributes={},
         columns=drawn_faces.ATTRIBUTES,
     )
@@ -327,16 +322,11 @@ def _celeba(root: Path, limit: int) -> Prepared:
         key=fingerprints.json_hash(identity),
         train=counts[0],
         items=paths,
-        work=decode_without_count,
+        work=decoding.decode_pictures,
         attributes={name: attributes[:, i].numpy() for i, name in enumerate(names)},
         columns=[],
         notes=("178×218 pictures, cropped to their central square and resized to 64×64.",),
     )
-
-
-def decode_without_count(paths: Sequence[Path]) -> decoding.Chunk:
-    """As `decoding.decode_files`; that all are resized goes without counting."""
-    return decoding.decode_files(paths)[0], np.zeros((len(paths), 0), np.uint8)
 
 
 def _download_celeba(root: Path, split: str) -> Any:

@@ -1,0 +1,469 @@
+"""From executed notebooks to one document, rendered as HTML and PDF.
+
+nbconvert stitches the notebooks into Markdown, in which every exhibit (see `dlcvlib.exhibits`)
+has become a numbered figure or table; pandoc turns it into HTML, and into Typst's markup for the
+PDF. The Markdown is read without raw HTML or TeX: text from data and users stays text.
+"""
+
+import base64
+import json
+import re
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pypandoc
+import typst
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import Preprocessor
+from traitlets import Any as AnyTrait
+
+from dlcvlib import environment, fingerprints, storage
+from dlcvlib.exhibits import MIME, PIXEL_DPI, markdown_table
+from dlcvlib.params import CHAPTERS, ROOT, Parameters
+
+TITLE = "Image models, repeated"
+SUBTITLE = (
+    "The NTU Deep Learning for Computer Vision homework on VAE, DCGAN, DANN and PixelDA, "
+    "as a report in which every figure, table and number is computed"
+)
+CHAPTER_TITLES = ("The variational autoencoder", "The GAN", "DANN", "PixelDA")
+TEMPLATE = ROOT / "report" / "template"
+READER = "markdown-raw_html-raw_tex-raw_attribute-citations-example_lists"
+RESULTS_VERSION = 1
+TEXT_WIDTH = 7.0
+"""Inches of a full-width figure."""
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "matplotlib",
+    "nbconvert",
+)
+
+LINK = re.compile(r"\[([^\]]*)\]\(#(fig|tab)-([\w-]+)\)")
+
+
+@dataclass
+class Document:
+    """What the executed notebooks hold, gathered.
+
+    Attributes:
+        payloads: problem -> its exhibits' payloads, in order.
+        files: name -> content of every picture and CSV.
+        labels: anchor ("fig-1-3-worst") -> label ("Figure 1-3.4").
+    """
+
+    payloads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> Iterator[dict[str, Any]]:
+        """All payloads of a kind, in the order of the report."""
+        for payloads in self.payloads.values():
+            yield from (payload for payload in payloads if payload["kind"] == kind)
+
+    def runs(self) -> list[str]:
+        """Names of the training runs that any exhibit came from."""
+        names = (run for p in self.payloads.values() for item in p for run in item.get("runs", ()))
+        return list(dict.fromkeys(names))
+
+
+def render(
+    executed: Mapping[str, Path],
+    seconds: Mapping[str, float],
+    params: Mapping[str, Parameters],
+    about: Mapping[str, Any],
+    out: Path,
+    *,
+    whole: bool,
+) -> None:
+    """Write report.html and, if the report is whole, report.pdf, results.json and the figures.
+
+    Nothing is replaced before all of it has been made.
+
+    Args:
+        executed: problem -> its executed notebook, in order.
+        seconds: problem -> how long it took.
+        params: chapter -> its parameters.
+        about: profile, command and start time of this report.
+        out: where it is written.
+        whole: False while chapters are still to come.
+    """
+    notebooks = {p: nbformat.read(path, as_version=4) for p, path in executed.items()}
+    document = gather(notebooks)
+    provenance = describe(document, seconds, params, about)
+    markdown = "\n\n".join(
+        [_cover(document, provenance), stitch(notebooks, document), _colophon(provenance, params)]
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in document.files.items():
+            (folder / file).write_bytes(content)
+        html = to_html(markdown, document.files)
+        if whole:
+            pdf = to_pdf(markdown, folder)
+    storage.write_text(out / "report.html", html)
+    if not whole:
+        return
+    storage.write_bytes(out / "report.pdf", pdf)
+    _write_figures(out / "figures", document.files)
+    storage.write_json(out / "results.json", results(document, provenance))
+
+
+def gather(notebooks: Mapping[str, nbformat.NotebookNode]) -> Document:
+    """Collect exhibits, pictures and values from executed notebooks."""
+    document = Document()
+    for problem, notebook in notebooks.items():
+        payloads = document.payloads.setdefault(problem, [])
+        for output in _outputs(notebook):
+            payload = output.data.get(MIME)
+            if payload is None:
+                continue
+            payloads.append(payload)
+            if payload["kind"] in ("figure", "table"):
+                document.labels[anchor(problem, payload)] = payload["label"]
+            if payload["kind"] == "figure":
+                stem = file_stem(payload)
+                document.files[f"{stem}.csv"] = payload["csv"].encode()
+                if "image/png" in output.data:
+                    content = base64.b64decode(output.data["image/png"])
+                    document.files[f"{stem}.png"] = content
+                else:
+                    document.files[f"{stem}.svg"] = output.data["image/svg+xml"].encode()
+    return document
+
+
+def _outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            yield from (output for output in cell.outputs if "data" in output)
+
+
+def anchor(problem: str, payload: Mapping[str, Any]) -> str:
+    """Such as "fig-1-3-worst"."""
+    return f"{payload['kind'][:3]}-{problem}-{payload['name'].replace('_', '-')}"
+
+
+def file_stem(payload: Mapping[str, Any]) -> str:
+    """Such as "1-3.4-worst"."""
+    return f"{payload['label'].split()[-1]}-{payload['name']}"
+
+
+def results(document: Document, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of results.json: every value of every table, by notebook and by name."""
+    found: dict[str, Any] = {"version": RESULTS_VERSION, "provenance": dict(provenance)}
+    for problem, payloads in document.payloads.items():
+        merged: dict[str, Any] = {}
+        for payload in payloads:
+            merged |= payload["values"]
+        found[problem] = merged
+    return found
+
+
+# --- the Markdown -----------------------------------------------------------------------------
+
+
+class Exhibits(Preprocessor):
+    """Turns each output into Markdown: an exhibit by its payload, anything else as it is."""
+
+    document = AnyTrait()
+    problem = AnyTrait()
+
+    def preprocess_cell(self, cell, resources, index):
+        if cell.cell_type == "markdown":
+            cell.source = self._links(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
+            if index == 0:
+                cell.source = re.sub(
+                    r"^(##.*)$",
+                    rf"\1 {{#nb-{self.problem}}}",
+                    cell.source,
+                    count=1,
+                    flags=re.MULTILINE,
+                )
+        elif cell.cell_type == "code":
+            texts = [self._markdown(output) for output in cell.outputs]
+            cell.outputs = [
+                nbformat.v4.new_output("display_data", {"text/markdown": text})
+                for text in texts
+                if text
+            ]
+        return cell, resources
+
+    def _markdown(self, output: nbformat.NotebookNode) -> str:
+        if output.get("metadata", {}).get("dlcv") == "caption":
+            return ""
+        data = output.get("data", {})
+        if (payload := data.get(MIME)) is not None:
+            return self._exhibit(payload, data)
+        if "text/markdown" in data:
+            return self._links(data["text/markdown"])
+        text = data.get("text/plain") or (output.text if output.output_type == "stream" else "")
+        return "```\n" + text.replace("```", "'''").rstrip() + "\n```" if text.strip() else ""
+
+    def _exhibit(self, payload: Mapping[str, Any], data: Mapping[str, str]) -> str:
+        if payload["kind"] == "prose":
+            return self._links(payload["text"])
+        if payload["kind"] not in ("figure", "table"):
+            return ""
+        caption = f"**{payload['label']}.** {self._links(' '.join(payload['caption'].split()))}"
+        if payload["kind"] == "figure":
+            body = self._picture(payload, caption)
+        else:
+            body = f"{data['text/markdown']}\n\n: {caption}"
+        name = anchor(self.problem, payload)
+        return f"::: {{#{name} .{payload['kind']}}}\n{body}\n\n{_source(payload)}\n:::"
+
+    def _picture(self, payload: Mapping[str, Any], caption: str) -> str:
+        stem = file_stem(payload)
+        file = next(
+            f"{stem}.{kind}" for kind in ("png", "svg") if f"{stem}.{kind}" in self.document.files
+        )
+        alt = " ".join(payload["alt"].split()).replace("\\", "\\\\").replace('"', '\\"')
+        share = min(1.0, _inches(file, self.document.files[file]) / TEXT_WIDTH)
+        return f'![{caption}]({file}){{alt="{alt}" share="{share:.2f}"}}'
+
+    def _links(self, text: str) -> str:
+        """Links to exhibits carry their labels; one to an absent exhibit is plain text."""
+
+        def resolve(match: re.Match[str]) -> str:
+            words, kind, name = match.groups()
+            own = re.match(r"\d-\d-", name) is None
+            target = f"{kind}-{self.problem}-{name}" if own else f"{kind}-{name}"
+            label = self.document.labels.get(target)
+            return f"[{label}](#{target})" if label else words
+
+        return LINK.sub(resolve, text)
+
+
+def _source(payload: Mapping[str, Any]) -> str:
+    """The small line under an exhibit that says what it came from."""
+    runs = payload["runs"]
+    if not runs:
+        return ""
+    shown = ", ".join(f"`{name}`" for name in runs[:3])
+    more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+    return f"::: note\nFrom run{'s' * (len(runs) > 1)} {shown}{more}.\n:::"
+
+
+def _inches(file: str, content: bytes) -> float:
+    """Natural width of a picture."""
+    if file.endswith(".png"):
+        return struct.unpack(">I", content[16:20])[0] / PIXEL_DPI
+    width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)
+    return float(width[1]) / 72 if width else TEXT_WIDTH
+
+
+def stitch(notebooks: Mapping[str, nbformat.NotebookNode], document: Document) -> str:
+    """All notebooks as one Markdown text, under their chapters' headings."""
+    parts = []
+    chapter = None
+    for problem, notebook in notebooks.items():
+        if problem[0] != chapter:
+            chapter = problem[0]
+            title = CHAPTER_TITLES[int(chapter) - 1]
+            parts.append(f"# Chapter {chapter}: {title} {{#chapter-{chapter}}}")
+        exhibits = Exhibits(document=document, problem=problem, enabled=True)
+        exporter = MarkdownExporter(preprocessors=[exhibits])
+        parts.append(exporter.from_notebook_node(notebook)[0])
+    return "\n\n".join(parts)
+
+
+def _cover(document: Document, provenance: Mapping[str, Any]) -> str:
+    """The first page: title, abstract, main table, how it was made."""
+    abstract = " ".join(payload["text"] for payload in document.of_kind("abstract"))
+    rows = [payload["row"] for payload in document.of_kind("headline")]
+    parts = [f"# {TITLE} {{.unlisted}}", f"::: subtitle\n{SUBTITLE}\n:::"]
+    if abstract:
+        parts.append(f"::: abstract\n{abstract}\n:::")
+    if rows:
+        table = markdown_table(pd.DataFrame(rows), [False, True, True, False])
+        caption = ": **Main results**, beside what the original reported for its own data."
+        parts.append(f"::: table\n{table}\n\n{caption}\n:::")
+    made = {
+        "profile": provenance["profile"],
+        "command": provenance["command"],
+        "data": ", ".join(dict.fromkeys(provenance["data"].values())),
+        "seeds": provenance["seeds"],
+        "device": provenance["device"],
+        "time": f"{provenance['seconds_training']:,.0f} s of training, "
+        f"{provenance['seconds_notebooks']:,.0f} s for the notebooks",
+        "code": provenance["commit"],
+        "versions": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items()),
+        "tested versions": provenance["constraints"],
+        "made": provenance["made"],
+    }
+    table = markdown_table(pd.DataFrame(made.items(), columns=["", " "]), [False, False])
+    parts.append(f"::: table\n{table}\n\n: **How it was made**\n:::")
+    return ":::::: cover\n" + "\n\n".join(parts) + "\n::::::"
+
+
+def _colophon(provenance: Mapping[str, Any], params: Mapping[str, Parameters]) -> str:
+    """The last page: every parameter, run and notebook."""
+    parts = ["# Provenance {#provenance}"]
+    parts.append(
+        "Every figure's values lie beside this report as CSV, every table's in `results.json`. "
+        "The printed report leaves the code out; the HTML has it, folded, and so have the executed "
+        "notebooks."
+    )
+    runs = pd.DataFrame(provenance["runs"])
+    if len(runs):
+        numeric = [name in ("seconds", "images_per_second") for name in runs]
+        shown = runs.assign(
+            seconds=runs["seconds"].map("{:,.1f}".format),
+            images_per_second=runs["images_per_second"].map("{:,.0f}".format),
+        ).rename(columns={"images_per_second": "images/s"})
+        parts.append(markdown_table(shown, numeric) + "\n\n: **Training runs**")
+    times = pd.DataFrame(provenance["notebooks"].items(), columns=["notebook", "seconds"])
+    times["seconds"] = times["seconds"].map("{:,.1f}".format)
+    parts.append(
+        markdown_table(times, [False, True])
+        + "\n\n: **Notebooks**: seconds when each was last run, training included"
+    )
+    for chapter, chosen in params.items():
+        if chapter not in provenance["data"]:
+            continue
+        rows = [
+            (
+                name,
+                json.dumps(value, ensure_ascii=False),
+                type(chosen).model_fields[name].description,
+            )
+            for name, value in chosen.model_dump().items()
+        ]
+        frame = pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
+        parts.append(
+            markdown_table(frame, [False] * 3) + f"\n\n: **Parameters**, chapter {chapter}"
+        )
+    return "\n\n".join(parts)
+
+
+# --- provenance -------------------------------------------------------------------------------
+
+
+def describe(
+    document: Document,
+    seconds: Mapping[str, float],
+    params: Mapping[str, Parameters],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What this report was made with and of: for its first and last page and results.json."""
+    chapters = list(dict.fromkeys(list(CHAPTERS)[int(p[0]) - 1] for p in document.payloads))
+    runs = _runs(document, {params[chapter].runs_dir for chapter in chapters})
+    devices = (f"{r['device']} ({r['threads']} threads, {r['precision']})" for r in runs)
+    off = environment.deviations()
+    return {
+        "profile": about["profile"],
+        "command": about["command"],
+        "data": {chapter: params[chapter].data for chapter in chapters},
+        "seeds": "; ".join(f"{c}: {_seeds(params[c])}" for c in chapters),
+        "device": ", ".join(dict.fromkeys(devices)) or "no training run was used",
+        "seconds_training": sum(r["seconds"] for r in runs),
+        "seconds_notebooks": sum(seconds.values()),
+        "commit": commit(),
+        "versions": {"python": environment.python_version()} | fingerprints.versions(*PACKAGES),
+        "constraints": "as tested"
+        if not off
+        else "not as tested: "
+        + ", ".join(off[:5])
+        + (f" and {len(off) - 5} more" if len(off) > 5 else ""),
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
+        "notebooks": dict(seconds),
+        "runs": runs,
+    }
+
+
+def _seeds(params: Parameters) -> str:
+    values = params.model_dump()
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}".replace("[", "").replace("]", "")
+        for name, value in values.items()
+        if name.endswith(("seed", "seeds"))
+    )
+
+
+def _runs(document: Document, folders: set[str]) -> list[dict[str, Any]]:
+    """What the runs say of themselves, as far as their folders are still there."""
+    wanted = ("seconds", "images_per_second", "device", "precision", "threads")
+    found = []
+    for name in document.runs():
+        for folder in folders:
+            mark = ROOT / folder / name / "provenance.json"
+            if mark.is_file():
+                record = json.loads(mark.read_text(encoding="utf-8"))
+                found.append({"run": name} | {key: record[key] for key in wanted})
+                break
+    return found
+
+
+def commit() -> str:
+    """The commit that the code is at, with a word if it has local changes."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + (" with local changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"not under version control (version {fingerprints.versions('dlcvlib')['dlcvlib']})"
+
+
+# --- HTML and PDF -----------------------------------------------------------------------------
+
+
+def to_html(markdown: str, files: Mapping[str, bytes]) -> str:
+    """One self-contained page: pictures become data URIs, formulas MathML."""
+    html = _pandoc(
+        markdown, "html5", "report.html", ["--mathml", "--toc", "--toc-depth=2", "--section-divs"]
+    )
+    kinds = {"png": "image/png", "svg": "image/svg+xml"}
+
+    def embed(match: re.Match[str]) -> str:
+        file = match[1]
+        data = base64.b64encode(files[file]).decode()
+        return f'src="data:{kinds[file[-3:]]};base64,{data}"'
+
+    return re.sub(r'src="(\d-\d\.\d+-[\w-]+\.(?:png|svg))"', embed, html)
+
+
+def to_pdf(markdown: str, folder: Path) -> bytes:
+    """The printed report; its pictures lie in `folder`."""
+    source = folder / "report.typ"
+    source.write_text(_pandoc(markdown, "typst", "report.typ", []), encoding="utf-8")
+    return typst.compile(str(source), root=str(folder))
+
+
+def _pandoc(markdown: str, to: str, template: str, more: Sequence[str]) -> str:
+    return pypandoc.convert_text(
+        markdown,
+        to,
+        format=READER,
+        extra_args=[
+            "--standalone",
+            f"--template={TEMPLATE / template}",
+            f"--lua-filter={TEMPLATE / 'report.lua'}",
+            f"--metadata=pagetitle:{TITLE}",
+            *more,
+        ],
+    )
+
+
+def _write_figures(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Every picture with its values; those of earlier reports go."""
+    storage.make_dir(folder)
+    for name, content in files.items():
+        storage.write_bytes(folder / name, content)
+    for path in folder.iterdir():
+        if path.name not in files and path.is_file():
+            path.unlink()

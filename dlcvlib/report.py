@@ -1,0 +1,367 @@
+"""Run the notebooks headless and keep what is still true: plan, execute, render.
+
+An executed notebook is kept under `<out>/notebooks/` with a record beside it, written last, that
+holds its content hash and the key of all that decides it. A notebook whose key is unchanged is
+not run again.
+"""
+
+import json
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from dlcvlib import fingerprints, storage
+from dlcvlib.errors import UserError
+from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters
+
+DECIDING = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pandas", "seaborn")
+"""Libraries whose version decides what a notebook shows."""
+KERNEL_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to run, and where its result goes."""
+
+    source: Path
+    target: Path
+    chapter: str
+    parameters: dict[str, Any]
+    key: str
+
+    @property
+    def problem(self) -> str:
+        """Such as "1-3"."""
+        return self.source.name[:3]
+
+    @property
+    def record(self) -> Path:
+        return self.target.with_suffix(".json")
+
+    @property
+    def failed(self) -> Path:
+        return self.target.with_suffix(".failed.ipynb")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task: `error` is empty if it succeeded; `reused` if nothing was run."""
+
+    task: Task
+    seconds: float
+    error: str = ""
+    reused: bool = False
+
+
+def make_report(
+    params: Mapping[str, Parameters],
+    fingerprints_of_data: Mapping[str, str],
+    *,
+    profile: str,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    out: Path = Path("report"),
+    command: str = "",
+    notebooks: Path = NOTEBOOKS,
+) -> bool:
+    """Run what has changed and write the report.
+
+    Args:
+        params: chapter -> its parameters.
+        fingerprints_of_data: chapter -> fingerprint of its data.
+        profile: its name, for the first page.
+        only: problems such as "1-3"; all if empty.
+        jobs: chapters run side by side.
+        out: where everything is written.
+        command: what was typed, for the first page.
+        notebooks: folder of the notebooks.
+
+    Returns:
+        Whether every notebook ran. If not, the report that was there is left as it was.
+
+    Raises:
+        UserError: if `only` names a problem that is not there, or `out` cannot be written.
+    """
+    # The renderer loads pandoc and Typst, which a mere check of the arguments does not need.
+    from dlcvlib import rendering
+
+    tasks = plan(params, fingerprints_of_data, only, out, notebooks)
+    storage.sweep(storage.make_dir(out / "notebooks"))
+    about = {"profile": profile, "command": command, "started": time.time()}
+
+    def render(done: Iterable[Outcome], whole: bool) -> None:
+        chosen = sorted((o for o in done), key=lambda o: o.task.problem)
+        executed = {o.task.problem: o.task.target for o in chosen}
+        seconds = {o.task.problem: o.seconds for o in chosen}
+        rendering.render(executed, seconds, params, about, out, whole=whole)
+
+    outcomes: list[Outcome] = []
+    with _board(len(tasks)) as say:
+        for outcome in _run(tasks, jobs, say):
+            outcomes.append(outcome)
+            chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
+            ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes) == len(chapter)
+            good = not any(o.error for o in outcomes)
+            if ended and good and len(outcomes) < len(tasks):
+                render(outcomes, whole=False)
+        failures = [o for o in outcomes if o.error]
+        if not failures:
+            say("writing the report")
+            render(outcomes, whole=True)
+    for failure in failures:
+        print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
+    if failures:
+        print("\nThe report was left as it was.", file=sys.stderr)
+        return False
+    print(f"{out / 'report.html'}\n{out / 'report.pdf'}\n{out / 'results.json'}")
+    return True
+
+
+def plan(
+    params: Mapping[str, Parameters],
+    fingerprints_of_data: Mapping[str, str],
+    only: Sequence[str],
+    out: Path,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Task]:
+    """The notebooks to run, in order, each with the key of all that decides its result."""
+    sources = {path.name[:3]: path for path in sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))}
+    if unknown := [name for name in only if name not in sources]:
+        raise UserError(
+            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)})"
+        )
+    chapters = list(CHAPTERS)
+    code = fingerprints.source_hash(fingerprints.PACKAGE.rglob("*.py"))
+    versions = fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]}
+    tasks = []
+    for problem, source in sources.items():
+        if only and problem not in only:
+            continue
+        chapter = chapters[int(problem[0]) - 1]
+        parameters = params[chapter].model_dump()
+        cells = nbformat.read(source, as_version=4).cells
+        identity = {
+            "cells": [cell.source for cell in cells],
+            "parameters": {k: v for k, v in parameters.items() if k != "runs_dir"},
+            "data": fingerprints_of_data[chapter],
+            "code": code,
+            "versions": versions,
+        }
+        target = out / "notebooks" / source.name
+        tasks.append(Task(source, target, chapter, parameters, fingerprints.json_hash(identity)))
+    return tasks
+
+
+def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
+    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another."""
+    waiting: queue.Queue[list[Task]] = queue.Queue()
+    for chapter in dict.fromkeys(task.chapter for task in tasks):
+        waiting.put([task for task in tasks if task.chapter == chapter])
+    finished: queue.Queue[Outcome] = queue.Queue()
+
+    def work() -> None:
+        while True:
+            try:
+                chapter = waiting.get_nowait()
+            except queue.Empty:
+                return
+            for task in chapter:
+                finished.put(reuse(task) or execute(task, say))
+
+    with _kernel_environment(jobs, say):
+        # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
+        for _ in range(min(jobs, len(tasks))):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in tasks:
+            while True:
+                try:
+                    outcome = finished.get(timeout=0.5)
+                    break
+                except queue.Empty:
+                    say.status()
+            say.finished(outcome)
+            yield outcome
+
+
+def reuse(task: Task) -> Outcome | None:
+    """The outcome of an earlier run with the same key, if its notebook is whole."""
+    try:
+        record = json.loads(task.record.read_text(encoding="utf-8"))
+        whole = storage.sha256(task.target) == record["sha256"]
+        if not whole:
+            print(f"{task.target} is damaged: its content hash is not the recorded one; run again")
+        if whole and record["key"] == task.key:
+            return Outcome(task, record["seconds"], reused=True)
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def execute(task: Task, say: "_Say | None" = None) -> Outcome:
+    """Run a notebook to a temporary file; keep it under its name only if every cell ran."""
+    if say:
+        say(f"{task.problem} starts")
+    task.record.unlink(missing_ok=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
+        temporary = Path(folder) / task.target.name
+        error = _papermill(task, temporary)
+        seconds = time.monotonic() - started
+        if not temporary.is_file():
+            return Outcome(task, seconds, error or "papermill wrote no notebook")
+        notebook = nbformat.read(temporary, as_version=4)
+    error = error or unfinished(notebook)
+    clean(notebook)
+    text = nbformat.writes(notebook)
+    if error:
+        storage.write_text(task.failed, text)
+        return Outcome(task, seconds, f"{error}\nThe notebook is kept in {task.failed}")
+    storage.write_text(task.target, text)
+    record = {"key": task.key, "sha256": storage.sha256(task.target), "seconds": seconds}
+    storage.write_json(task.record, record)
+    task.failed.unlink(missing_ok=True)
+    return Outcome(task, seconds)
+
+
+def _papermill(task: Task, target: Path) -> str:
+    """Execute; the error as text, or nothing. A kernel that does not start is tried again."""
+    for attempt in range(KERNEL_STARTS):
+        try:
+            papermill.execute_notebook(
+                str(task.source),
+                str(target),
+                parameters=task.parameters,
+                kernel_name="python3",
+                cwd=str(ROOT),
+                progress_bar=False,
+                start_timeout=120,
+            )
+        except PapermillExecutionError as error:
+            first = next(iter(error.source.splitlines()), "")
+            return f"cell {error.exec_count} ({first!r}): {error.ename}: {error.evalue}"
+        except RuntimeError as error:
+            # Raised before the first cell if the kernel could not start: ports collide at times.
+            if "Kernel" in str(error) and attempt + 1 < KERNEL_STARTS and not _began(target):
+                continue
+            return f"{type(error).__name__}: {error}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+    return "the kernel did not start"
+
+
+def _began(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    cells = nbformat.read(path, as_version=4).cells
+    return any(cell.get("execution_count") for cell in cells)
+
+
+def unfinished(notebook: nbformat.NotebookNode) -> str:
+    """Why an executed notebook does not count as run; nothing if it does.
+
+    papermill takes a cell that calls `sys.exit(0)` for success: here every cell must have run.
+    """
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        first = cell.source.splitlines()[0]
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"cell {number} ({first!r}) ended with {output.ename}: {output.evalue}"
+        if cell.execution_count is None:
+            return f"cell {number} ({first!r}) was never run"
+    return ""
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Drop what is litter in a still page: progress bars and widgets without their kernel."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _litter(output)]
+
+
+def _litter(output: nbformat.NotebookNode) -> bool:
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or (output.output_type == "stream" and output.name == "stderr")
+
+
+@contextmanager
+def _kernel_environment(jobs: int, say: "_Say"):
+    """Environment variables that the kernels inherit: where to report, how many threads."""
+    folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
+    changes = {"DLCV_STATUS": str(folder)}
+    if jobs > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        changes["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // jobs))
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    say.folder = folder
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Say:
+    """The overall progress: one moving line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.folder: Path | None = None
+
+    def __call__(self, text: str) -> None:
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            self.bar.set_postfix_str(text)
+
+    def status(self) -> None:
+        """Show what the kernels last reported of their training."""
+        if self.bar.disable or self.folder is None:
+            return
+        texts = []
+        for path in sorted(self.folder.glob("*")):
+            try:
+                if time.time() - path.stat().st_mtime < 10:
+                    texts.append(path.read_text(encoding="utf-8"))
+            except OSError:
+                continue
+        if texts:
+            self.bar.set_postfix_str(" | ".join(texts))
+
+    def finished(self, outcome: Outcome) -> None:
+        how = f"{outcome.seconds:.0f} s"
+        if outcome.reused:
+            how = "unchanged"
+        if outcome.error:
+            how = "failed"
+        self(f"{outcome.task.problem} {how}")
+        self.bar.update()
+
+
+@contextmanager
+def _board(total: int):
+    plain = not sys.stderr.isatty()
+    with tqdm(total=total, desc="report", unit="notebook", disable=plain) as bar:
+        yield _Say(bar)

@@ -1,0 +1,56 @@
+-- Turns the stitched document into what each format needs. The Markdown is read without raw HTML
+-- or TeX, so that only this filter writes any.
+
+local html = FORMAT:match("html")
+local typst = FORMAT:match("typst")
+
+local function typst_string(text)
+  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
+end
+
+-- Code: folded in HTML, left out of print.
+function CodeBlock(block)
+  if not block.classes:includes("python") then return nil end
+  if typst then return {} end
+  return {
+    pandoc.RawBlock("html", '<details class="code"><summary>Code</summary>'),
+    block,
+    pandoc.RawBlock("html", "</details>"),
+  }
+end
+
+-- A wide table scrolls by itself, so that a phone's page does not.
+function Table(tbl)
+  if not html then return nil end
+  return { pandoc.RawBlock("html", '<div class="scroll" tabindex="0">'), tbl, pandoc.RawBlock("html", "</div>") }
+end
+
+-- `share` is the picture's width as a share of the text's.
+function Image(image)
+  local share = tonumber(image.attributes.share or "1")
+  local alt = image.attributes.alt or ""
+  if typst then
+    return pandoc.RawInline("typst", string.format(
+      "#image(%s, alt: %s, width: %d%%)", typst_string(image.src), typst_string(alt), math.floor(100 * share + 0.5)))
+  end
+  image.attributes.share = nil
+  if share < 1 then image.attributes.style = string.format("max-width: %d%%", math.floor(100 * share + 0.5)) end
+  return image
+end
+
+function Div(div)
+  if typst and div.classes:includes("cover") then
+    local blocks = pandoc.List(div.content)
+    blocks:insert(pandoc.RawBlock("typst", "#contents()"))
+    return blocks
+  end
+  if typst and div.classes:includes("note") then
+    return { pandoc.RawBlock("typst", "#note["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+  end
+  if typst and div.classes:includes("abstract") then
+    return { pandoc.RawBlock("typst", "#abstract["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+  end
+  if typst and div.classes:includes("subtitle") then
+    return { pandoc.RawBlock("typst", "#subtitle["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+  end
+end
