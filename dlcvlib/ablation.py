@@ -72,11 +72,12 @@ def _measure(
     run: Run[vae.VAE], faces: FaceData, pictures: Tensor, extractor: Extractor
 ) -> dict[str, float]:
     images = to_float(faces.test.images)
-    error = vae.reconstruction_error(images, run.method.reconstruct(faces.test.images))
+    mean, log_variance = run.method.posterior(faces.test.images)
+    error = vae.reconstruction_error(images, run.method.decode(mean))
     measured = metrics.distances(extractor, faces.test.images, {"samples": pictures}).iloc[0]
     return {
         "mse": error.mean().item() / images[0].numel(),
-        "kld": run.method.evaluate(faces.test.images)["kld"],
+        "kld": vae.kl_divergence(mean, log_variance).mean().item(),
         "kid": measured["kid"],
         "diversity": measured["diversity"],
     }

@@ -205,8 +205,9 @@ def markdown_table(shown: pd.DataFrame, numeric: Sequence[bool]) -> str:
         shown: cells as text.
         numeric: which columns stand to the right.
     """
+    # A long column is worth no more than 45: the short ones keep room for their longest word.
     lengths = [
-        max(len(str(name)), *(len(str(value)) for value in shown[name]), 3) for name in shown
+        3 + min(45, max([len(str(name)), *(len(str(v)) for v in shown[name])])) for name in shown
     ]
     rules = [
         "-" * length + ":" if right else ":" + "-" * length

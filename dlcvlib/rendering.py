@@ -36,7 +36,7 @@ SUBTITLE = (
 )
 CHAPTER_TITLES = ("The variational autoencoder", "The GAN", "DANN", "PixelDA")
 TEMPLATE = ROOT / "report" / "template"
-READER = "markdown-raw_html-raw_tex-raw_attribute-citations-example_lists"
+READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
 RESULTS_VERSION = 1
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
@@ -286,7 +286,8 @@ def _cover(document: Document, provenance: Mapping[str, Any]) -> str:
     if abstract:
         parts.append(f"::: abstract\n{abstract}\n:::")
     if rows:
-        table = markdown_table(pd.DataFrame(rows), [False, True, True, False])
+        frame = pd.DataFrame(rows, columns=["quantity", "ours", "original", "data"])
+        table = markdown_table(frame, [False, True, True, False])
         caption = ": **Main results**, beside what the original reported for its own data."
         parts.append(f"::: table\n{table}\n\n{caption}\n:::")
     made = {

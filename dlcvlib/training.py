@@ -32,7 +32,8 @@ CHECKPOINT_SECONDS = 30.0
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 VALIDATIONS = 10
-WARM_UP = 0.03
+VALIDATION_STEPS_MIN = 50
+WARM_UP = 0.1
 """Share of a cosine schedule in which the learning rate rises."""
 
 
@@ -118,7 +119,8 @@ def fit(
         settings: steps, seed, learning rate and its schedule, precision.
         folder: where checkpoints are kept.
         label: the run's name in the progress line.
-        evaluate: called `VALIDATIONS` times along the way; its values join the history.
+        evaluate: called about `VALIDATIONS` times along the way, in short runs less often; its
+            values join the history.
 
     Returns:
         {"history": rows as dicts, "seconds": time spent training, "device", "precision"}.
@@ -140,7 +142,7 @@ def fit(
     state.restore(folder, method)
 
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
-    validate_every = max(1, settings.steps // VALIDATIONS)
+    validate_every = max(VALIDATION_STEPS_MIN, settings.steps // VALIDATIONS)
     started = saved = time.monotonic()
     before = state.seconds
     with _interrupts() as interrupted, _progress(label, settings.steps, state.step) as progress:

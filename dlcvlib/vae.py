@@ -202,10 +202,15 @@ class VAE:
         return {"mse": mse, "kld": kld}
 
     @torch.no_grad()
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x) of images (N, 3, 64, 64) uint8, on the CPU."""
+        chunks = float_chunks(images, device_of(self.encoder))
+        means, log_variances = zip(*(self.encoder(chunk) for chunk in chunks), strict=True)
+        return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
+
     def encode(self, images: Tensor) -> Tensor:
         """Means of q(z|x): (N, 3, 64, 64) uint8 -> (N, latent_dim) on the CPU."""
-        chunks = float_chunks(images, device_of(self.encoder))
-        return torch.cat([self.encoder(chunk)[0].cpu() for chunk in chunks])
+        return self.posterior(images)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -225,9 +230,9 @@ def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
 
 def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
     """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
-    mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed)
+    mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=20, random_state=seed)
     with warnings.catch_warnings():
-        # Fifty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
+        # Twenty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(latents.double().numpy())
     z, _ = mixture.sample(count)

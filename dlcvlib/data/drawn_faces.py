@@ -376,9 +376,12 @@ def _head_path(p: Person) -> skia.Path:
     left, right = 1 + 0.06 * p.turn, 1 - 0.06 * p.turn
     lean = 2.2 * p.turn
     return _curve(
-        (cx, CROWN_Y - 1), (cx + w * 0.78 * right, 13.5), (cx + w * right, 26), (cx + w * 0.98 * right, 35),
-        (cx + jaw * right + 0.3 * lean, 46), (cx + jaw * 0.52 + lean, p.chin - 1.6), (cx + lean, p.chin),
-        (cx - jaw * 0.52 + lean, p.chin - 1.6), (cx - jaw * left + 0.3 * lean, 46), (cx - w * 0.98 * left, 35),
+        (cx, CROWN_Y - 1), (cx + w * 0.78 * right, 13.5), (cx + w * right, 26),
+        (cx + w * 0.98 * right, 35),
+        (cx + jaw * right + 0.3 * lean, 46), (cx + jaw * 0.52 + lean, p.chin - 1.6),
+        (cx + lean, p.chin),
+        (cx - jaw * 0.52 + lean, p.chin - 1.6), (cx - jaw * left + 0.3 * lean, 46),
+        (cx - w * 0.98 * left, 35),
         (cx - w * left, 26), (cx - w * 0.78 * left, 13.5), closed=True,
     )  # fmt: skip
 
@@ -648,8 +651,11 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
     apex = cx + 0.55 * p.part * w
     inner = w * (0.9 if temple > 35 else 0.96)
     top = CROWN_Y - 2.2 - volume
-    outer = [(cx - w - 0.7 - 0.25 * volume, temple), (cx - w - 0.9 - 0.4 * volume, 20), (cx - w * 0.62, top + 2.6),
-             (cx, top), (cx + w * 0.62, top + 2.6), (cx + w + 0.9 + 0.4 * volume, 20), (cx + w + 0.7 + 0.25 * volume, temple)]  # fmt: skip
+    outer = [
+        (cx - w - 0.7 - 0.25 * volume, temple), (cx - w - 0.9 - 0.4 * volume, 20),
+        (cx - w * 0.62, top + 2.6), (cx, top), (cx + w * 0.62, top + 2.6),
+        (cx + w + 0.9 + 0.4 * volume, 20), (cx + w + 0.7 + 0.25 * volume, temple),
+    ]  # fmt: skip
     if p.bangs:
         low = 24.6 if not p.male else 22.6
         front = [

@@ -21,6 +21,12 @@ end
 
 -- A wide table scrolls by itself, so that a phone's page does not.
 function Table(tbl)
+  if typst then
+    local rows = 0
+    for _, body in ipairs(tbl.bodies) do rows = rows + #body.body end
+    if rows > 15 then return nil end
+    return { pandoc.RawBlock("typst", "#block(breakable: false)["), tbl, pandoc.RawBlock("typst", "]") }
+  end
   if not html then return nil end
   return { pandoc.RawBlock("html", '<div class="scroll" tabindex="0">'), tbl, pandoc.RawBlock("html", "</div>") }
 end
