@@ -97,7 +97,7 @@ class TrainingSettings(Parameters):
     batch_size: Annotated[int, Field(gt=1)] = Field(description="images in a batch")
     learning_rate: Rate = Field(description="Adam's learning rate at its highest")
     learning_rate_schedule: Literal["cosine", "halvings", "constant"] = Field(
-        description="cosine (with a warm-up), halvings (at 15, 30 and 45 % of the steps), constant"
+        description="cosine with warm-up, halvings (original) or constant"
     )
     adam_betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2)] = Field(
         description="Adam's two decay rates", max_length=2

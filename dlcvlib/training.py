@@ -264,6 +264,7 @@ class Progress:
                     state.setdefault(int(index), {})[slot] = value
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _match_layout(optimizer)
         self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
         self.pending = [{k: torch.tensor(v) for k, v in row.items()} for row in meta["pending"]]
 
@@ -279,6 +280,18 @@ def evaluating(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for name, module in modules.items():
             module.train(modes[name])
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay loaded moments out in memory like their parameters.
+
+    Files hold row-major tensors; fused optimisers walk memory, so that a moment in another order
+    than its channels_last weight would belong to the wrong elements.
+    """
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
 
 
 def module_tensors(method: Method) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ References:
 
 Where we depart from the original homework: both terms are summed over pixels and latents and
 averaged over the batch, so that neither batch size nor image size hides in the weight; the
-decoder's transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not.
+decoder's transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not;
+the log-variance is clamped to a range that training leaves only when it diverges.
 """
 
 import itertools
@@ -36,6 +37,8 @@ from dlcvlib.runs import Run, device_of
 from dlcvlib.training import evaluating
 
 IMAGE_SIZE = 64
+LOG_VARIANCE_RANGE = (-20.0, 10.0)
+"""At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
@@ -72,7 +75,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, 64, 64) in 0..1 -> mean and log-variance of q(z|x), each (N, latent_dim)."""
         features = self.blocks(images)
-        return self.mean(features), self.log_variance(features)
+        return self.mean(features), self.log_variance(features).clamp(*LOG_VARIANCE_RANGE)
 
 
 def _head(features: int, latent_dim: int, normalise: bool) -> nn.Module:

@@ -1,0 +1,88 @@
+"""Fixtures: small faces in memory and on disk, and one smoke report that several tests read."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+ROOT = Path(__file__).parents[1]
+HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
+
+
+@pytest.fixture
+def smoke():
+    """Parameters of chapter 1 under profile smoke, changed by keyword."""
+    from dlcvlib import params
+
+    return lambda **changes: params.load("smoke", "vae", changes)
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
+    from dlcvlib.data import drawn_faces
+
+    pictures, columns = drawn_faces.draw_faces(0, range(60))
+    attributes = {
+        n: torch.from_numpy(columns[:, i].copy()) for i, n in enumerate(drawn_faces.ATTRIBUTES)
+    }
+    return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()), attributes
+
+
+@pytest.fixture
+def faces(drawn):
+    """A small data set in memory."""
+    from dlcvlib.data.images import FaceData, ImageSet
+
+    def cut(a, b):
+        return ImageSet(drawn[0][a:b], {name: values[a:b] for name, values in drawn[1].items()})
+
+    return FaceData(
+        cut(0, 40),
+        cut(40, 48),
+        cut(48, 60),
+        "test faces",
+        synthetic=True,
+        notes=(),
+        fingerprint="f",
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder in the homework's layout, with odd sizes and modes among its pictures."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for split, count in (("train", 12), ("test", 6)):
+        (root / "face" / split).mkdir(parents=True)
+        rows = []
+        for i in range(count):
+            shape = (90, 70, 3) if i == 1 else (64, 64) if i == 2 else (64, 64, 3)
+            pixels = rng.integers(0, 255, shape, np.uint8)
+            Image.fromarray(pixels).save(root / "face" / split / f"{i}.png")
+            rows.append((f"{i}.png", i % 2, f"{float(i % 3 == 0)}"))
+        write_csv(root / "face" / f"{split}.csv", ["image_name", "Male", "Young"], rows)
+    return root
+
+
+def write_csv(path, header, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+@pytest.fixture(scope="session")
+def smoke_report(tmp_path_factory):
+    """Chapter 1 in profile smoke through the command line: (report folder, runs folder)."""
+    from dlcvlib.__main__ import main
+
+    base = tmp_path_factory.mktemp("smoke")
+    out, runs = base / "report", base / "runs"
+    arguments = ["report", "--profile", "smoke", "--out", str(out), "--set", f"vae.runs_dir={runs}"]
+    assert main(arguments) == 0
+    return out, runs

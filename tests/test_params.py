@@ -1,0 +1,110 @@
+"""Parameters: profiles, ranges, names, and that notebooks and profiles agree."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from dlcvlib import params
+from dlcvlib.errors import UserError
+from dlcvlib.params import VAEParams
+
+NOTEBOOKS = sorted(params.NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("profile", params.PROFILES)
+@pytest.mark.parametrize("chapter", params.CHAPTERS)
+def test_profiles_are_valid(profile, chapter):
+    params.load(profile, chapter)
+
+
+def test_original_is_the_homeworks_setting():
+    original = params.load("original", "vae")
+    assert original.latent_dim == 1024
+    assert original.batch_size == 64
+    assert original.learning_rate == 5e-4
+    assert original.adam_betas == [0.5, 0.999]
+    assert original.weight_decay == 0
+    assert (original.horizontal_flip, original.vertical_flip) == (True, False)
+    assert (original.activation, original.output) == ("leaky_relu", "sigmoid")
+    assert original.learning_rate_schedule == "halvings"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_cell_holds_quick(path):
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    assert cell.source == params.parameters_cell("vae"), (
+        "run: python -m dlcvlib params vae --write-notebooks"
+    )
+
+
+def test_papermill_documents_every_parameter():
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOKS[0])]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name, field in VAEParams.model_fields.items():
+        assert f"{name}:" in text
+        assert field.description.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kld_wieght": 1}, "did you mean 'kld_weight'"),
+        ({"steps": 0}, "'steps'"),
+        ({"learning_rate": -1}, "'learning_rate'"),
+        ({"output": "softmax"}, "'output'"),
+        ({"kld_weight": float("nan")}, "'kld_weight'"),
+        ({"adam_betas": [0.5]}, "'adam_betas'"),
+        ({"seed": "one"}, "'seed'"),
+    ],
+)
+def test_bad_parameters_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        params.load("quick", "vae", changes)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(UserError, match=r"steps.*latent_dim"):
+        params.load("quick", "vae", {"steps": 0, "latent_dim": 0})
+
+
+def test_yaml_number_without_a_point_is_a_number():
+    assert params.load("quick", "vae", {"kld_weight": "1e-4"}).kld_weight == 1e-4
+
+
+def test_unknown_profile():
+    with pytest.raises(UserError, match="smoke, quick, full, original"):
+        params.load("fast", "vae")
+
+
+def test_from_notebook_refuses_what_papermill_only_warns_of():
+    namespace = params.load("quick", "vae").model_dump() | {"In": [], "_hidden": 1, "kld": 2}
+    with pytest.raises(UserError, match="unknown parameter 'kld'"):
+        VAEParams.from_notebook(namespace)
+
+
+def test_from_notebook_may_run_again_after_later_cells():
+    namespace = params.load("quick", "vae").model_dump()
+    VAEParams.from_notebook(namespace)
+    namespace |= {"gap": 0.5, "steps": 7}
+    assert VAEParams.from_notebook(namespace).steps == 7
+
+
+def test_assignments():
+    changes = params.parse_assignments(["vae.kld_weight=0.5", "vae.channels=[4, 8]"])
+    assert changes["vae"] == {"kld_weight": 0.5, "channels": [4, 8]}
+
+
+@pytest.mark.parametrize("text", ["kld_weight=1", "vae.kld_weight", "cat.x=1", "vae.x=[1", "=", ""])
+def test_bad_assignments_are_shown(text):
+    with pytest.raises(UserError, match="--set"):
+        params.parse_assignments([text])
+
+
+def test_assignments_cannot_reach_code(tmp_path):
+    marker = tmp_path / "marker"
+    with pytest.raises(UserError):
+        params.parse_assignments([f"vae.seed=!!python/object/apply:os.system ['touch {marker}']"])
+    assert not marker.exists()

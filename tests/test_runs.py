@@ -1,0 +1,130 @@
+"""Runs on disk: reused when nothing has changed, trained again when anything has."""
+
+import json
+
+import pytest
+import torch
+
+from dlcvlib import fingerprints, runs, storage, training, vae
+from dlcvlib.errors import UserError
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often something was trained."""
+    calls = []
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **k: calls.append(k["label"]) or fit(*a, **k))
+    return calls
+
+
+def weights(run):
+    return training.module_tensors(run.method)
+
+
+def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
+    first = vae.train_or_load(smoke().settings, faces, tmp_path)
+    second = vae.train_or_load(smoke().settings, faces, tmp_path)
+    assert counted == ["vae"]
+    assert first.name == second.name
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(first).values(), weights(second).values(), strict=True)
+    )
+    assert first.history.equals(second.history)
+    assert not second.method.encoder.training
+
+
+def test_a_changed_setting_or_data_trains_again(smoke, faces, tmp_path, counted):
+    from dataclasses import replace
+
+    names = {
+        vae.train_or_load(smoke().settings, faces, tmp_path).name,
+        vae.train_or_load(smoke(kld_weight=0.5).settings, faces, tmp_path).name,
+        vae.train_or_load(smoke(seed=1).settings, faces, tmp_path).name,
+        vae.train_or_load(smoke().settings, replace(faces, fingerprint="g"), tmp_path).name,
+    }
+    assert len(names) == len(counted) == 4
+
+
+def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_path):
+    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("vae", "training", "data/batches"):
+        (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
+
+    def name():
+        return runs.run_name("vae", smoke().settings, "f", ["vae"])
+
+    first = name()
+    (tmp_path / "vae.py").write_text('"""Other words."""\n# why\nx = 1  # one\n\n\n')
+    assert name() == first
+    (tmp_path / "vae.py").write_text("x = 2\n")
+    assert name() != first
+
+
+def test_parameters_that_decide_nothing_do_not_matter(smoke):
+    a, b = smoke().settings, smoke(tsne_perplexity=5, runs_dir="elsewhere").settings
+    assert runs.run_name("vae", a, "f", ["vae"]) == runs.run_name("vae", b, "f", ["vae"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "history.csv"])
+def test_one_flipped_byte_is_noticed(smoke, faces, tmp_path, counted, capsys, file):
+    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    path = tmp_path / run.name / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = vae.train_or_load(smoke().settings, faces, tmp_path)
+    assert counted == ["vae", "vae"]
+    assert run.name in capsys.readouterr().out
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(run).values(), weights(again).values(), strict=True)
+    )
+
+
+def test_what_a_run_leaves(smoke, faces, tmp_path):
+    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    left = sorted(path.name for path in (tmp_path / run.name).iterdir())
+    assert left == ["history.csv", "model.safetensors", "provenance.json", "settings.yaml"]
+    record = json.loads((tmp_path / run.name / "provenance.json").read_text())
+    assert torch.__version__.startswith(record["torch"])
+    assert record["seconds"] > 0
+    assert record["parameters"] == sum(
+        v.numel() for m in run.method.modules.values() for v in m.parameters()
+    )
+
+
+def test_runs_dir_that_cannot_be_written(smoke, faces, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot write to .*runs"):
+        vae.train_or_load(smoke().settings, faces, tmp_path / "runs")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    storage.write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"a\.txt .*No space left"):
+        storage.write(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    tensors = {"a": torch.randn(2, 3).to(torch.bfloat16), "b": torch.arange(4)}
+    storage.write_tensors(tmp_path / "t.safetensors", tensors, {"step": 3})
+    found, meta = storage.read_tensors(
+        tmp_path / "t.safetensors", storage.sha256(tmp_path / "t.safetensors")
+    )
+    assert meta == {"step": 3}
+    assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+    with pytest.raises(storage.DamagedFileError, match="damaged"):
+        storage.read_tensors(tmp_path / "t.safetensors", "0" * 64)
+    with pytest.raises(storage.DamagedFileError, match="missing"):
+        storage.read_tensors(tmp_path / "u.safetensors", "0" * 64)

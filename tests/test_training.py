@@ -1,0 +1,165 @@
+"""The loop: schedules, batches, determinism, resume, and numbers that go wrong."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from dlcvlib import training, vae
+from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
+from dlcvlib.training import learning_rate_factor
+
+CPU = torch.device("cpu")
+
+
+def test_halvings_are_the_originals():
+    factors = [
+        learning_rate_factor("halvings", epoch / 1000) for epoch in (0, 149, 150, 300, 450, 999)
+    ]
+    assert factors == [1, 1, 0.5, 0.25, 0.125, 0.125]
+
+
+def test_cosine_rises_then_falls():
+    factors = [learning_rate_factor("cosine", p / 100) for p in range(101)]
+    peak = max(range(101), key=factors.__getitem__)
+    assert 5 <= peak <= 10
+    assert factors[0] < 0.1
+    assert factors[100] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+
+
+def test_an_epoch_shows_every_image_once():
+    epoch = torch.cat([epoch_indices(100, 10, seed=3, step=step) for step in range(10)])
+    assert sorted(epoch.tolist()) == list(range(100))
+    second = torch.cat([epoch_indices(100, 10, seed=3, step=step) for step in range(10, 20)])
+    assert epoch.tolist() != second.tolist()
+
+
+def test_a_set_smaller_than_a_batch_is_used_whole():
+    assert sorted(epoch_indices(5, 64, seed=0, step=9).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_batches_are_scaled_and_in_step_with_their_labels():
+    images = (
+        torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 4, 4).contiguous()
+    )
+    batch, labels = Batches([images, torch.arange(20)], 5, 0, CPU)(2)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch[:, 0, 0, 0] * 255, labels.float())
+
+
+def test_flips_mirror_half_of_the_images():
+    torch.manual_seed(0)
+    images = torch.randint(0, 255, (400, 3, 6, 6), dtype=torch.uint8)
+    flipped = random_flips(horizontal=True, vertical=False)(images)
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    kept = (flipped == images).flatten(1).all(1)
+    assert bool((mirrored | kept).all())
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(random_flips(horizontal=False, vertical=False)(images), images)
+
+
+def fit(settings, faces, folder, after=None):
+    """Train a small VAE; `after` is called with each step before it begins."""
+    torch.manual_seed(settings.seed)
+    model = vae.VAE(settings)
+    draw = Batches(
+        [faces.train.images], settings.batch_size, settings.seed, CPU, random_flips(True, False)
+    )
+
+    def batch(step):
+        if after:
+            after(step)
+        return draw(step)
+
+    outcome = training.fit(
+        model, batch, settings, folder, label="test",
+        evaluate=lambda: model.evaluate(faces.validation.images),
+    )  # fmt: skip
+    return training.module_tensors(model), outcome["history"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_is_deterministic(smoke, faces, tmp_path):
+    settings = smoke().settings
+    first, history = fit(settings, faces, tmp_path / "a")
+    second, again = fit(settings, faces, tmp_path / "b")
+    assert equal(first, second)
+    assert history == again
+    other, _ = fit(settings.replace(seed=1), faces, tmp_path / "c")
+    assert not equal(first, other)
+
+
+def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
+    settings = smoke(steps=20).settings
+    whole, history = fit(settings, faces, tmp_path / "whole")
+    for stop in (7, 13):
+
+        def interrupt(step, stop=stop):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(training.Stopped, match=f"step {stop + 1} of 20"):
+            fit(settings, faces, tmp_path / "cut", interrupt)
+    resumed, again = fit(settings, faces, tmp_path / "cut")
+    assert equal(whole, resumed)
+    assert history == again
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, capsys):
+    settings = smoke(steps=20).settings
+
+    def interrupt(step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(training.Stopped):
+        fit(settings, faces, tmp_path, interrupt)
+    (path,) = tmp_path.glob("checkpoint-*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    steps = []
+    fit(settings, faces, tmp_path, steps.append)
+    assert steps[0] == 0
+    assert path.name in capsys.readouterr().out
+
+
+def test_history_names_steps_and_validation(smoke, faces, tmp_path):
+    _, history = fit(smoke(steps=20).settings, faces, tmp_path)
+    assert [row["step"] for row in history] == [float(s) for s in range(1, 21)]
+    assert {"mse", "kld", "learning_rate", "validation_mse", "validation_kld"} <= history[-1].keys()
+
+
+class Diverging:
+    """Its loss becomes infinite at step 6."""
+
+    def __init__(self):
+        self.net = nn.Linear(1, 1)
+        self.modules = {"net": self.net}
+        self.optimizers = {"sgd": torch.optim.SGD(self.net.parameters(), lr=0.1)}
+
+    def step(self, batch):
+        return {"fine": torch.tensor(1.0), "bad": torch.tensor(float("inf") if batch == 5 else 1.0)}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
+    settings = smoke(steps=50).settings
+    with pytest.raises(training.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
+        training.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
+
+
+def test_precision_is_resolved():
+    assert training.resolve_precision("fp32") == "fp32"
+    assert training.resolve_precision("auto") in ("bf16", "fp32")
+
+
+def test_to_float_is_exact():
+    images = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert to_float(images).flatten().tolist() == [0.0, 1.0]
