@@ -49,7 +49,10 @@ class AttributeNet(nn.Module):
             ]
             in_channels = out_channels
         self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(4 * in_channels, 128), nn.ReLU())
+        # BatchNorm gives features of unit scale, whatever the data: KID's cubic kernel needs it.
+        self.hidden = nn.Sequential(
+            nn.Linear(4 * in_channels, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
+        )
         self.head = nn.Linear(128, attributes)
 
     def features(self, images: Tensor) -> Tensor:

@@ -180,7 +180,9 @@ def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
             except queue.Empty:
                 return
             for task in chapter:
-                finished.put(reuse(task) or execute(task, say))
+                outcome = reuse(task) or execute(task, say)
+                say.finished(outcome)
+                finished.put(outcome)
 
     with _kernel_environment(jobs, say):
         # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
@@ -193,7 +195,6 @@ def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
                     break
                 except queue.Empty:
                     say.status()
-            say.finished(outcome)
             yield outcome
 
 
@@ -249,6 +250,8 @@ def _papermill(task: Task, target: Path) -> str:
                 cwd=str(ROOT),
                 progress_bar=False,
                 start_timeout=120,
+                # Else each kernel warns on the terminal that its local ports are not encrypted.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
         except PapermillExecutionError as error:
             first = next(iter(error.source.splitlines()), "")

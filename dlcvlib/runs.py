@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 import torch
 import yaml
+from accelerate import PartialState
 from filelock import FileLock, Timeout
 from torch import nn
 
@@ -112,12 +113,23 @@ def train_or_load(
     folder = storage.make_dir(Path(runs_dir)) / name
     if (run := _load(folder, create, settings)) is not None:
         return run
+    if not PartialState().is_main_process:
+        # Under `accelerate launch` the main process alone locks and writes.
+        _train(folder, kind, create, batches, settings, data, evaluate)
+        PartialState().wait_for_everyone()
+        return _whole(folder, create, settings)
     with _sole_trainer(folder):
         if (run := _load(folder, create, settings)) is not None:
             return run
         _train(folder, kind, create, batches, settings, data, evaluate)
+    PartialState().wait_for_everyone()
+    return _whole(folder, create, settings)
+
+
+def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M]:
     run = _load(folder, create, settings)
-    assert run is not None, f"{folder} was just written"
+    if run is None:
+        raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
     return run
 
 
@@ -142,6 +154,8 @@ def _train(
         label=kind,
         evaluate=None if evaluate is None else lambda: evaluate(method),
     )
+    if not PartialState().is_main_process:
+        return
     storage.write_text(folder / "settings.yaml", yaml.safe_dump(settings.model_dump()))
     history = pd.DataFrame(outcome.pop("history"))
     storage.write_text(folder / "history.csv", history.to_csv(index=False))

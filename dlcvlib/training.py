@@ -32,7 +32,7 @@ CHECKPOINT_SECONDS = 30.0
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 VALIDATIONS = 10
-VALIDATION_STEPS_MIN = 50
+VALIDATION_STEPS = 50
 WARM_UP = 0.1
 """Share of a cosine schedule in which the learning rate rises."""
 
@@ -142,19 +142,22 @@ def fit(
     state.restore(folder, method)
 
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
-    validate_every = max(VALIDATION_STEPS_MIN, settings.steps // VALIDATIONS)
+    validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
+    validate_every = max(1, settings.steps // validations)
     started = saved = time.monotonic()
     before = state.seconds
     with _interrupts() as interrupted, _progress(label, settings.steps, state.step) as progress:
         while state.step < settings.steps:
-            seed_step(settings.seed, state.step)
+            # With several processes each has batches and noise of its own.
+            draw = state.step * accelerator.num_processes + accelerator.process_index
+            seed_step(settings.seed, draw)
             factor = learning_rate_factor(
                 settings.learning_rate_schedule, state.step / settings.steps
             )
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["initial_lr"]
-            losses = method.step(batch(state.step))
+            losses = method.step(batch(draw))
             state.pending.append({name: value.detach() for name, value in losses.items()})
             state.step += 1
 

@@ -183,7 +183,7 @@ def _lock(cache: Path) -> FileLock:
 def _embedded(train: int, test: int) -> Prepared:
     from dlcvlib.data import drawn_faces
 
-    code = fingerprints.source_hash(fingerprints.modules("data/drawn_faces"))
+    code = fingerprints.source_hash(fingerprints.modules("data/drawn_faces", "data/people"))
     identity = {"code": code, "train": train, "test": test, "format": FORMAT}
     return Prepared(
         source="faces drawn by this project (synthetic)",

@@ -1,0 +1,180 @@
+"""People to be drawn: traits sampled so that they keep plausible company, and their attributes.
+
+Imported by worker processes: NumPy only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ATTRIBUTES = (
+    "Male",
+    "Young",
+    "Smiling",
+    "Eyeglasses",
+    "Black_Hair",
+    "Brown_Hair",
+    "Blond_Hair",
+    "Gray_Hair",
+    "Bald",
+    "Bangs",
+    "No_Beard",
+    "Wearing_Lipstick",
+)
+
+Color = tuple[float, float, float]
+
+SKIN: tuple[Color, ...] = (
+    (250, 222, 203), (241, 201, 173), (230, 184, 150), (214, 163, 124),
+    (190, 137, 98), (160, 108, 73), (124, 80, 53), (92, 58, 40),
+)  # fmt: skip
+HAIR: dict[str, tuple[Color, ...]] = {
+    "Black_Hair": ((24, 20, 20), (36, 28, 26), (20, 22, 28)),
+    "Brown_Hair": ((84, 56, 38), (110, 74, 48), (98, 58, 36), (128, 70, 42)),
+    "Blond_Hair": ((216, 180, 116), (232, 202, 146), (196, 158, 96)),
+    "Gray_Hair": ((176, 174, 172), (206, 204, 202), (150, 148, 148)),
+}
+IRIS: tuple[Color, ...] = (
+    (70, 45, 30),
+    (95, 62, 38),
+    (86, 104, 70),
+    (84, 118, 146),
+    (112, 128, 136),
+)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Everything that decides a portrait; lengths in pixels of the final picture."""
+
+    male: bool
+    age: float  # 0 (twenty) to 1 (eighty)
+    skin: Color
+    hair_name: str  # a key of HAIR, or "" if bald
+    hair: Color
+    style: str  # "bald", "short", "crop", "receding", "curly", "bob", "long", "wavy", "bun"
+    part: float  # where the hair parts, -1 to 1
+    bangs: bool
+    beard: str  # "", "stubble", "full", "goatee", "moustache"
+    smile: float  # -0.3 (stern) to 1 (beaming, teeth shown above 0.55)
+    lipstick: bool
+    glasses: str  # "", "round", "square"
+    iris: Color
+    turn: float  # -1 to 1: the head's turn to the side
+    tilt: float  # degrees
+    width: float  # half the head's width at the cheeks
+    jaw: float  # jaw's width as a share of the cheeks'
+    chin: float  # y of the chin
+    brow: float  # thickness of the brows
+    eye: float  # scale of the eyes
+    spacing: float  # half the distance between the eyes
+    nose: float  # width of the nose
+    lips: float  # fullness of the lips
+    light: float  # -1 (from the left) to 1 (from the right)
+    warmth: float  # -1 (cold) to 1 (warm)
+    zoom: float  # of the whole person
+    shift: tuple[float, float]  # of the whole person
+    noise: float  # standard deviation of the grain
+    seed: int  # of what is scattered: strands, background, grain
+
+    @property
+    def attributes(self) -> np.ndarray:
+        """(len(ATTRIBUTES),) uint8 of 0 and 1."""
+        values = {
+            "Male": self.male,
+            "Young": self.age < 0.5,
+            "Smiling": self.smile > 0.3,
+            "Eyeglasses": bool(self.glasses),
+            "Bald": self.style == "bald",
+            "Bangs": self.bangs,
+            "No_Beard": not self.beard,
+            "Wearing_Lipstick": self.lipstick,
+        }
+        values |= {name: self.hair_name == name for name in HAIR}
+        return np.array([values[name] for name in ATTRIBUTES], np.uint8)
+
+
+def sample_person(rng: np.random.Generator) -> Person:
+    """A person with plausible company of traits: beards are male, grey hair comes with age."""
+    male = rng.random() < 0.48
+    young = rng.random() < 0.62
+    age = rng.uniform(0, 0.5) if young else rng.uniform(0.5, 1)
+    tone = rng.beta(1.1, 1.6)
+    style, bangs = _style(rng, male, age)
+    hair_name = "" if style == "bald" else _hair_name(rng, tone, age)
+    smiling = rng.random() < (0.45 if male else 0.6)
+    beard = ""
+    if male and rng.random() < 0.45:
+        beard = str(
+            rng.choice(["stubble", "full", "goatee", "moustache"], p=[0.3, 0.35, 0.2, 0.15])
+        )
+    palette = HAIR[hair_name or ("Gray_Hair" if age > 0.7 else "Brown_Hair")]
+    return Person(
+        male=male,
+        age=age,
+        skin=_jitter(rng, _ramp(SKIN, tone), 6),
+        hair_name=hair_name,
+        hair=_jitter(rng, palette[rng.integers(len(palette))], 6),
+        style=style,
+        part=float(rng.choice([-1, 1]) * rng.uniform(0.1, 0.7)),
+        bangs=bangs,
+        beard=beard,
+        smile=rng.uniform(0.4, 1) if smiling else rng.uniform(-0.3, 0.15),
+        lipstick=not male and rng.random() < 0.55,
+        glasses=str(rng.choice(["round", "square"])) if rng.random() < 0.16 + 0.1 * age else "",
+        iris=IRIS[rng.integers(2 if tone > 0.45 else len(IRIS))],
+        turn=float(np.clip(rng.normal(0, 0.4), -1, 1)),
+        tilt=rng.normal(0, 3.0),
+        width=rng.normal(15.6 if male else 14.8, 0.7),
+        jaw=rng.normal(0.86 if male else 0.76, 0.05),
+        chin=rng.normal(55.0 if male else 53.6, 0.8),
+        brow=rng.uniform(0.8, 1.25) * (1.25 if male else 0.85),
+        eye=rng.normal(0.96 if male else 1.08, 0.06),
+        spacing=rng.normal(7.0, 0.35),
+        nose=rng.normal(3.5 if male else 3.0, 0.4) + 0.5 * tone,
+        lips=rng.normal(0.85 if male else 1.1, 0.12) + 0.3 * tone,
+        light=rng.uniform(-1, 1),
+        warmth=rng.normal(0.2, 0.5),
+        zoom=rng.normal(1.2, 0.04),
+        shift=(float(rng.normal(0, 0.7)), float(rng.normal(0, 0.7))),
+        noise=rng.uniform(1.0, 3.5),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _style(rng: np.random.Generator, male: bool, age: float) -> tuple[str, bool]:
+    """Hair style, and whether a fringe covers the forehead."""
+    if male:
+        styles = ["short", "crop", "curly", "receding", "bald"]
+        weights = np.array([0.42, 0.22, 0.16, 0.06 + 0.14 * age, 0.05 + 0.28 * age])
+    else:
+        styles = ["long", "wavy", "bob", "bun", "curly"]
+        weights = np.array([0.3, 0.25, 0.2, 0.13, 0.12])
+    style = str(rng.choice(styles, p=weights / weights.sum()))
+    fringe = style in ("long", "wavy", "bob", "short") and rng.random() < (0.2 if male else 0.4)
+    return style, fringe
+
+
+def _hair_name(rng: np.random.Generator, tone: float, age: float) -> str:
+    if rng.random() < (0.75 * (age - 0.5) / 0.5 if age > 0.5 else 0.02):
+        return "Gray_Hair"
+    dark = np.clip(0.2 + 1.1 * tone, 0, 0.95)
+    names = ["Black_Hair", "Brown_Hair", "Blond_Hair"]
+    return str(rng.choice(names, p=[dark, (1 - dark) * 0.56, (1 - dark) * 0.44]))
+
+
+def _ramp(colors: Sequence[Color], position: float) -> Color:
+    """The colour at a position from 0 to 1 along a row of colours."""
+    place = position * (len(colors) - 1)
+    low = min(int(place), len(colors) - 2)
+    return mix(colors[low], colors[low + 1], place - low)
+
+
+def mix(a: Color, b: Color, share: float) -> Color:
+    return tuple(x + (y - x) * share for x, y in zip(a, b, strict=True))
+
+
+def _jitter(rng: np.random.Generator, color: Color, amount: float) -> Color:
+    common = rng.normal(0, amount)
+    return tuple(float(np.clip(c + common + rng.normal(0, amount / 3), 8, 250)) for c in color)

@@ -1,0 +1,112 @@
+"""The command line: help, errors, exit statuses, and that help is quick to come."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dlcvlib import environment
+from dlcvlib.__main__ import main
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["report", "--help"], ["train", "--help"], ["params", "--help"]]
+)
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    assert "usage: python -m dlcvlib" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys; from dlcvlib.__main__ import parser; parser().format_help(); "
+        "assert not {'torch', 'numpy', 'pandas', 'pydantic', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "vae.kld_wieght=1"], "did you mean 'kld_weight'"),
+        (["--set", "vae.steps=-1"], "'steps'"),
+        (["--set", "steps=1"], "expected CHAPTER.NAME=VALUE"),
+        (["--data", "folder:/nowhere"], "no folder /nowhere"),
+        (["--data", "cats"], "none of embedded"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_status_2(words, message, capsys):
+    assert main(["report", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_problem(tmp_path, capsys):
+    words = ["report", "--profile", "smoke", "--only", "7-7", "--out", str(tmp_path / "report")]
+    assert main([*words, "--set", f"vae.runs_dir={tmp_path}"]) == 2
+    assert "no problem 7-7" in capsys.readouterr().err
+
+
+def test_params_shows_values_and_meaning(capsys):
+    assert main(["params", "vae", "--profile", "original"]) == 0
+    output = capsys.readouterr().out
+    assert "latent_dim: 1024  # length of the latent vector z" in output
+
+
+def test_params_can_be_read_back(capsys):
+    import yaml
+
+    from dlcvlib import params
+
+    main(["params", "vae", "--profile", "quick"])
+    assert yaml.safe_load(capsys.readouterr().out) == params.load("quick", "vae").model_dump()
+
+
+def test_train_then_report_share_the_run(tmp_path, capsys):
+    words = ["train", "vae", "--profile", "smoke", "--set", f"vae.runs_dir={tmp_path}"]
+    assert main(words) == 0
+    assert len(list(tmp_path.glob("vae-*/model.safetensors"))) == 1
+    assert main(words) == 0
+    assert len(list(tmp_path.glob("vae-*/model.safetensors"))) == 1
+
+
+def test_papermill_refuses_an_unknown_parameter(tmp_path):
+    """As the README has it: one notebook by itself; papermill would only warn."""
+    from dlcvlib.params import NOTEBOOKS, PARAMS, ROOT
+
+    (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
+    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]
+    command += ["-f", str(PARAMS / "smoke" / "vae.yaml"), "-p", "kld_wieght", "1e-2"]
+    command += ["-p", "runs_dir", str(tmp_path / "runs"), "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert "unknown parameter 'kld_wieght': did you mean 'kld_weight'?" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_environment_has_what_the_project_asks_for():
+    assert environment.missing() == []
+    assert environment.missing("test") == []
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    versions = {"torch": "1.0"}
+    real = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: versions.get(name) or real(name))
+    (unmet,) = environment.missing()
+    assert unmet.startswith("torch")
+
+
+def test_run_all_passes_on():
+    from dlcvlib.params import ROOT
+
+    done = subprocess.run(["bash", "-n", str(ROOT / "run_all.sh")], check=True)
+    assert done.returncode == 0
+    text = subprocess.run(
+        [str(ROOT / "run_all.sh"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "smoke|quick|full|original" in text.stdout

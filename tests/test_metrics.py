@@ -1,0 +1,160 @@
+"""Measures against slow loops and closed forms; comparisons and their verdicts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlcvlib import ablation, embedding, features, metrics
+
+
+def test_squared_mmd_against_a_loop():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 4).double() + 0.5
+
+    def kernel(a, b):
+        return (float(a @ b) / 4 + 1) ** 3
+
+    xx = sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 30
+    yy = sum(kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 30
+    xy = sum(kernel(a, b) for a in x for b in y) / 36
+    assert float(metrics.squared_mmd(x, y)) == pytest.approx(xx + yy - 2 * xy)
+
+
+def test_kid_tells_sets_apart():
+    torch.manual_seed(0)
+    a, b, far = torch.randn(300, 8), torch.randn(300, 8), torch.randn(300, 8) + 1
+    same, error = metrics.kid(a, b)
+    other, _ = metrics.kid(a, far)
+    assert abs(same) < 6 * error + 0.05
+    assert other > 10 * abs(same)
+    assert metrics.kid(a, b) == metrics.kid(a, b)
+
+
+def test_fid_in_closed_form():
+    torch.manual_seed(0)
+    a = torch.randn(5000, 3).double()
+    assert metrics.fid(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.fid(a, a + 2) == pytest.approx(12, rel=1e-6)
+    # Scaling a Gaussian by s moves it by (s - 1)^2 times its variance.
+    centred = a - a.mean(0)
+    assert metrics.fid(centred, 3 * centred) == pytest.approx(
+        4 * float(torch.cov(a.T).trace()), rel=1e-6
+    )
+
+
+def test_psnr_and_ssim():
+    images = torch.rand(3, 3, 32, 32)
+    assert metrics.psnr(images, images + 0.1).tolist() == pytest.approx([20, 20, 20], abs=1e-3)
+    assert metrics.ssim(images, images).tolist() == pytest.approx([1, 1, 1])
+    assert metrics.ssim(images, 1 - images).max() < 0.1
+
+
+def test_nearest_against_a_loop():
+    torch.manual_seed(0)
+    queries, candidates = torch.randn(70, 5), torch.randn(40, 5)
+    index, distance = metrics.nearest(queries, candidates)
+    slow = [min((float((q - c).norm()), j) for j, c in enumerate(candidates)) for q in queries]
+    assert index.tolist() == [j for _, j in slow]
+    assert distance.tolist() == pytest.approx([d for d, _ in slow], abs=1e-3)
+
+
+def test_probe_finds_what_is_there_and_nothing_else():
+    torch.manual_seed(0)
+    x, labels = torch.randn(600, 10), torch.randint(0, 2, (600,))
+    known = x.clone()
+    known[:, 3] += 2.5 * labels
+    assert metrics.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
+    assert 0.35 < metrics.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
+    assert math.isnan(metrics.probe_auc(x, torch.ones(600), x, labels))
+
+
+def test_sharpness_and_diversity():
+    images = torch.rand(8, 3, 32, 32)
+    blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    assert metrics.sharpness(blurred) < 0.1 * metrics.sharpness(images)
+    assert metrics.sharpness((images * 255).byte()) == pytest.approx(
+        metrics.sharpness(images), rel=0.05
+    )
+    assert metrics.diversity(torch.ones(5, 3)) == 0
+    assert metrics.diversity(torch.tensor([[0.0], [1.0], [2.0]])) == pytest.approx(4 / 3)
+
+
+def series(*values):
+    return pd.Series(values, dtype=float)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "verdict"),
+    [
+        (series(1.0, 1.1), series(0.1, 0.2), "holds"),
+        (series(0.1, 0.2), series(1.0, 1.1), "does not hold"),
+        (series(0.1, 1.2), series(0.2, 1.0), "cannot be told here"),
+        (series(5.0), series(1.0), "cannot be told here"),
+    ],
+)
+def test_verdicts(worse, better, verdict):
+    assert ablation.compare("claim", "error", worse, better)["verdict"] == verdict
+
+
+def test_standard_error_of_a_difference():
+    found = ablation.compare("claim", "error", series(1, 2, 3), series(0, 0, 6))
+    assert found["difference"] == 0
+    assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + 12 / 3))
+
+
+def test_mean_and_spread():
+    assert metrics.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    assert math.isnan(metrics.mean_and_spread([1.0])[1])
+
+
+def test_direction_joins_the_two_means():
+    latents = torch.tensor([[0.0, 1], [2, 1], [5, 5], [7, 5]])
+    assert embedding.direction(latents, torch.tensor([0, 0, 1, 1])).tolist() == [5, 4]
+    assert embedding.direction(latents, torch.ones(4)).tolist() == [0, 0]
+
+
+def test_between_and_travels():
+    line = embedding.between(torch.zeros(2), torch.tensor([2.0, 4.0]), 3)
+    assert line.tolist() == [[0, 0], [1, 2], [2, 4]]
+    torch.manual_seed(0)
+    latents = torch.randn(2000, 3) * torch.tensor([5.0, 1.0, 0.1])
+    axes, deviations = embedding.principal_directions(latents, 2)
+    assert deviations.tolist() == pytest.approx([5, 1], rel=0.1)
+    moved = embedding.travels(torch.zeros(3), axes, deviations, [-1.0, 0.0, 1.0])
+    assert moved.shape == (2, 3, 3)
+    assert moved[:, 1].abs().max() == 0
+    assert moved[0, 2].norm() == pytest.approx(5, rel=0.1)
+
+
+def test_tsne_keeps_neighbours():
+    torch.manual_seed(0)
+    centres = 20 * torch.randn(4, 10)
+    labels = torch.arange(120) % 4
+    points = embedding.tsne(centres[labels] + torch.randn(120, 10), perplexity=200, seed=0)
+    assert points.shape == (120, 2)
+    assert embedding.neighbour_agreement(points, labels.numpy()) > 0.95
+
+
+def test_neighbours_kept_of_the_same_points():
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    assert embedding.neighbours_kept(torch.from_numpy(points), points) == 1
+
+
+def test_the_extractor_learns_an_attribute(drawn, faces, smoke, tmp_path):
+    settings = features.settings_for(smoke(extractor_steps=40)).replace(batch_size=20)
+    run = features.train_or_load(faces, settings, tmp_path)
+    found = run.method.features(faces.test.images)
+    assert found.shape == (12, 128)
+    # A generated picture is rounded like a real one, so that equal pictures have equal features.
+    torch.testing.assert_close(run.method.features(faces.test.images.float() / 255), found)
+    chance = run.method.probability(faces.train.images, "Male")
+    male = faces.train.attributes["Male"].bool()
+    assert chance[male].mean() > chance[~male].mean() + 0.3
+
+
+def test_inception_is_not_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert features.inception() is None

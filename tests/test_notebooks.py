@@ -1,0 +1,112 @@
+"""The notebooks' form, and that they ran: question, small cells, figures read in a sentence."""
+
+import ast
+import json
+import statistics
+
+import nbformat
+import pytest
+
+from dlcvlib.exhibits import MIME
+from dlcvlib.params import NOTEBOOKS
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def told(notebook):
+    """Code cells without the parameters."""
+    return [c for c in code(notebook) if "parameters" not in c.metadata.get("tags", [])]
+
+
+def test_there_are_six_of_chapter_1():
+    assert [path.name[:3] for path in PATHS] == [f"1-{n}" for n in range(1, 7)]
+
+
+def test_committed_without_outputs(notebook):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(notebook))
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_opens_with_a_question(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "?**" in first.source or "test here.**" in first.source
+
+
+def test_cells_are_small(notebook):
+    lengths = [len(cell.source.splitlines()) for cell in told(notebook)]
+    assert statistics.median(lengths) <= 13
+    assert statistics.quantiles(lengths, n=10)[-1] <= 24
+
+
+def test_no_plumbing(notebook):
+    for cell in told(notebook):
+        tree = ast.parse(cell.source)
+        kinds = {type(node) for node in ast.walk(tree)}
+        assert not kinds & {ast.ClassDef, ast.While}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 8
+        assert "sys.path" not in cell.source
+        assert ".backward()" not in cell.source
+
+
+def test_one_exhibit_a_cell(notebook):
+    for cell in told(notebook):
+        assert cell.source.count("page.figure(") + cell.source.count("page.table(") <= 1
+
+
+def test_no_number_is_typed_into_prose(notebook):
+    """Results are computed: no prose may hold a decimal fraction but the original's settings."""
+    allowed = {"0.1", "0.5"}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            words = cell.source.replace("(", " ").replace(",", " ").split()
+            decimals = {
+                w.rstrip(".;:)") for w in words if w[0].isdigit() and "." in w.rstrip(".;:)")
+            }
+            assert decimals <= allowed
+
+
+def test_all_ran_headless(smoke_report):
+    out, _ = smoke_report
+    for path in PATHS:
+        executed = nbformat.read(out / "notebooks" / path.name, as_version=4)
+        assert all(cell.execution_count for cell in code(executed) if cell.source.strip())
+        payloads = [
+            o.data[MIME] for c in code(executed) for o in c.outputs if MIME in o.get("data", {})
+        ]
+        assert sum(p["kind"] in ("figure", "table") for p in payloads) >= 2
+
+
+def test_executed_notebooks_hold_no_litter(smoke_report):
+    out, _ = smoke_report
+    for path in (out / "notebooks").glob("*.ipynb"):
+        text = path.read_text()
+        assert "it/s]" not in text
+        assert "widget-view" not in text
+
+
+def test_notebooks_share_their_run(smoke_report):
+    out, runs = smoke_report
+    main = set()
+    for problem in ("1-1", "1-2", "1-3", "1-4", "1-5"):
+        (path,) = (out / "notebooks").glob(f"{problem}-*.ipynb")
+        notebook = nbformat.read(path, as_version=4)
+        payloads = [
+            o.data[MIME] for c in code(notebook) for o in c.outputs if MIME in o.get("data", {})
+        ]
+        main |= {name for p in payloads for name in p.get("runs", [])}
+    assert len(main) == 1
+    record = json.loads((runs / main.pop() / "provenance.json").read_text())
+    assert record["kind"] == "vae"

@@ -1,0 +1,374 @@
+"""The report as a reader, another program and a later run find it."""
+
+import base64
+import json
+import re
+import shutil
+import time
+
+import nbformat
+import pandas as pd
+import pypdf
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib import pyplot as plt
+
+from dlcvlib import exhibits, params, rendering, report
+from dlcvlib.errors import UserError
+from dlcvlib.exhibits import MIME, Page, markdown_table
+
+# --- the smoke report -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(smoke_report):
+    return BeautifulSoup((smoke_report[0] / "report.html").read_text(), "lxml")
+
+
+@pytest.fixture(scope="module")
+def pdf(smoke_report):
+    return pypdf.PdfReader(smoke_report[0] / "report.pdf")
+
+
+def test_every_figure_is_numbered_and_described(page):
+    figures = page.select(".figure figure")
+    captions = [figure.figcaption.get_text(" ", strip=True) for figure in figures]
+    labels = [re.match(r"Figure 1-\d\.\d+\.", caption) for caption in captions]
+    assert all(labels)
+    assert len({label[0] for label in labels}) == len(figures) >= 15
+    for figure in figures:
+        assert len(figure.img["alt"]) > 30
+        assert figure.img["src"].startswith("data:image/")
+        assert len(base64.b64decode(figure.img["src"].split(",")[1])) > 1000
+
+
+def test_every_problem_has_numbered_tables(page):
+    captions = [table.caption.get_text(" ", strip=True) for table in page.select(".table table")]
+    found = {match[1] for c in captions if (match := re.match(r"Table (1-\d)\.\d+\.", c))}
+    assert found == {f"1-{n}" for n in range(1, 7)}
+
+
+def test_the_page_loads_nothing(page):
+    assert page.find("script") is None
+    assert page.find("link") is None
+    assert page.find("iframe") is None
+    for tag in page.find_all(src=True):
+        assert tag["src"].startswith("data:")
+    policy = page.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert "url(" not in page.style.string
+    assert page.html["lang"] == "en"
+
+
+def test_links_within_the_page_lead_somewhere(page):
+    targets = {tag["id"] for tag in page.find_all(id=True)}
+    links = [a["href"] for a in page.find_all("a", href=True)]
+    assert all(link.startswith("#") and link[1:] in targets for link in links)
+    assert page.find("a", string="Figure 1-2.1")["href"] == "#fig-1-2-curves"
+
+
+def test_ids_are_unique(page):
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+
+
+def test_formulas_are_mathml_and_code_is_folded(page):
+    assert page.find("math")
+    assert page.select("details.code > pre, details.code > div pre")
+    assert all("open" not in details.attrs for details in page.select("details.code"))
+
+
+def test_first_page_has_abstract_main_table_and_provenance(page):
+    cover = page.select_one(".cover").get_text(" ", strip=True)
+    assert "The variational autoencoder redraws" in page.select_one(".abstract").get_text()
+    assert "VAE, test error a value" in cover
+    assert "profile smoke" in cover
+    assert "torch " in cover
+
+
+def test_pdf(pdf):
+    text = "\n".join(sheet.extract_text() for sheet in pdf.pages)
+    assert len(pdf.pages) >= 8
+    for problem in range(1, 7):
+        assert f"Figure 1-{problem}.1" in text
+        assert f"Table 1-{problem}.1" in text
+    titles = [item.title for item in flat(pdf.outline)]
+    assert any(title.startswith("1-4") for title in titles)
+    assert "default-src" not in text
+
+
+def flat(outline):
+    for item in outline:
+        if isinstance(item, list):
+            yield from flat(item)
+        else:
+            yield item
+
+
+def test_results(smoke_report):
+    results = json.loads((smoke_report[0] / "results.json").read_text())
+    assert results["version"] == 1
+    assert len(results["1-3"]["mse_sum"]) == 10
+    assert 0 < results["1-3"]["test_mse_per_pixel_mean"] < 1
+    assert results["1-3"]["ten_errors"]["ours"] == pytest.approx(results["1-3"]["mse_sum"])
+    assert results["1-3"]["ten_errors"]["original"][0] == 92.3118
+    assert {"kid_prior", "kid_fitted", "nearest_ratio"} <= results["1-4"].keys()
+    assert 0 <= results["1-5"]["auc"] <= 1
+    assert len(results["1-6"]["sweep_runs"]["seed"]) == 8
+    provenance = results["provenance"]
+    assert provenance["profile"] == "smoke"
+    assert {"torch", "python"} <= provenance["versions"].keys()
+    assert set(provenance["notebooks"]) == {f"1-{n}" for n in range(1, 7)}
+
+
+def test_documented_keys_are_there(smoke_report):
+    results = json.loads((smoke_report[0] / "results.json").read_text())
+    readme = (params.ROOT / "README.md").read_text()
+    for problem, names in re.findall(r"^\| `(1-\d)` (.*?) \|", readme, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            assert name in results[problem]
+
+
+def test_figures_lie_beside_the_report(smoke_report):
+    folder = smoke_report[0] / "figures"
+    pictures = [p for p in folder.iterdir() if p.suffix in (".png", ".svg")]
+    assert len(pictures) >= 15
+    for picture in pictures:
+        assert len(pd.read_csv(picture.with_suffix(".csv"))) > 0
+    assert (folder / "1-2.1-curves.svg").is_file()
+    assert (folder / "1-3.1-reconstructions.png").is_file()
+
+
+def test_the_second_report_runs_nothing(smoke_report, capsys):
+    from dlcvlib.__main__ import main
+
+    out, runs = smoke_report
+    trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
+    executed = {path: path.read_bytes() for path in (out / "notebooks").glob("*.ipynb")}
+    arguments = ["report", "--profile", "smoke", "--out", str(out), "--set", f"vae.runs_dir={runs}"]
+    started = time.monotonic()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("unchanged") == 6
+    assert time.monotonic() - started < 60
+    assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
+    assert all(path.read_bytes() == content for path, content in executed.items())
+
+
+# --- small notebooks of our own ---------------------------------------------------------------
+
+GOOD = """\
+import pandas as pd
+from matplotlib import pyplot as plt
+from dlcvlib.exhibits import Page
+page = Page("1-1")
+page.table(pd.DataFrame({"a": [1.5]}), "numbers", "A caption.", values={"b": 2})
+"""
+
+
+@pytest.fixture
+def small(tmp_path, smoke):
+    """Write notebooks from lists of cells, and make a report of them."""
+
+    class Small:
+        out = tmp_path / "report"
+        folder = tmp_path / "notebooks"
+
+        def write(self, **notebooks):
+            self.folder.mkdir(exist_ok=True)
+            for name, cells in notebooks.items():
+                book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}")])
+                tagged = nbformat.v4.new_code_cell(
+                    "seed: int = 0", metadata={"tags": ["parameters"]}
+                )
+                book.cells += [tagged, *map(nbformat.v4.new_code_cell, cells)]
+                problem = name[1:].replace("_", "-")
+                book.metadata.kernelspec = {
+                    "name": "python3",
+                    "language": "python",
+                    "display_name": "",
+                }
+                nbformat.write(book, self.folder / f"{problem}-test.ipynb")
+
+        def make(self, changes=None, **arguments):
+            chosen = {"vae": smoke(runs_dir=str(tmp_path / "runs"), **(changes or {}))}
+            return report.make_report(
+                chosen,
+                {"vae": "f"},
+                profile="smoke",
+                out=self.out,
+                notebooks=self.folder,
+                **arguments,
+            )
+
+    return Small()
+
+
+def test_only_what_changed_runs_again(small, capsys):
+    small.write(p1_1=[GOOD], p1_2=["1 + 1"])
+    assert small.make()
+    capsys.readouterr()
+    small.write(p1_2=["1 + 2"])
+    assert small.make()
+    assert re.findall(r"(1-\d) unchanged", capsys.readouterr().out) == ["1-1"]
+    assert small.make({"steps": 13})
+    assert "unchanged" not in capsys.readouterr().out
+
+
+def test_a_failing_cell_fails_its_notebook_and_leaves_the_report(small, capsys):
+    small.write(p1_1=[GOOD], p1_2=["1 + 1"])
+    assert small.make()
+    before = {path: path.read_bytes() for path in small.out.glob("*.*") if path.is_file()}
+    small.write(p1_1=["print('started')", "1 / 0", "'never'"])
+    assert not small.make()
+    error = capsys.readouterr().err
+    assert "1-1 failed" in error
+    assert "'1 / 0'" in error
+    assert "ZeroDivisionError" in error
+    kept = small.out / "notebooks" / "1-1-test.failed.ipynb"
+    assert str(kept) in error
+    assert "ZeroDivisionError" in kept.read_text()
+    assert before == {path: path.read_bytes() for path in small.out.glob("*.*") if path.is_file()}
+    small.write(p1_1=[GOOD])
+    assert small.make()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("cell", ["import sys; sys.exit(0)", "import os; os._exit(1)"])
+def test_a_notebook_that_stopped_early_has_failed(small, cell):
+    small.write(p1_1=["1", cell, "2"])
+    assert not small.make()
+
+
+def test_a_damaged_notebook_is_run_again(small, capsys):
+    small.write(p1_1=[GOOD])
+    assert small.make()
+    path = small.out / "notebooks" / "1-1-test.ipynb"
+    path.write_text(path.read_text().replace("1.5", "9.5"))
+    capsys.readouterr()
+    assert small.make()
+    output = capsys.readouterr().out
+    assert "damaged" in output
+    assert "9.5" not in path.read_text()
+
+
+def test_only(small):
+    small.write(p1_1=[GOOD], p1_2=["1 / 0"])
+    assert small.make(only=["1-1"])
+    with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2\)"):
+        small.make(only=["9-9"])
+
+
+def test_out_that_cannot_be_written(small):
+    small.write(p1_1=[GOOD])
+    small.out.write_text("a file in the way")
+    with pytest.raises(UserError, match="cannot write to"):
+        small.make()
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    '#eval("1")',
+    "$(rm -rf /) `rm`",
+    "a | b \\| c",
+    "[x](javascript:alert(1))",
+    "= heading *b* _i_ @ref <lab>",
+]
+
+
+def test_hostile_text_stays_text(small):
+    cell = f"""\
+import pandas as pd
+from dlcvlib.exhibits import Page
+page = Page("1-1")
+page.table(pd.DataFrame({{"text": {HOSTILE!r}}}), "hostile", "Caption.")
+"""
+    small.write(p1_1=[cell])
+    assert small.make()
+    page = BeautifulSoup((small.out / "report.html").read_text(), "lxml")
+    cells = [td.get_text() for td in page.select("#tab-1-1-hostile td")]
+    assert cells == HOSTILE
+    assert page.find("script") is None
+    assert page.select("#tab-1-1-hostile img, #tab-1-1-hostile a") == []
+    text = "".join(
+        sheet.extract_text() for sheet in pypdf.PdfReader(small.out / "report.pdf").pages
+    )
+    for hostile in HOSTILE[:3]:
+        assert hostile.replace(" ", "") in text.replace(" ", "").replace("\n", "")
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a page displays."""
+    outputs = []
+    monkeypatch.setattr(exhibits, "display", lambda data, **_: outputs.append(data))
+    return outputs
+
+
+def test_exhibits_are_numbered_and_keep_their_number(shown):
+    page = Page("1-3")
+    frame = pd.DataFrame({"a": [1]})
+    for name in ("x", "y", "x"):
+        page.table(frame, name, "caption")
+    labels = [o[MIME]["label"] for o in shown if isinstance(o, dict)]
+    assert labels == ["Table 1-3.1", "Table 1-3.2", "Table 1-3.1"]
+
+
+def test_lines_are_svg_and_pixels_are_png(shown):
+    page = Page("1-1")
+    lines, ax = plt.subplots()
+    ax.plot([1, 2])
+    pixels, ax = plt.subplots()
+    ax.imshow([[0, 1]])
+    for name, figure in (("lines", lines), ("pixels", pixels)):
+        page.figure(figure, name, "c", alt="a", data=pd.DataFrame({"x": [1]}))
+    first, second = (o for o in shown if isinstance(o, dict))
+    assert "<svg" in first["image/svg+xml"]
+    assert base64.b64decode(second["image/png"]).startswith(b"\x89PNG")
+    assert first[MIME]["csv"] == "x\n1\n"
+
+
+def test_the_same_figure_gives_the_same_bytes(shown):
+    for _ in range(2):
+        figure, ax = plt.subplots()
+        ax.plot([1, 2], label="a")
+        ax.legend()
+        Page("1-1").figure(figure, "f", "c", alt="a", data=pd.DataFrame())
+    first, second = (o for o in shown if isinstance(o, dict))
+    assert first["image/svg+xml"] == second["image/svg+xml"]
+
+
+def test_values_become_plain_and_tables_are_recorded_unrounded(shown):
+    import torch
+
+    frame = pd.DataFrame({"a": [1 / 3, float("nan")], "b": ["x", None]})
+    Page("1-1").table(frame, "t", "c", formats={"a": ".1f"}, values={"n": torch.tensor([1.5, 2.0])})
+    (output,) = (o for o in shown if isinstance(o, dict))
+    assert output[MIME]["values"]["t"]["a"] == [1 / 3, None]
+    assert output[MIME]["values"]["n"] == [1.5, 2.0]
+    assert "0.3" in output["text/markdown"]
+    with pytest.raises(TypeError, match="results"):
+        exhibits.plain({"x": object()})
+
+
+def test_markdown_table_escapes():
+    assert r"a\|b" in markdown_table(pd.DataFrame({"c": ["a|b"]}), [False])
+
+
+def test_links_to_absent_exhibits_become_text():
+    document = rendering.Document(labels={"fig-1-2-curves": "Figure 1-2.1"})
+    links = rendering.Exhibits(document=document, problem="1-2")._links
+    assert links("see [figure](#fig-curves)") == "see [Figure 1-2.1](#fig-1-2-curves)"
+    assert links("see [figure](#fig-1-2-curves)") == "see [Figure 1-2.1](#fig-1-2-curves)"
+    assert links("see [the chart](#fig-1-9-gone)") == "see the chart"
+
+
+def test_figures_of_earlier_reports_go(tmp_path):
+    (tmp_path / "old.png").write_bytes(b"x")
+    rendering._write_figures(tmp_path, {"new.csv": b"a"})
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+    shutil.rmtree(tmp_path)
