@@ -228,7 +228,7 @@ def _head(canvas: skia.Canvas, p: Person) -> None:
         canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), _fill(_shade(p.skin, 0.68), 0.7))
     path = _head_path(p)
     lit = 32 + 6 * p.light + 2 * p.turn
-    colors = [_argb(_shade(p.skin, f)) for f in (1.14, 1.02, 0.88, 0.6)]
+    colors = [_argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
     canvas.drawPath(path, _radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
     canvas.save()
     canvas.clipPath(path, True)

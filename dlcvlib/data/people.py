@@ -26,7 +26,7 @@ ATTRIBUTES = (
 Color = tuple[float, float, float]
 
 SKIN: tuple[Color, ...] = (
-    (250, 222, 203), (241, 201, 173), (230, 184, 150), (214, 163, 124),
+    (242, 208, 184), (235, 194, 165), (226, 180, 146), (214, 163, 124),
     (190, 137, 98), (160, 108, 73), (124, 80, 53), (92, 58, 40),
 )  # fmt: skip
 HAIR: dict[str, tuple[Color, ...]] = {
@@ -57,7 +57,7 @@ class Person:
     part: float  # where the hair parts, -1 to 1
     bangs: bool
     beard: str  # "", "stubble", "full", "goatee", "moustache"
-    smile: float  # -0.3 (stern) to 1 (beaming, teeth shown above 0.55)
+    smile: float  # -0.1 (grave) to 1 (beaming, teeth shown above 0.55)
     lipstick: bool
     glasses: str  # "", "round", "square"
     iris: Color
@@ -120,7 +120,7 @@ def sample_person(rng: np.random.Generator) -> Person:
         part=float(rng.choice([-1, 1]) * rng.uniform(0.1, 0.7)),
         bangs=bangs,
         beard=beard,
-        smile=rng.uniform(0.4, 1) if smiling else rng.uniform(-0.3, 0.15),
+        smile=rng.uniform(0.4, 1) if smiling else rng.uniform(-0.12, 0.2),
         lipstick=not male and rng.random() < 0.55,
         glasses=str(rng.choice(["round", "square"])) if rng.random() < 0.16 + 0.1 * age else "",
         iris=IRIS[rng.integers(2 if tone > 0.45 else len(IRIS))],
