@@ -143,7 +143,7 @@ def vae_verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def chosen_weight(sweep: pd.DataFrame, weight: float, slack: float = 0.25) -> str:
+def chosen_weight(sweep: pd.DataFrame, weight: float, slack: float = 0.5) -> str:
     """What the sweep says of the weight that the main run uses, by a rule that is part of the text.
 
     Args:

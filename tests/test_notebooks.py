@@ -45,8 +45,8 @@ def test_opens_with_a_question(notebook):
 
 def test_cells_are_small(notebook):
     lengths = [len(cell.source.splitlines()) for cell in told(notebook)]
-    assert statistics.median(lengths) <= 13
-    assert statistics.quantiles(lengths, n=10)[-1] <= 24
+    assert statistics.median(lengths) <= 10
+    assert statistics.quantiles(lengths, n=10)[-1] <= 22
 
 
 def test_no_plumbing(notebook):
