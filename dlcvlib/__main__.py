@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\nstopped: {error or 'run the same command again to go on'}", file=sys.stderr)
+        print(f"\nstopped: {str(error) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
 
 

@@ -130,12 +130,13 @@ def vae_verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
     low, good = sweep[weight == weight.min()], sweep[weight.between(0.1, 1)]
     main = variants["variant"].iloc[0]
     chosen = dict(list(variants.groupby("variant")))
-    claims = [
-        (f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good),
-        ("vertical flips do harm", "mse", chosen["with vertical flips"], chosen[main]),
-        ("Sigmoid is better than Tanh", "mse", chosen["Tanh output"], chosen[main]),
-        ("LeakyReLU is better than ReLU", "mse", chosen["ReLU in the decoder"], chosen[main]),
-    ]
+    claims = [(f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good)]
+    for claim, variant in (
+        ("vertical flips do harm", "with vertical flips"),
+        ("Sigmoid is better than Tanh", "Tanh output"),
+        ("LeakyReLU is better than ReLU", "ReLU in the decoder"),
+    ):
+        claims += [(claim, measure, chosen[variant], chosen[main]) for measure in ("mse", "kid")]
     names = {"kid": "KID of prior samples", "mse": "reconstruction error a value"}
     return pd.DataFrame(
         compare(claim, names[column], worse[column], better[column])

@@ -8,6 +8,7 @@ tensor file carries a JSON `meta` in its safetensors header; whoever refers to a
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,9 +48,12 @@ def make_dir(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`."""
+    """Remove the temporary files and folders that a killed process left in `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:

@@ -116,6 +116,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_a_kill_leaves_is_swept(tmp_path):
+    (tmp_path / f"{storage.TEMPORARY}a.safetensors").write_text("half")
+    (tmp_path / f"{storage.TEMPORARY}b").mkdir()
+    (tmp_path / f"{storage.TEMPORARY}b" / "c.ipynb").write_text("half")
+    (tmp_path / "whole").write_text("whole")
+    storage.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_tensors_come_back_as_they_were(tmp_path):
     tensors = {"a": torch.randn(2, 3).to(torch.bfloat16), "b": torch.arange(4)}
     storage.write_tensors(tmp_path / "t.safetensors", tensors, {"step": 3})

@@ -8,6 +8,16 @@ local function typst_string(text)
   return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
 
+-- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
+-- list in it.
+function Str(str)
+  if not typst then return nil end
+  local equals, rest = str.text:match("^(=+)(.*)$")
+  if equals then return { pandoc.RawInline("typst", (equals:gsub("=", "\\="))), pandoc.Str(rest) } end
+  if str.text:match("^[-+/]$") then return pandoc.RawInline("typst", "\\" .. str.text) end
+  if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
+end
+
 -- Code: folded in HTML, left out of print.
 function CodeBlock(block)
   if not block.classes:includes("python") then return nil end
