@@ -266,6 +266,63 @@ def test_out_that_cannot_be_written(small):
         small.make()
 
 
+@pytest.fixture
+def two_chapters(monkeypatch):
+    """As if a second chapter existed already."""
+    chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
+    monkeypatch.setattr(report, "CHAPTERS", chapters)
+    monkeypatch.setattr(rendering, "CHAPTERS", chapters)
+
+
+def make_two(small, smoke, tmp_path, **arguments):
+    chosen = smoke(runs_dir=str(tmp_path / "runs"))
+    return report.make_report(
+        {"vae": chosen, "gan": chosen},
+        {"vae": "f", "gan": "f"},
+        profile="smoke",
+        out=small.out,
+        notebooks=small.folder,
+        **arguments,
+    )
+
+
+def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_chapters):
+    """The second chapter's notebook waits until it sees the first chapter's page."""
+    waiting = f"""\
+import time
+from pathlib import Path
+path = Path({str(small.out / "report.html")!r})
+deadline = time.monotonic() + 60
+while not (path.is_file() and "Table 1-1.1" in path.read_text()):
+    assert time.monotonic() < deadline
+    time.sleep(0.2)
+"""
+    small.write(p1_1=[GOOD], p2_1=[waiting])
+    assert make_two(small, smoke, tmp_path)
+    text = (small.out / "report.html").read_text()
+    assert "Chapter 1" in text
+    assert "Chapter 2" in text
+
+
+def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
+    """Each chapter's notebook waits for a file that the other one writes."""
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def meet(mine, other):
+        return f"""\
+import time
+from pathlib import Path
+Path({str(mine)!r}).touch()
+deadline = time.monotonic() + 60
+while not Path({str(other)!r}).exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+"""
+
+    small.write(p1_1=[meet(first, second)], p2_1=[meet(second, first)])
+    assert make_two(small, smoke, tmp_path, jobs=2)
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
