@@ -100,22 +100,6 @@ def image_grid(images: Tensor, columns: int = 8, *, width: float = WIDTH) -> Fig
     return figure
 
 
-def image_panels(panels: Sequence[Tensor], titles: Sequence[str], columns: int) -> Figure:
-    """Several grids of images side by side, each with a title."""
-    sheets = [tile(panel, columns) for panel in panels]
-    ratio = sheets[0].shape[0] / sheets[0].shape[1]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(WIDTH, WIDTH / len(panels) * ratio + 0.3), squeeze=False
-    )
-    for ax, sheet, title in zip(axes[0], sheets, titles, strict=True):
-        ax.imshow(sheet)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_title(title)
-        _bare(ax)
-    return figure
-
-
 def _bare(ax: Axes) -> None:
     ax.grid(False)
     ax.tick_params(length=0)
