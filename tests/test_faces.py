@@ -123,7 +123,7 @@ def test_a_changed_file_is_noticed(load, folder):
 
 def test_a_damaged_cache_is_made_again(load, folder, tmp_path, capsys):
     before = load(f"folder:{folder}")
-    (path,) = (tmp_path / "runs" / "data").glob("*.safetensors")
+    (path,) = (tmp_path / "runs" / "data").rglob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -138,6 +138,43 @@ def test_files_that_no_csv_names_are_left_out_and_said(load, folder):
     assert any(
         "1 files in train/ are not in train.csv" in n for n in load(f"folder:{folder}").notes
     )
+
+
+def test_a_damaged_pointer_is_named_and_the_data_made_again(load, folder, tmp_path, capsys):
+    before = load(f"folder:{folder}").fingerprint
+    (pointer,) = (tmp_path / "runs" / "data").rglob("faces.json")
+    pointer.write_text("[]")
+    assert load(f"folder:{folder}").fingerprint == before
+    assert f"{pointer} is damaged" in capsys.readouterr().out
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    pixels, _ = decoding.decode_file(tmp_path / "deep.png")
+    assert len(np.unique(pixels)) > 200
+
+
+def test_a_picture_that_would_start_a_program_is_refused(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    with pytest.raises(UserError, match=r"page\.png"):
+        decoding.decode_file(tmp_path / "page.png")
+
+
+def test_the_line_of_a_bad_value_is_right_after_blank_lines(load, folder):
+    table = folder / "face/train.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], "", "", "0.png,yes,1", *lines[2:]]))
+    with pytest.raises(UserError, match="line 4: attribute 'Male' is 'yes'"):
+        load(f"folder:{folder}")
+
+
+def test_one_image_under_two_names_is_refused(load, folder):
+    table = folder / "face/train.csv"
+    table.write_text(table.read_text() + "./0.png,0,0\n")
+    with pytest.raises(UserError, match="twice"):
+        load(f"folder:{folder}")
 
 
 def test_an_attribute_of_one_csv_only_is_left_out_and_said(load, folder):

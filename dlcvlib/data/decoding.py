@@ -4,11 +4,14 @@ Worker processes import this module only, so that they start quickly: no torch h
 """
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,9 @@ CHUNK = 250
 MAX_PIXELS = 64_000_000
 """A picture that claims more is refused before it is decoded."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+"""Whatever a file is called; others, PostScript above all, would start programs to be read."""
+
 Chunk = tuple[np.ndarray, np.ndarray]
 
 
@@ -34,13 +40,15 @@ def decode_file(path: Path) -> tuple[np.ndarray, bool]:
         UserError: if it is no picture, is damaged, or claims absurd dimensions.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{path}: {width}×{height} pixels are refused as a decompression bomb; "
                     "make the picture smaller"
                 )
+            if picture.mode == "I;16":  # convert() would clip 16 bits to white
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             picture = picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
         raise UserError(
@@ -93,9 +101,10 @@ def fill(
     return np.concatenate(columns)
 
 
-def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]):
+def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterator[Chunk]:
     """Results in order: from a pool if there is enough to do, else from this process."""
-    workers = min(len(os.sched_getaffinity(0)), len(chunks))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, len(chunks))
     if workers < 2:
         yield from map(work, chunks)
         return
@@ -103,9 +112,26 @@ def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]):
     try:
         # Spawned, not forked: torch's threads do not survive a fork.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for result in pool.map(work, chunks):
+            with _empty_main():  # map() starts all workers before it returns
+                results = pool.map(work, chunks)
+            for result in results:
                 yield result
                 done += 1
     except BrokenProcessPool:
-        # A main program without a file (python - <<…) cannot be spawned: go on here.
+        # A worker was killed, most likely for its memory: go on here.
         yield from map(work, chunks[done:])
+
+
+@contextmanager
+def _empty_main() -> Iterator[None]:
+    """Keep workers started meanwhile from running the main program again.
+
+    They need this package alone. A script without an `if __name__ == "__main__"` would come here
+    again in each worker and wait for itself; a program read from standard input has no file.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,7 +1,8 @@
 """Faces from three sources: drawn here, a folder in the homework's layout, torchvision's CelebA.
 
-A prepared data set is cached as one tensor file with a JSON pointer that is written last and
-holds its content hash. The cache's name covers the content of every file that went into it.
+A prepared data set is cached in a folder of its own: one tensor file, and a JSON pointer that is
+written last and holds its content hash. The folder's name covers the content of every file that
+went into it.
 """
 
 import hashlib
@@ -25,8 +26,10 @@ from dlcvlib.data.images import FaceData, ImageSet
 from dlcvlib.errors import UserError
 from dlcvlib.params import FaceParams
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the cached form changes, so that older caches are made anew."""
+
+TENSORS, POINTER = "faces.safetensors", "faces.json"
 
 PREFIX = "attribute."
 """Keeps a column that happens to be called "images" apart from the images."""
@@ -119,7 +122,8 @@ def _split(
 
 def _prepare(cache: Path, prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Decode or draw everything, write the cache, then its pointer."""
-    storage.sweep(cache.parent)
+    # Only this cache's lock is held: another cache's temporary files may be in the making.
+    storage.sweep(storage.make_dir(cache))
     order = _training_order(prepared.train, len(prepared.items))
     images = torch.empty(len(order), 3, decoding.SIZE, decoding.SIZE, dtype=torch.uint8)
     columns = decoding.fill(
@@ -141,9 +145,9 @@ def _prepare(cache: Path, prepared: Prepared) -> tuple[dict[str, Tensor], dict[s
         digest.update(name.encode())
         digest.update(tensors[name].numpy().data)
     meta = {"notes": notes, "content": digest.hexdigest()}
-    path = cache.with_suffix(".safetensors")
+    path = cache / TENSORS
     storage.write_tensors(path, tensors, meta)
-    storage.write_json(cache.with_suffix(".json"), {"sha256": storage.sha256(path)})
+    storage.write_json(cache / POINTER, {"sha256": storage.sha256(path)})
     return tensors, meta
 
 
@@ -155,16 +159,18 @@ def _training_order(train: int, total: int) -> list[int]:
 
 def _cached(cache: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What an earlier call prepared; a damaged cache is named and made again."""
-    pointer = cache.with_suffix(".json")
+    pointer = cache / POINTER
     if not pointer.is_file():
         return None
     try:
         digest = json.loads(pointer.read_text(encoding="utf-8"))["sha256"]
-        return storage.read_tensors(cache.with_suffix(".safetensors"), digest)
-    except (storage.DamagedFileError, OSError, ValueError, KeyError) as error:
+        return storage.read_tensors(cache / TENSORS, digest)
+    except storage.DamagedFileError as error:
         print(f"{error}; preparing it again")
-        pointer.unlink(missing_ok=True)
-        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"{pointer} is damaged; preparing its data again")
+    pointer.unlink(missing_ok=True)
+    return None
 
 
 def _lock(cache: Path) -> FileLock:
@@ -210,10 +216,9 @@ def _folder(root: Path, limit: int) -> Prepared:
     paths, tables, notes = [], [], []
     for split in ("train", "test"):
         table = read_table(faces / f"{split}.csv", faces / split)
-        listed = len(table)
+        listed = set(table["image_name"])
         table = table.iloc[: limit or None]
-        unlisted = sum(1 for _ in (faces / split).iterdir()) - listed
-        if unlisted > 0:
+        if unlisted := sum(p.name not in listed for p in (faces / split).iterdir() if p.is_file()):
             notes.append(f"{unlisted:,} files in {split}/ are not in {split}.csv: left out.")
         paths += [faces / split / name for name in table["image_name"]]
         tables.append(table.drop(columns="image_name"))
@@ -225,8 +230,11 @@ def _folder(root: Path, limit: int) -> Prepared:
         name: np.concatenate([table[name].to_numpy(np.uint8) for table in tables])
         for name in shared
     }
-    with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(storage.sha256, paths))
+    try:
+        with ThreadPoolExecutor() as pool:
+            contents = list(pool.map(storage.sha256, paths))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
     identity = {
         "files": contents,
         "attributes": {name: values.tolist() for name, values in attributes.items()},
@@ -255,7 +263,10 @@ def read_table(path: Path, folder: Path) -> pd.DataFrame:
             `folder`.
     """
     try:
-        table = pd.read_csv(path, dtype={"image_name": str}, skipinitialspace=True)
+        # Blank lines are dropped here, not by pandas, so that the index tells the line.
+        table = pd.read_csv(
+            path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
+        ).dropna(how="all")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if "image_name" not in table:
@@ -263,12 +274,14 @@ def read_table(path: Path, folder: Path) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path} lists no images")
     names = table["image_name"].fillna("")
-    if repeated := names[names.duplicated()].unique().tolist():
-        raise UserError(f"{path} lists images twice: {_some(repeated)}")
-    inside = folder.resolve()
-    strays = [n for n in names if not (folder / n).resolve().is_relative_to(inside)]
-    if strays:
+    try:
+        inside, files = folder.resolve(), names.map(lambda name: (folder / name).resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
+    if strays := names[[not file.is_relative_to(inside) for file in files]].tolist():
         raise UserError(f"{path} names files outside of {folder}: {_some(strays)}")
+    if repeated := names[files.duplicated()].unique().tolist():
+        raise UserError(f"{path} lists images twice: {_some(repeated)}")
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{path} names files that are not in {folder}: {_some(absent)}")
     for name in table.columns.drop("image_name"):
@@ -276,7 +289,7 @@ def read_table(path: Path, folder: Path) -> pd.DataFrame:
         if not (good := numbers.isin([0, 1])).all():
             line = int((~good).idxmax())
             raise UserError(
-                f"{path}, line {line + 2}: attribute {name!r} is {table[name][line]!r}, not 0 or 1"
+                f"{path}, line {line + 2}: attribute {name!r} is '{table[name][line]}', not 0 or 1"
             )
         table[name] = numbers.astype(np.uint8)
     return table
