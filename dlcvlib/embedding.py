@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
@@ -56,6 +57,23 @@ def direction(latents: Tensor, labels: Tensor) -> Tensor:
 def between(start: Tensor, end: Tensor, count: int) -> Tensor:
     """Points on the straight line between two latents, both ends included: (count, D)."""
     return torch.stack([torch.lerp(start, end, float(t)) for t in torch.linspace(0, 1, count)])
+
+
+def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """A point on the arc between draws of N(0, I): (…, D) twice, share 0..1 -> (…, D).
+
+    A straight line would pass through shorter vectors than a generator has ever seen (White:
+    Sampling Generative Networks. 2016. arXiv:1609.04468, section 2.1).
+    """
+    cosine = F.cosine_similarity(start, end, dim=-1).clamp(-1 + 1e-6, 1 - 1e-6)[..., None]
+    angle = torch.arccos(cosine)
+    ends = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
+    return ends / torch.sin(angle)
+
+
+def arc(start: Tensor, end: Tensor, count: int) -> Tensor:
+    """Points on the arc between two draws of N(0, I), both ends included: (count, D)."""
+    return torch.stack([slerp(start, end, float(t)) for t in torch.linspace(0, 1, count)])
 
 
 def principal_directions(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dlcvlib import runs
 from dlcvlib.data.batches import Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
-from dlcvlib.params import TrainingSettings, VAEParams
+from dlcvlib.params import FaceParams, TrainingSettings
 from dlcvlib.runs import Run, device_of
 
 
@@ -27,10 +27,12 @@ class Extractor:
 
     Attributes:
         name: for captions.
+        key: changes whenever the features do.
         features: images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU.
     """
 
     name: str
+    key: str
     features: Callable[[Tensor], Tensor]
 
 
@@ -129,8 +131,8 @@ def train_or_load(
     )
 
 
-def settings_for(params: VAEParams) -> TrainingSettings:
-    """Settings of the chapter's attribute classifier: short, and the same for every ablation."""
+def settings_for(params: FaceParams) -> TrainingSettings:
+    """Settings of the attribute classifier: short, and the same in every chapter and ablation."""
     return TrainingSettings(
         seed=0,
         steps=params.extractor_steps,
@@ -143,10 +145,11 @@ def settings_for(params: VAEParams) -> TrainingSettings:
     )
 
 
-def extractors(params: VAEParams, faces: FaceData) -> list[Extractor]:
-    """The features that this chapter measures with: our own, and Inception's if at hand."""
+def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
+    """The features that faces are measured with: our own, and Inception's if at hand."""
     run = train_or_load(faces, settings_for(params), params.runs_dir)
-    own = Extractor("a network trained here on the data's attributes", run.method.features)
+    name = "a network trained here on the data's attributes"
+    own = Extractor(name, run.name, run.method.features)
     return [own, *filter(None, [inception()])]
 
 
@@ -166,4 +169,4 @@ def inception() -> Extractor | None:
         with torch.no_grad():
             return torch.cat([net(prepare(chunk)) for chunk in images.split(100)])
 
-    return Extractor("Inception-v3 (ImageNet)", features)
+    return Extractor("Inception-v3 (ImageNet)", str(weights), features)

@@ -149,6 +149,78 @@ def learning_curves(
     return figure
 
 
+def line_panels(
+    frame: pd.DataFrame,
+    panels: Sequence[tuple[str, dict[str, str]]],
+    *,
+    levels: dict[str, float] | None = None,
+) -> Figure:
+    """Columns of a history over the steps, a panel for each axis label.
+
+    Args:
+        frame: a column step, and those of the panels; where one is missing, nothing is drawn.
+        panels: (axis label, {column: name in the legend}) of each.
+        levels: name -> height of a dotted line through the last panel.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), squeeze=False)
+    for ax, (label, columns) in zip(axes[0], panels, strict=True):
+        for color, (column, name) in zip(CYCLE, columns.items(), strict=False):
+            seen = frame.dropna(subset=column)
+            sparse = len(seen) < 30
+            ax.plot(
+                seen["step"],
+                seen[column],
+                "o-" if sparse else "-",
+                color=color,
+                label=name,
+                linewidth=1.1,
+                markersize=3.5,
+            )
+        ax.set_ylabel(label)
+        ax.set_xlabel("training step")
+        ax.set_ylim(bottom=0)
+    for name, height in (levels or {}).items():
+        axes[0, -1].axhline(height, color="#777777", linewidth=0.9, linestyle=":", label=name)
+    for ax in axes[0]:
+        ax.legend()
+    return figure
+
+
+def against_baseline(
+    curves: pd.DataFrame, baseline: str, y: tuple[str, str], columns: int = 5
+) -> Figure:
+    """Small multiples: each variant's curve over the baseline's, a line a seed, filled between.
+
+    Args:
+        curves: columns variant, seed, step and that of `y`.
+        baseline: the variant that every panel shows in grey.
+        y: (column, axis label).
+        columns: panels in a row.
+    """
+    names = [name for name in dict.fromkeys(curves["variant"]) if name != baseline]
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, 1.65 * rows + 0.3), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, name in zip(axes.flat, names, strict=False):
+        for variant, color in ((baseline, "#888888"), (name, CYCLE[0])):
+            table = curves[curves["variant"] == variant].pivot(
+                index="step", columns="seed", values=y[0]
+            )
+            ax.fill_between(table.index, table.min(1), table.max(1), color=color, alpha=0.25, lw=0)
+            ax.plot(table.index, table.mean(1), color=color, linewidth=1.4)
+        ax.set_title(name, fontsize=8.5)
+        ax.set_ylim(bottom=0)
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(y[1])
+    for ax in axes.flat[max(0, len(names) - columns) : len(names)]:
+        ax.set_xlabel("training step")
+        ax.xaxis.set_tick_params(labelbottom=True)
+    return figure
+
+
 def scatter_classes(
     points: np.ndarray, classes: np.ndarray, names: Sequence[str], ax: Axes | None = None
 ) -> Axes:

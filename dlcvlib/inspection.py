@@ -1,11 +1,13 @@
 """What a network looks like and what a run cost: layers, blocks for the diagram, time."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torchinfo
 from torch import nn
+from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from dlcvlib.runs import Run
@@ -20,18 +22,27 @@ def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
         module: the network.
         input_shape: with the batch dimension first, which is left out of the result.
     """
-    was_training = module.training
-    summary = torchinfo.summary(module, input_size=input_shape, verbose=0, mode="eval", depth=9)
-    module.train(was_training)
+    summary = torchinfo.summary(
+        _plain(module), input_size=input_shape, verbose=0, mode="eval", depth=9
+    )
     leaves = [info for info in summary.summary_list if info.is_leaf_layer]
     return pd.DataFrame(
         {
             "layer": [_title(info.module) for info in leaves],
-            "output": ["×".join(map(str, info.output_size[1:])) for info in leaves],
+            "output": ["×".join(map(str, info.output_size[1:] or [1])) for info in leaves],
             "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
             "mult_adds": [int(info.macs) for info in leaves],
         }
     )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy whose weights are computed from nothing: torchinfo counts those only."""
+    copied = copy.deepcopy(module)
+    for layer in copied.modules():
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight")
+    return copied
 
 
 def _title(layer: nn.Module) -> str:

@@ -7,15 +7,17 @@ need the same run share it.
     settings.yaml        what was trained
     history.csv          losses over the steps
     model.safetensors    parameters and buffers
+    snapshot-*           modules that were kept along the way, in half precision
     provenance.json      versions, device, time and the files' hashes; written last: the run is done
     checkpoint*          only while it trains
 """
 
+import copy
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ class Run(Generic[M]):
         settings: what it was trained with.
         history: one row every few steps: step, losses, learning_rate, validation_*.
         provenance: versions, device, precision, seconds, images_per_second, …
+        folder: where it lies.
     """
 
     name: str
@@ -52,6 +55,20 @@ class Run(Generic[M]):
     settings: TrainingSettings
     history: pd.DataFrame
     provenance: dict[str, Any]
+    folder: Path
+
+    @property
+    def snapshots(self) -> list[int]:
+        """Steps at which modules were kept."""
+        return self.provenance["snapshots"]
+
+    def at(self, step: int) -> M:
+        """The method with its kept modules as they were after a step of `snapshots`."""
+        file = _snapshot(step)
+        tensors, _ = storage.read_tensors(self.folder / file, self.provenance["files"][file])
+        method = copy.deepcopy(self.method)
+        training.load_modules(method, tensors)
+        return method
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +109,7 @@ def train_or_load(
     runs_dir: Path | str,
     code: Iterable[str],
     evaluate: Callable[[M], dict[str, float]] | None = None,
+    keep: Sequence[str] = (),
 ) -> Run[M]:
     """The trained run of these settings on this data: from disk if it is there, else trained now.
 
@@ -104,6 +122,7 @@ def train_or_load(
         runs_dir: folder of the runs.
         code: modules of this package that define the method.
         evaluate: values for the history, from the method in training.
+        keep: modules whose weights are kept wherever `evaluate` is called.
 
     Raises:
         UserError: if `runs_dir` cannot be written.
@@ -115,13 +134,13 @@ def train_or_load(
         return run
     if not PartialState().is_main_process:
         # Under `accelerate launch` the main process alone locks and writes.
-        _train(folder, kind, create, batches, settings, data, evaluate)
+        _train(folder, kind, create, batches, settings, data, evaluate, keep)
         PartialState().wait_for_everyone()
         return _whole(folder, create, settings)
     with _sole_trainer(folder):
         if (run := _load(folder, create, settings)) is not None:
             return run
-        _train(folder, kind, create, batches, settings, data, evaluate)
+        _train(folder, kind, create, batches, settings, data, evaluate, keep)
     PartialState().wait_for_everyone()
     return _whole(folder, create, settings)
 
@@ -141,10 +160,17 @@ def _train(
     settings: TrainingSettings,
     data: str,
     evaluate: Callable[[M], dict[str, float]] | None,
+    keep: Sequence[str],
 ) -> None:
     storage.make_dir(folder)
     storage.sweep(folder)
     method = _create(create, settings)
+
+    def measure() -> dict[str, float]:
+        if keep and PartialState().is_main_process:
+            _keep(folder / _snapshot(method.done), method, keep)
+        return evaluate(method)
+
     device = training.accelerator_for(settings.precision).device
     outcome = training.fit(
         method,
@@ -152,7 +178,7 @@ def _train(
         settings,
         folder,
         label=kind,
-        evaluate=None if evaluate is None else lambda: evaluate(method),
+        evaluate=measure if evaluate else None,
     )
     if not PartialState().is_main_process:
         return
@@ -160,7 +186,8 @@ def _train(
     history = pd.DataFrame(outcome.pop("history"))
     storage.write_text(folder / "history.csv", history.to_csv(index=False))
     storage.write_tensors(folder / "model.safetensors", training.module_tensors(method), {})
-    files = ("settings.yaml", "history.csv", "model.safetensors")
+    snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
+    files = ["settings.yaml", "history.csv", "model.safetensors", *map(_snapshot, snapshots)]
     images = settings.steps * settings.batch_size * outcome["processes"]
     provenance = {
         "kind": kind,
@@ -168,6 +195,7 @@ def _train(
         **outcome,
         "images_per_second": images / outcome["seconds"],
         "parameters": sum(p.numel() for m in method.modules.values() for p in m.parameters()),
+        "snapshots": snapshots,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         **fingerprints.versions("torch", "torchvision", "accelerate"),
@@ -175,6 +203,20 @@ def _train(
     }
     storage.write_json(folder / "provenance.json", provenance)
     training.clear_checkpoints(folder)
+
+
+def _snapshot(step: int) -> str:
+    return f"snapshot-{step}.safetensors"
+
+
+def _keep(path: Path, method: training.Method, names: Sequence[str]) -> None:
+    """Write some modules as they are now; half precision is enough to draw pictures from."""
+    tensors = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in training.module_tensors(method).items()
+        if key.split(".")[0] in names
+    }
+    storage.write_tensors(path, tensors, {})
 
 
 def _create(create: Callable[[], M], settings: TrainingSettings) -> M:
@@ -191,8 +233,9 @@ def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> 
     try:
         provenance = json.loads(mark.read_text(encoding="utf-8"))
         files = provenance["files"]
-        if storage.sha256(folder / "history.csv") != files["history.csv"]:
-            raise storage.DamagedFileError(f"{folder / 'history.csv'} is damaged")
+        for file, digest in files.items():
+            if storage.sha256(folder / file) != digest:
+                raise storage.DamagedFileError(f"{folder / file} is damaged")
         tensors, _ = storage.read_tensors(folder / "model.safetensors", files["model.safetensors"])
     except (storage.DamagedFileError, OSError, ValueError, KeyError) as error:
         print(f"{folder.name}: {error}; training it again")
@@ -202,7 +245,9 @@ def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> 
     training.load_modules(method, tensors)
     for module in method.modules.values():
         module.to(_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Run(folder.name, method, settings, pd.read_csv(folder / "history.csv"), provenance)
+    return Run(
+        folder.name, method, settings, pd.read_csv(folder / "history.csv"), provenance, folder
+    )
 
 
 def _device() -> torch.device:

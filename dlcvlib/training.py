@@ -38,10 +38,17 @@ WARM_UP = 0.1
 
 
 class Method(Protocol):
-    """What `fit` trains."""
+    """What `fit` trains.
+
+    Attributes:
+        modules: name -> network; `fit` moves them to the device.
+        optimizers: name -> optimiser of their parameters.
+        done: steps taken so far, set by `fit`: what schedules depend on.
+    """
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
+    done: int
 
     def step(self, batch: Any) -> dict[str, Tensor]: ...
 
@@ -157,9 +164,11 @@ def fit(
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["initial_lr"]
+            method.done = state.step
             losses = method.step(batch(draw))
             state.pending.append({name: value.detach() for name, value in losses.items()})
             state.step += 1
+            method.done = state.step
 
             last = state.step == settings.steps
             validating = evaluate is not None and (state.step % validate_every == 0 or last)
@@ -307,10 +316,10 @@ def module_tensors(method: Method) -> dict[str, Tensor]:
 
 
 def load_modules(method: Method, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the modules from what `module_tensors` gave."""
-    for name, module in method.modules.items():
+    """Fill modules from what `module_tensors` gave of them."""
+    for name in dict.fromkeys(key.split(".")[0] for key in tensors):
         prefix = f"{name}."
-        module.load_state_dict(
+        method.modules[name].load_state_dict(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
 
