@@ -1,0 +1,132 @@
+"""Comparisons of chapter 1: one change at a time, several seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from dlcvlib import metrics, vae
+from dlcvlib.ablation import compare
+from dlcvlib.data.batches import to_float
+from dlcvlib.data.images import FaceData
+from dlcvlib.features import Extractor
+from dlcvlib.params import VAEParams
+from dlcvlib.runs import Run
+
+LABELS = {
+    "variant": "variant",
+    "mse": "error a value",
+    "kld": "KL (nats)",
+    "kid": "KID, prior",
+    "diversity": "diversity",
+}
+DIGITS = {"mse": 5, "kld": 1, "kid": 3, "diversity": 2}
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ in one thing.
+
+    Attributes:
+        frame: one row a run: variant, seed, mse (a value, test), kld (nats an image, test), kid
+            and diversity of prior samples.
+        samples: variant -> some prior samples of its first seed, (SHOWN, 3, 64, 64) in 0..1.
+        runs: all of them.
+    """
+
+    frame: pd.DataFrame
+    samples: dict[str, Tensor]
+    runs: list[Run]
+
+
+def train(
+    params: VAEParams,
+    faces: FaceData,
+    extractor: Extractor,
+    variants: Mapping[str, Mapping[str, Any]],
+) -> Comparison:
+    """Train a VAE for each variant and seed, `ablation_steps` long, and measure it.
+
+    Args:
+        params: the chapter's parameters.
+        faces: the data.
+        extractor: features for KID and diversity.
+        variants: name -> changed settings.
+    """
+    rows, samples, trained = [], {}, []
+    for name, changes in variants.items():
+        for seed in params.ablation_seeds:
+            settings = params.settings.replace(steps=params.ablation_steps, seed=seed, **changes)
+            run = vae.train_or_load(settings, faces, params.runs_dir)
+            z = vae.prior_samples(len(faces.test), params.latent_dim, params.seed)
+            pictures = run.method.decode(z)
+            samples.setdefault(name, pictures[:SHOWN])
+            rows.append({"variant": name, "seed": seed} | _measure(run, faces, pictures, extractor))
+            trained.append(run)
+    return Comparison(pd.DataFrame(rows), samples, trained)
+
+
+def _measure(
+    run: Run[vae.VAE], faces: FaceData, pictures: Tensor, extractor: Extractor
+) -> dict[str, float]:
+    images = to_float(faces.test.images)
+    mean, log_variance = run.method.posterior(faces.test.images)
+    error = vae.reconstruction_error(images, run.method.decode(mean))
+    measured = metrics.distances(extractor, faces.test.images, {"samples": pictures}).iloc[0]
+    return {
+        "mse": error.mean().item() / images[0].numel(),
+        "kld": vae.kl_divergence(mean, log_variance).mean().item(),
+        "kid": measured["kid"],
+        "diversity": measured["diversity"],
+    }
+
+
+def verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
+    """The original's claims about its VAE, each judged by `compare`.
+
+    Args:
+        sweep: `train` over KLD weights; the variant is the weight.
+        variants: `train` over the other choices, the first of them the main run's.
+    """
+    weight = sweep["variant"].astype(float)
+    low, good = sweep[weight == weight.min()], sweep[weight.between(0.1, 1)]
+    main = variants["variant"].iloc[0]
+    chosen = dict(list(variants.groupby("variant")))
+    claims = [(f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good)]
+    for claim, variant in (
+        ("vertical flips do harm", "with vertical flips"),
+        ("Sigmoid is better than Tanh", "Tanh output"),
+        ("LeakyReLU is better than ReLU", "ReLU in the decoder"),
+    ):
+        claims += [(claim, measure, chosen[variant], chosen[main]) for measure in ("mse", "kid")]
+    names = {"kid": "KID of prior samples", "mse": "reconstruction error a value"}
+    return pd.DataFrame(
+        compare(claim, names[column], worse[column], better[column])
+        for claim, column, worse, better in claims
+    )
+
+
+def chosen_weight(sweep: pd.DataFrame, weight: float, slack: float = 0.5) -> str:
+    """What the sweep says of the weight that the main run uses, by a rule that is part of the text.
+
+    Args:
+        sweep: `train` over KLD weights; the variant is the weight.
+        weight: the main run's.
+        slack: how far above the lowest error a weight may be to be considered.
+    """
+    means = sweep.groupby(sweep["variant"].astype(float))[["mse", "kid"]].mean()
+    good = means[means["mse"] <= (1 + slack) * means["mse"].min()]
+    choice = good["kid"].idxmin()
+    text = (
+        "The rule for the weight: the lowest KID among those whose reconstruction error lies at "
+        f"most {slack:.0%} above the lowest ({means['mse'].min():.4f}, at "
+        f"{means['mse'].idxmin():g}). "
+        f"It chooses {choice:g}, with an error of {means.loc[choice, 'mse']:.4f} and a KID of "
+        f"{means.loc[choice, 'kid']:.3f}. "
+    )
+    if choice == weight:
+        return text + "That is the weight of the main run."
+    return text + f"The main run uses {weight:g}: `kld_weight` is worth another try."
