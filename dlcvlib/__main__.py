@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dlcvlib.errors import UserError
 
+CHAPTERS = ("vae", "gan")
 DESCRIPTION = """\
 A reproducible report on VAE, DCGAN, DANN and PixelDA.
 
@@ -40,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="D",
         help="embedded (default: faces drawn here), folder:PATH (the homework's layout) or "
         "torchvision:PATH (CelebA, downloaded there)",
+    )
+    group.add_argument(
+        "--runs-dir", metavar="DIR", help="trained runs and prepared data (default: runs)"
     )
     group.add_argument("--seed", type=int, metavar="N", help="seed of every chapter's main run")
     group.add_argument(
@@ -76,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a chapter's main run, or find it trained; the notebooks then use it. "
         "For several devices: accelerate launch -m dlcvlib train vae --profile original",
     )
-    train.add_argument("chapter", choices=("vae",))
+    train.add_argument("chapter", choices=CHAPTERS)
 
     params = commands.add_parser(
         "params",
@@ -85,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         description="Show a chapter's parameters with their values and meaning, as YAML that a "
         "file under params/ or papermill's -f takes.",
     )
-    params.add_argument("chapter", choices=("vae",))
+    params.add_argument("chapter", choices=CHAPTERS)
     params.add_argument(
         "--write-notebooks",
         action="store_true",
@@ -111,8 +115,15 @@ def _parameters(arguments: argparse.Namespace) -> dict:
     from dlcvlib import params
 
     changes = params.parse_assignments(arguments.assignments)
-    common = {"data": arguments.data, "seed": arguments.seed}
+    common = {"data": arguments.data, "seed": arguments.seed, "runs_dir": arguments.runs_dir}
     common = {name: value for name, value in common.items() if value is not None}
+    # 2-4 compares with the VAE of chapter 1, whatever has been changed there.
+    vae_changes = {
+        name: value
+        for name, value in (common | changes["vae"]).items()
+        if name not in params.FaceParams.model_fields
+    }
+    changes["gan"] = {"vae_changes": vae_changes} | changes["gan"]
     return {
         chapter: params.load(arguments.profile, chapter, common | changes[chapter])
         for chapter in params.CHAPTERS
@@ -139,10 +150,18 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     params = _parameters(arguments)[arguments.chapter]
-    from dlcvlib import vae
     from dlcvlib.data.faces import load_faces
 
-    run = vae.train_or_load(params.settings, load_faces(params), params.runs_dir)
+    faces = load_faces(params)
+    if arguments.chapter == "vae":
+        from dlcvlib import vae
+
+        run = vae.train_or_load(params.settings, faces, params.runs_dir)
+    else:
+        from dlcvlib import dcgan, features
+
+        extractor = features.extractors(params, faces)[0]
+        run = dcgan.train_or_load(params.settings, faces, extractor, params.runs_dir)
     print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s, in {params.runs_dir}")
     print(run.history.iloc[-1].to_string())
     return 0

@@ -9,8 +9,10 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from dlcvlib.figures import to_png
-from dlcvlib.vae import VAE
+from dlcvlib.dcgan import DCGAN
+from dlcvlib.embedding import slerp
+from dlcvlib.figures import tile, to_png
+from dlcvlib.vae import VAE, prior_samples
 
 
 def latent_space(
@@ -49,6 +51,39 @@ def latent_space(
     pictures = widgets.HBox([_titled("a test face", before), _titled("decoded", after)])
     sliders = widgets.VBox([face, other, share, *pushes.values(), reset])
     return widgets.HBox([sliders, pictures])
+
+
+def generators(models: Mapping[int, DCGAN], latent_dim: int, count: int = 16) -> widgets.Widget:
+    """Draw new samples, walk from each to the next draw, and look at earlier checkpoints.
+
+    Args:
+        models: step -> the DCGAN as it was then.
+        latent_dim: length of z.
+        count: samples shown at a time.
+    """
+    steps = list(models)
+    after = widgets.SelectionSlider(
+        description="after step", options=steps, value=steps[-1], style={"description_width": "9em"}
+    )
+    draw = _slider("draw", 1, 100, 1, 1)
+    share = _slider("walk to the next", 0.0, 1.0, 0.05, 0.0)
+    new = widgets.Button(description="New samples", icon="random")
+    picture = widgets.Image(width=1056, height=264)
+
+    def redraw(_: object = None) -> None:
+        here, there = (prior_samples(count, latent_dim, draw.value + k) for k in (0, 1))
+        images = models[after.value].sample(slerp(here, there, share.value))
+        sheet = torch.from_numpy(tile(images, count // 2)).permute(2, 0, 1)
+        picture.value = to_png(sheet, scale=2)
+
+    def advance(_: object) -> None:
+        draw.value = draw.value % draw.max + 1
+
+    for control in (after, draw, share):
+        control.observe(redraw, names="value")
+    new.on_click(advance)
+    redraw()
+    return widgets.VBox([widgets.HBox([widgets.VBox([after, draw, share]), new]), picture])
 
 
 def _slider(name: str, low: float, high: float, step: float, value: float) -> widgets.Widget:

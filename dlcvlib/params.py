@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dlcvlib.errors import UserError
 
@@ -23,6 +23,8 @@ PARAMS, NOTEBOOKS = ROOT / "params", ROOT / "notebooks"
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Label = Annotated[float, Field(gt=0.5, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -86,6 +88,8 @@ def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
     if error["type"] == "missing":
         return f"parameter {name!r} is missing"
+    if not name:
+        return error["msg"].removeprefix("Value error, ")
     return f"parameter {name!r}: {error['msg'].lower()} (got {error['input']!r})"
 
 
@@ -117,6 +121,7 @@ class FaceParams(Parameters):
     drawn_test: Positive = Field(description="faces drawn for testing (embedded data)")
     image_limit: Count = Field(description="most images read of a split (other data; 0: all)")
     validation_size: Positive = Field(description="training images held out for validation")
+    extractor_steps: Positive = Field(description="training steps of the KID/FID features")
     runs_dir: str = Field(description="folder of trained runs and prepared data", min_length=1)
 
 
@@ -147,7 +152,6 @@ class VAEParams(FaceParams, VAESettings):
     ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="seeds of each comparison of 1-6"
     )
-    extractor_steps: Positive = Field(description="training steps of the KID/FID features")
     tsne_points: Annotated[int, Field(ge=50, le=5000)] = Field(description="points in a t-SNE plot")
     tsne_perplexity: Annotated[float, Field(ge=2, le=200)] = Field(
         description="t-SNE's perplexity: about how many neighbours count"
@@ -159,7 +163,81 @@ class VAEParams(FaceParams, VAESettings):
         return VAESettings(**{name: getattr(self, name) for name in VAESettings.model_fields})
 
 
-CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams}
+class GANSettings(TrainingSettings):
+    """What decides a trained DCGAN."""
+
+    channels: Positive = Field(description="width of both networks' outermost convolutions")
+    latent_dim: Positive = Field(description="length of the noise vector z")
+    kernel: Literal[4, 5] = Field(description="side of all stride-2 kernels")
+    loss: Literal["bce", "hinge"] = Field(description="bce (original) or hinge")
+    discriminator_norm: Literal["batch", "spectral"] = Field(
+        description="BatchNorm (original) or spectral normalisation"
+    )
+    soft_labels: Annotated[list[Label], Field(min_length=2, max_length=2)] = Field(
+        description="range of a real image's label; 1 to 1 is hard"
+    )
+    flip_labels: Probability = Field(description="chance that a label is flipped")
+    flip_labels_until: Count = Field(description="step at which flipping ends")
+    generator_steps: Positive = Field(description="generator steps per discriminator step")
+    generator_steps_until: Count = Field(description="step from which it is one to one")
+    input_noise: Weight = Field(description="std of noise on the discriminator's input (-1..1)")
+    input_noise_annealed: bool = Field(description="let it fall to 0 over the run")
+    input_blur: Annotated[float, Field(ge=0, le=8)] = Field(
+        description="std in pixels of blur on the discriminator's input"
+    )
+    input_blur_annealed: bool = Field(description="let it fall to 0 over the run")
+    augmentation: list[Literal["color", "translation", "cutout"]] = Field(
+        description="differentiable augmentation: color, translation, cutout"
+    )
+    ema_decay: Probability = Field(description="decay of the averaged generator; 0 is none")
+    horizontal_flip: bool = Field(description="mirror training images at random")
+    keep_snapshots: bool = Field(description="keep generators along the run")
+
+    @model_validator(mode="after")
+    def _tricks_fit_together(self) -> Self:
+        if self.soft_labels[0] > self.soft_labels[1]:
+            raise ValueError("soft_labels: the range must rise")
+        if self.loss == "hinge" and self.soft_labels != [1, 1]:
+            raise ValueError("soft_labels: the hinge loss knows no soft labels, set [1.0, 1.0]")
+        return self
+
+
+class GANParams(FaceParams, GANSettings):
+    """Chapter 2."""
+
+    ablation_steps: Positive = Field(description="training steps of each run of 2-3")
+    ablation_channels: Positive = Field(description="width of the networks of 2-3")
+    ablation_learning_rate: Rate = Field(description="learning rate of the runs of 2-3")
+    ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="seeds of each comparison of 2-3"
+    )
+    vae_profile: Literal["smoke", "quick", "full", "original"] = Field(
+        description="profile of the VAE that 2-4 compares with"
+    )
+    vae_changes: dict[str, Any] = Field(description="its parameters that differ from the profile")
+
+    @property
+    def settings(self) -> GANSettings:
+        """The part that decides the trained model."""
+        return GANSettings(**{name: getattr(self, name) for name in GANSettings.model_fields})
+
+    @property
+    def vae(self) -> VAEParams:
+        """Chapter 1's parameters, on this chapter's faces.
+
+        Raises:
+            UserError: if `vae_changes` holds what chapter 1 refuses.
+        """
+        faces = {name: getattr(self, name) for name in FaceParams.model_fields}
+        return load(self.vae_profile, "vae", self.vae_changes | faces)
+
+    @model_validator(mode="after")
+    def _vae_is_valid(self) -> Self:
+        _ = self.vae
+        return self
+
+
+CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams, "gan": GANParams}
 
 
 def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:

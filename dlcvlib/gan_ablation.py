@@ -1,0 +1,146 @@
+"""Comparisons of chapter 2: plain DCGAN, and one trick at a time, over several seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from dlcvlib import dcgan, metrics
+from dlcvlib.ablation import compare
+from dlcvlib.data.images import FaceData
+from dlcvlib.diagnosis import COLLAPSED
+from dlcvlib.features import Extractor
+from dlcvlib.params import GANParams
+from dlcvlib.runs import Run
+from dlcvlib.vae import prior_samples
+
+PLAIN = {
+    "loss": "bce",
+    "discriminator_norm": "batch",
+    "soft_labels": [1.0, 1.0],
+    "flip_labels": 0.0,
+    "generator_steps": 1,
+    "input_noise": 0.0,
+    "input_blur": 0.0,
+    "augmentation": [],
+    "ema_decay": 0.0,
+}
+"""DCGAN as published: no trick, no remedy."""
+
+LABELS = {
+    "variant": "variant",
+    "kid_late": "KID, second half",
+    "kid": "KID, end (test)",
+    "diversity": "diversity, end",
+    "cost": "time",
+}
+DIGITS = {"kid_late": 3, "kid": 3, "diversity": 2, "cost": 2}
+AVERAGED = 0.995
+"""Decay of the average that every run carries."""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that differ in one thing.
+
+    Attributes:
+        frame: one row a run: variant, seed, kid_late (validation, mean over the measurements in
+            the run's second half), kid and diversity (test, at the end), cost (training time as a
+            multiple of plain DCGAN's at the same seed).
+        curves: one row a measurement: variant, seed, step, kid (validation).
+        samples: variant -> some samples of its first seed, (SHOWN, 3, 64, 64) in 0..1.
+        runs: all of them.
+    """
+
+    frame: pd.DataFrame
+    curves: pd.DataFrame
+    samples: dict[str, Tensor]
+    runs: list[Run]
+
+
+def train(
+    params: GANParams,
+    faces: FaceData,
+    extractor: Extractor,
+    variants: Mapping[str, Mapping[str, Any]],
+) -> Comparison:
+    """Train plain DCGAN and each variant of it for each seed, and measure them.
+
+    Averaging the generator does not touch its training: every run carries the average, and a
+    variant that sets `ema_decay` is measured by it. "plain DCGAN" and averaging share their runs.
+
+    Args:
+        params: the chapter's parameters.
+        faces: the data.
+        extractor: features for KID and diversity.
+        variants: name -> changed settings.
+    """
+    rows, curves, samples, trained, seconds = [], [], {}, [], {}
+    for name, changes in {"plain DCGAN": {}, **variants}.items():
+        averaged = "ema_decay" in changes
+        for seed in params.ablation_seeds:
+            run = dcgan.train_or_load(
+                _settings(params, seed, changes), faces, extractor, params.runs_dir
+            )
+            seconds.setdefault(seed, run.seconds)
+            z = prior_samples(len(faces.test), params.latent_dim, params.seed)
+            pictures = run.method.sample(z, averaged=averaged)
+            samples.setdefault(name, pictures[:SHOWN])
+            curve = _curve(run, averaged)
+            late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
+            row = {"variant": name, "seed": seed}
+            end = metrics.distances(extractor, faces.test.images, {name: pictures}).iloc[0]
+            measured = {"kid_late": late, "kid": end["kid"], "diversity": end["diversity"]}
+            rows.append(row | measured | {"cost": run.seconds / seconds[seed]})
+            curves.append(curve.assign(**row))
+            trained.append(run)
+    return Comparison(pd.DataFrame(rows), pd.concat(curves), samples, trained)
+
+
+def _settings(params: GANParams, seed: int, changes: Mapping[str, Any]):
+    smaller = {
+        "seed": seed,
+        "steps": params.ablation_steps,
+        "channels": params.ablation_channels,
+        "learning_rate": params.ablation_learning_rate,
+        "keep_snapshots": False,
+    }
+    always = {"ema_decay": AVERAGED}
+    return params.settings.replace(**PLAIN | smaller | dict(changes) | always)
+
+
+def _curve(run: Run, averaged: bool) -> pd.DataFrame:
+    column = "validation_kid_averaged" if averaged else "validation_kid"
+    measured = run.history.dropna(subset=column)
+    return pd.DataFrame({"step": measured["step"], "kid": measured[column]})
+
+
+def verdicts(frame: pd.DataFrame, claims: Mapping[str, str]) -> pd.DataFrame:
+    """Each claim that a variant is better than plain DCGAN, judged by `ablation.compare`.
+
+    Args:
+        frame: `Comparison.frame`.
+        claims: variant -> the claim in words.
+    """
+    late = dict(list(frame.groupby("variant")["kid_late"]))
+    rows = [
+        compare(claim, "KID, second half", late["plain DCGAN"], late[variant])
+        for variant, claim in claims.items()
+    ]
+    found = pd.DataFrame(rows)
+    return found.assign(change=-found["difference"] / late["plain DCGAN"].mean())
+
+
+def best(frame: pd.DataFrame) -> tuple[str, float]:
+    """The variant with the lowest mean KID, and how far below plain DCGAN's it lies (0..1)."""
+    means = frame.groupby("variant", sort=False)["kid_late"].mean()
+    return means.idxmin(), 1 - means.min() / means["plain DCGAN"]
+
+
+def collapsed(frame: pd.DataFrame) -> list[str]:
+    """Variants whose mean diversity is so low that the generator counts as collapsed."""
+    means = frame.groupby("variant", sort=False)["diversity"].mean()
+    return means.index[means < COLLAPSED].tolist()
