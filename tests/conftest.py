@@ -12,6 +12,7 @@ from PIL import Image
 os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).parents[1]
+PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))
 HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
 
 
@@ -78,11 +79,10 @@ def write_csv(path, header, rows):
 
 @pytest.fixture(scope="session")
 def smoke_report(tmp_path_factory):
-    """Chapter 1 in profile smoke through the command line: (report folder, runs folder)."""
+    """The report in profile smoke through the command line: (report folder, runs folder)."""
     from dlcvlib.__main__ import main
 
     base = tmp_path_factory.mktemp("smoke")
     out, runs = base / "report", base / "runs"
-    arguments = ["report", "--profile", "smoke", "--out", str(out), "--set", f"vae.runs_dir={runs}"]
-    assert main(arguments) == 0
+    assert main(["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]) == 0
     return out, runs

@@ -66,12 +66,22 @@ def test_params_can_be_read_back(capsys):
     assert yaml.safe_load(capsys.readouterr().out) == params.load("quick", "vae").model_dump()
 
 
-def test_train_then_report_share_the_run(tmp_path, capsys):
-    words = ["train", "vae", "--profile", "smoke", "--set", f"vae.runs_dir={tmp_path}"]
+@pytest.mark.parametrize(("chapter", "kind"), [("vae", "vae"), ("gan", "dcgan")])
+def test_train_twice_is_train_once(chapter, kind, tmp_path, capsys):
+    words = ["train", chapter, "--profile", "smoke", "--runs-dir", str(tmp_path)]
     assert main(words) == 0
-    assert len(list(tmp_path.glob("vae-*/model.safetensors"))) == 1
+    assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
     assert main(words) == 0
-    assert len(list(tmp_path.glob("vae-*/model.safetensors"))) == 1
+    assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
+
+
+def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
+    from dlcvlib.__main__ import _parameters, parser
+
+    words = ["report", "--seed", "3", "--set", "vae.kld_weight=0.5", "--runs-dir", "elsewhere"]
+    chapters = _parameters(parser().parse_args(words))
+    assert chapters["gan"].vae == chapters["vae"]
+    assert chapters["gan"].vae_changes == {"seed": 3, "kld_weight": 0.5}
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):

@@ -31,19 +31,40 @@ def test_original_is_the_homeworks_setting():
     assert original.learning_rate_schedule == "halvings"
 
 
+def test_original_gan_is_the_homeworks_setting():
+    original = params.load("original", "gan")
+    assert (original.latent_dim, original.batch_size, original.channels) == (100, 64, 64)
+    assert (original.learning_rate, original.adam_betas) == (1e-4, [0.5, 0.999])
+    assert (original.loss, original.discriminator_norm) == ("bce", "batch")
+    assert (original.ema_decay, original.augmentation) == (0, [])
+
+
+def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
+    changes = {"vae_changes": {"kld_weight": 0.5}, "drawn_train": 77, "vae_profile": "smoke"}
+    gan = params.load("quick", "gan", changes)
+    vae = params.load("smoke", "vae", {"kld_weight": 0.5})
+    assert gan.vae.settings == vae.settings
+    assert gan.vae.drawn_train == 77
+    with pytest.raises(UserError, match="unknown parameter 'kdl'"):
+        params.load("quick", "gan", {"vae_changes": {"kdl": 1}})
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_cell_holds_quick(path):
     cells = nbformat.read(path, as_version=4).cells
     (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    assert cell.source == params.parameters_cell("vae"), (
-        "run: python -m dlcvlib params vae --write-notebooks"
+    chapter = list(params.CHAPTERS)[int(path.name[0]) - 1]
+    assert cell.source == params.parameters_cell(chapter), (
+        f"run: python -m dlcvlib params {chapter} --write-notebooks"
     )
 
 
-def test_papermill_documents_every_parameter():
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOKS[0])]
+@pytest.mark.parametrize(("number", "chapter"), enumerate(params.CHAPTERS, 1))
+def test_papermill_documents_every_parameter(number, chapter):
+    notebook = next(path for path in NOTEBOOKS if path.name.startswith(str(number)))
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(notebook)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name, field in VAEParams.model_fields.items():
+    for name, field in params.CHAPTERS[chapter].model_fields.items():
         assert f"{name}:" in text
         assert field.description.split()[0] in text
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
+from conftest import PROBLEMS
 from matplotlib import pyplot as plt
 
 from dlcvlib import exhibits, params, rendering, report
@@ -33,9 +34,9 @@ def pdf(smoke_report):
 def test_every_figure_is_numbered_and_described(page):
     figures = page.select(".figure figure")
     captions = [figure.figcaption.get_text(" ", strip=True) for figure in figures]
-    labels = [re.match(r"Figure 1-\d\.\d+\.", caption) for caption in captions]
+    labels = [re.match(r"Figure [1-4]-\d\.\d+\.", caption) for caption in captions]
     assert all(labels)
-    assert len({label[0] for label in labels}) == len(figures) >= 15
+    assert len({label[0] for label in labels}) == len(figures) >= 25
     for figure in figures:
         assert len(figure.img["alt"]) > 30
         assert figure.img["src"].startswith("data:image/")
@@ -44,8 +45,8 @@ def test_every_figure_is_numbered_and_described(page):
 
 def test_every_problem_has_numbered_tables(page):
     captions = [table.caption.get_text(" ", strip=True) for table in page.select(".table table")]
-    found = {match[1] for c in captions if (match := re.match(r"Table (1-\d)\.\d+\.", c))}
-    assert found == {f"1-{n}" for n in range(1, 7)}
+    found = {match[1] for c in captions if (match := re.match(r"Table ([1-4]-\d)\.\d+\.", c))}
+    assert found == set(PROBLEMS)
 
 
 def test_the_page_loads_nothing(page):
@@ -90,9 +91,9 @@ def test_first_page_has_abstract_main_table_and_provenance(page):
 def test_pdf(pdf):
     text = "\n".join(sheet.extract_text() for sheet in pdf.pages)
     assert len(pdf.pages) >= 8
-    for problem in range(1, 7):
-        assert f"Figure 1-{problem}.1" in text
-        assert f"Table 1-{problem}.1" in text
+    for problem in PROBLEMS:
+        assert f"Figure {problem}.1" in text
+        assert f"Table {problem}.1" in text
     titles = [item.title for item in flat(pdf.outline)]
     assert any(title.startswith("1-4") for title in titles)
     assert "default-src" not in text
@@ -116,16 +117,20 @@ def test_results(smoke_report):
     assert {"kid_prior", "kid_fitted", "nearest_ratio"} <= results["1-4"].keys()
     assert 0 <= results["1-5"]["auc"] <= 1
     assert len(results["1-6"]["sweep_runs"]["seed"]) == 8
+    assert len(results["2-3"]["variant_runs"]["seed"]) == 2 * 11
+    verdicts = ("holds", "does not hold", "cannot be told here")
+    assert set(results["2-3"]["verdicts"]["verdict"]) <= set(verdicts)
+    assert results["2-4"]["kid"].keys() == {"VAE", "VAE, fitted", "GAN"}
     provenance = results["provenance"]
     assert provenance["profile"] == "smoke"
     assert {"torch", "python"} <= provenance["versions"].keys()
-    assert set(provenance["notebooks"]) == {f"1-{n}" for n in range(1, 7)}
+    assert set(provenance["notebooks"]) == set(PROBLEMS)
 
 
 def test_documented_keys_are_there(smoke_report):
     results = json.loads((smoke_report[0] / "results.json").read_text())
     readme = (params.ROOT / "README.md").read_text()
-    for problem, names in re.findall(r"^\| `(1-\d)` (.*?) \|", readme, re.MULTILINE):
+    for problem, names in re.findall(r"^\| `(\d-\d)` (.*?) \|", readme, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", names):
             assert name in results[problem]
 
@@ -146,10 +151,10 @@ def test_the_second_report_runs_nothing(smoke_report, capsys):
     out, runs = smoke_report
     trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
     executed = {path: path.read_bytes() for path in (out / "notebooks").glob("*.ipynb")}
-    arguments = ["report", "--profile", "smoke", "--out", str(out), "--set", f"vae.runs_dir={runs}"]
+    arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
     started = time.monotonic()
     assert main(arguments) == 0
-    assert capsys.readouterr().out.count("unchanged") == 6
+    assert capsys.readouterr().out.count("unchanged") == len(PROBLEMS)
     assert time.monotonic() - started < 60
     assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
     assert all(path.read_bytes() == content for path, content in executed.items())
