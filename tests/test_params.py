@@ -59,7 +59,7 @@ def test_parameters_cell_holds_quick(path):
     )
 
 
-@pytest.mark.parametrize(("number", "chapter"), enumerate(params.CHAPTERS, 1))
+@pytest.mark.parametrize(("number", "chapter"), list(enumerate(params.CHAPTERS, 1)))
 def test_papermill_documents_every_parameter(number, chapter):
     notebook = next(path for path in NOTEBOOKS if path.name.startswith(str(number)))
     command = [sys.executable, "-m", "papermill", "--help-notebook", str(notebook)]
