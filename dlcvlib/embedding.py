@@ -5,6 +5,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,17 +15,37 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from dlcvlib import fingerprints, storage
+
 PCA_DIMENSIONS = 50
 
 
-def tsne(features: Tensor, perplexity: float, seed: int) -> np.ndarray:
-    """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2).
+def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
+    """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and kept.
 
     A perplexity that N cannot carry is lowered to what it can.
+
+    Args:
+        features: (N, D).
+        perplexity: about how many neighbours count.
+        seed: of its random choices.
+        runs_dir: folder of the runs; the map is kept in its `maps`.
     """
-    reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
-    layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), random_state=seed)
-    return layout.fit_transform(reduced.fit_transform(features.numpy()))
+    identity = {
+        "features": fingerprints.arrays_hash([features.numpy()]),
+        "perplexity": perplexity,
+        "seed": seed,
+        **fingerprints.versions("scikit-learn"),
+    }
+
+    def make() -> tuple[dict[str, Tensor], dict]:
+        reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
+        layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), random_state=seed)
+        points = layout.fit_transform(reduced.fit_transform(features.numpy()))
+        return {"points": torch.from_numpy(points)}, {}
+
+    path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"
+    return storage.kept(path, make)[0]["points"].numpy()
 
 
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:

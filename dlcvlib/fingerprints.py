@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGE = Path(__file__).parent
 
@@ -41,6 +44,15 @@ def modules(*names: str) -> list[Path]:
 def json_hash(value: Mapping[str, Any]) -> str:
     """Hex digest of a JSON-able mapping, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def arrays_hash(arrays: "Iterable[np.ndarray]") -> str:
+    """Hex digest of the content and the shapes of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -10,9 +10,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from dlcvlib.errors import UserError
 
@@ -119,6 +122,50 @@ def read_tensors(path: Path, digest: str) -> tuple[dict[str, "Tensor"], dict[str
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(file.metadata()["meta"])
+
+
+def kept(
+    path: Path, make: Callable[[], tuple[Mapping[str, "Tensor"], Mapping[str, Any]]]
+) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Tensors and meta that are made once and then read.
+
+    Beside the tensor file lies a JSON pointer, written last, that holds its content hash: what is
+    damaged is named and made again. Who else wants the same waits.
+
+    Args:
+        path: of the tensor file; its name covers all that decides the content.
+        make: called if there is nothing whole.
+    """
+    pointer = path.with_suffix(".json")
+    with _sole(make_dir(path.parent), path.stem):
+        if pointer.is_file():
+            try:
+                digest = json.loads(pointer.read_text(encoding="utf-8"))["sha256"]
+                return read_tensors(path, digest)
+            except DamagedFileError as error:
+                print(f"{error}; making it again")
+            except (OSError, ValueError, KeyError, TypeError):
+                print(f"{pointer} is damaged; making {path.name} again")
+            pointer.unlink(missing_ok=True)
+        tensors, meta = make()
+        write_tensors(path, tensors, meta)
+        write_json(pointer, {"sha256": sha256(path)})
+        return dict(tensors), dict(meta)
+
+
+@contextmanager
+def _sole(folder: Path, stem: str) -> Iterator[None]:
+    """Hold the lock of one kept file; the operating system's, so that it dies with its holder."""
+    lock = FileLock(folder / f"{stem}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is making {folder / stem}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class DamagedFileError(Exception):

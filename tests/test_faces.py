@@ -142,7 +142,7 @@ def test_files_that_no_csv_names_are_left_out_and_said(load, folder):
 
 def test_a_damaged_pointer_is_named_and_the_data_made_again(load, folder, tmp_path, capsys):
     before = load(f"folder:{folder}").fingerprint
-    (pointer,) = (tmp_path / "runs" / "data").rglob("faces.json")
+    (pointer,) = (tmp_path / "runs" / "data").rglob("images.json")
     pointer.write_text("[]")
     assert load(f"folder:{folder}").fingerprint == before
     assert f"{pointer} is damaged" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_a_damaged_pointer_is_named_and_the_data_made_again(load, folder, tmp_pa
 def test_sixteen_bits_keep_their_shades(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    pixels, _ = decoding.decode_file(tmp_path / "deep.png")
+    pixels, _ = decoding.decode_file(tmp_path / "deep.png", 64)
     assert len(np.unique(pixels)) > 200
 
 
@@ -159,7 +159,7 @@ def test_a_picture_that_would_start_a_program_is_refused(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "page.eps")
     (tmp_path / "page.eps").rename(tmp_path / "page.png")
     with pytest.raises(UserError, match=r"page\.png"):
-        decoding.decode_file(tmp_path / "page.png")
+        decoding.decode_file(tmp_path / "page.png", 64)
 
 
 def test_the_line_of_a_bad_value_is_right_after_blank_lines(load, folder):
@@ -280,7 +280,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     )
     with pytest.raises(UserError, match=r"bomb\.png.*bomb"):
-        decoding.decode_file(path)
+        decoding.decode_file(path, 64)
 
 
 def test_sources_are_checked(load, tmp_path):

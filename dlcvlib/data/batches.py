@@ -30,7 +30,7 @@ class Batches:
         batch_size: items in a batch; a smaller set gives all it has.
         seed: decides the order.
         device: where batches are wanted; the whole set is moved there once.
-        augment: applied to the first tensor of a batch, still uint8.
+        augment: applied to the images of a batch, float32 in 0..1.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Batches:
         size = len(self.tensors[0])
         chosen = epoch_indices(size, self.batch_size, self.seed, step).to(self.tensors[0].device)
         images, *rest = (tensor[chosen] for tensor in self.tensors)
-        return to_float(self.augment(images)), *rest
+        return self.augment(to_float(images)), *rest
 
 
 def to_float(images: Tensor) -> Tensor:

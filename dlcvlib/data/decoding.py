@@ -6,7 +6,7 @@ Worker processes import this module only, so that they start quickly: no torch h
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from dlcvlib import storage
 from dlcvlib.errors import UserError
 
-SIZE = 64
 CHUNK = 250
 MAX_PIXELS = 64_000_000
 """A picture that claims more is refused before it is decoded."""
@@ -31,10 +31,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 Chunk = tuple[np.ndarray, np.ndarray]
 
 
-def decode_file(path: Path) -> tuple[np.ndarray, bool]:
-    """A picture as (64, 64, 3) uint8 RGB, and whether it had to be resized.
-
-    Another size is cropped to its central square first.
+def open_picture(path: Path) -> Image.Image:
+    """A picture in RGB.
 
     Raises:
         UserError: if it is no picture, is damaged, or claims absurd dimensions.
@@ -49,30 +47,54 @@ def decode_file(path: Path) -> tuple[np.ndarray, bool]:
                 )
             if picture.mode == "I;16":  # convert() would clip 16 bits to white
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            picture = picture.convert("RGB")
+            return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
         raise UserError(
             f"{path} is not a readable picture ({error}): replace or remove it"
         ) from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
-    if picture.size == (SIZE, SIZE):
+
+
+def decode_file(path: Path, side: int) -> tuple[np.ndarray, bool]:
+    """A picture as (side, side, 3) uint8 RGB, and whether it had to be resized.
+
+    Another size is cropped to its central square first.
+
+    Raises:
+        UserError: as `open_picture`.
+    """
+    picture = open_picture(path)
+    if picture.size == (side, side):
         return np.asarray(picture), False
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    picture = picture.crop((left, top, left + side, top + side))
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)), True
+    square = min(picture.size)
+    left, top = (picture.width - square) // 2, (picture.height - square) // 2
+    picture = picture.crop((left, top, left + square, top + square))
+    return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)), True
 
 
-def decode_files(paths: Sequence[Path]) -> Chunk:
-    """Pictures (n, 64, 64, 3) uint8, and for each (n, 1) whether it was resized."""
-    decoded = [decode_file(path) for path in paths]
+def decode_files(paths: Sequence[Path], side: int) -> Chunk:
+    """Pictures (n, side, side, 3) uint8, and for each (n, 1) whether it was resized."""
+    decoded = [decode_file(path, side) for path in paths]
     return np.stack([d[0] for d in decoded]), np.array([[d[1]] for d in decoded], np.uint8)
 
 
-def decode_pictures(paths: Sequence[Path]) -> Chunk:
+def decode_pictures(paths: Sequence[Path], side: int) -> Chunk:
     """As `decode_files` for pictures that are all known to be resized: no columns."""
-    return decode_files(paths)[0], np.zeros((len(paths), 0), np.uint8)
+    return decode_files(paths, side)[0], np.zeros((len(paths), 0), np.uint8)
+
+
+def contents(paths: Sequence[Path]) -> list[str]:
+    """Hex digest of each file, read side by side.
+
+    Raises:
+        UserError: naming a file that cannot be read.
+    """
+    try:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(storage.sha256, paths))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
 
 
 def fill(
@@ -81,9 +103,9 @@ def fill(
     """Apply `work` to chunks of items in several processes; pictures go into `out`.
 
     Args:
-        work: chunk of items -> pictures (n, 64, 64, 3), columns (n, C).
+        work: chunk of items -> pictures (n, side, side, 3), columns (n, C).
         items: what `work` takes; its results keep their order.
-        out: (len(items), 3, 64, 64) uint8, written in place: no second copy is ever made.
+        out: (len(items), 3, side, side) uint8, written in place: no second copy is ever made.
         label: of the progress bar.
 
     Returns:

@@ -1,65 +1,22 @@
-"""Faces from three sources: drawn here, a folder in the homework's layout, torchvision's CelebA.
-
-A prepared data set is cached in a folder of its own: one tensor file, and a JSON pointer that is
-written last and holds its content hash. The folder's name covers the content of every file that
-went into it.
-"""
+"""Faces from three sources: drawn here, a folder in the homework's layout, torchvision's CelebA."""
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from filelock import FileLock, Timeout
-from torch import Tensor
 
 from dlcvlib import fingerprints, storage
-from dlcvlib.data import decoding
+from dlcvlib.data import cache, decoding
+from dlcvlib.data.cache import Prepared
 from dlcvlib.data.images import FaceData, ImageSet
+from dlcvlib.data.tables import read_attributes, unlisted
 from dlcvlib.errors import UserError
 from dlcvlib.params import FaceParams
 
-FORMAT = 2
-"""Raised when the cached form changes, so that older caches are made anew."""
-
-TENSORS, POINTER = "faces.safetensors", "faces.json"
-
-PREFIX = "attribute."
-"""Keeps a column that happens to be called "images" apart from the images."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a source is going to give, known before any picture is decoded.
-
-    Attributes:
-        source: a few words for captions.
-        synthetic: whether the faces are drawn.
-        key: hex digest of all that decides the content.
-        train: number of training images, which come first in `items`.
-        items: what `work` takes, one an image.
-        work: chunk of items -> pictures and columns (see `decoding.fill`).
-        attributes: name -> (len(items),) uint8; empty if the columns of `work` are the attributes.
-        columns: names of the columns of `work`.
-        notes: what a reader must know.
-    """
-
-    source: str
-    synthetic: bool
-    key: str
-    train: int
-    items: Sequence[Any]
-    work: Callable[..., decoding.Chunk]
-    attributes: dict[str, np.ndarray]
-    columns: Sequence[str]
-    notes: tuple[str, ...] = ()
+SIDE = 64
 
 
 def load_faces(params: FaceParams) -> FaceData:
@@ -83,104 +40,28 @@ def load_faces(params: FaceParams) -> FaceData:
         raise UserError(
             f"data: {params.data!r} is none of embedded, folder:PATH and torchvision:PATH"
         )
-    if params.validation_size >= prepared.train:
-        raise UserError(
-            f"validation_size: {params.validation_size} leaves nothing of the {prepared.train} "
-            "training images; lower it"
-        )
-    cache = storage.make_dir(Path(params.runs_dir) / "data") / f"faces-{prepared.key[:16]}"
-    with _lock(cache):
-        tensors, meta = _cached(cache) or _prepare(cache, prepared)
-    return _split(prepared, tensors, meta, params.validation_size)
+    found = cache.prepare("faces", prepared, params.runs_dir, params.validation_size)
+    return _split(prepared, found, params.validation_size)
 
 
-def _split(
-    prepared: Prepared, tensors: dict[str, Tensor], meta: dict[str, Any], validation_size: int
-) -> FaceData:
-    """Split into train, validation and test.
-
-    The prepared order is already a fixed permutation of the training images, then the test ones:
-    each split is a view, so that the pictures are in memory once.
-    """
-    images = tensors.pop("images")
-    bounds = {"validation": (0, validation_size), "train": (validation_size, prepared.train)}
-    bounds["test"] = (prepared.train, len(images))
-    attributes = {key.removeprefix(PREFIX): values for key, values in tensors.items()}
+def _split(prepared: Prepared, found: cache.Columns, validation_size: int) -> FaceData:
+    """Split into train, validation and test: views, so that the pictures are in memory once."""
+    bounds = {"validation": (0, validation_size), "train": (validation_size, found.train)}
+    bounds["test"] = (found.train, len(found.images))
     splits = {
-        name: ImageSet(images[a:b], {key: values[a:b] for key, values in attributes.items()})
+        name: ImageSet(
+            found.images[a:b], {key: values[a:b] for key, values in found.columns.items()}
+        )
         for name, (a, b) in bounds.items()
     }
-    identity = {"content": meta["content"], "validation": validation_size}
+    identity = {"content": found.digests, "train": found.train, "validation": validation_size}
     return FaceData(
         **splits,
         source=prepared.source,
         synthetic=prepared.synthetic,
-        notes=tuple(meta["notes"]),
+        notes=found.notes,
         fingerprint=fingerprints.json_hash(identity),
     )
-
-
-def _prepare(cache: Path, prepared: Prepared) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Decode or draw everything, write the cache, then its pointer."""
-    # Only this cache's lock is held: another cache's temporary files may be in the making.
-    storage.sweep(storage.make_dir(cache))
-    order = _training_order(prepared.train, len(prepared.items))
-    images = torch.empty(len(order), 3, decoding.SIZE, decoding.SIZE, dtype=torch.uint8)
-    columns = decoding.fill(
-        prepared.work, [prepared.items[i] for i in order], images.numpy(), label="faces"
-    )
-    attributes = {name: values[order] for name, values in prepared.attributes.items()}
-    extra = {name: columns[:, i] for i, name in enumerate(prepared.columns)}
-    notes = list(prepared.notes)
-    if (resized := int(extra.pop("resized", np.zeros(1)).sum())) > 0:
-        notes.append(
-            f"{resized:,} images were not {decoding.SIZE}×{decoding.SIZE}: cropped to their "
-            "central square and resized."
-        )
-    tensors = {"images": images}
-    for name, values in (attributes | extra).items():
-        tensors[PREFIX + name] = torch.from_numpy(values.astype(np.uint8))
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().data)
-    meta = {"notes": notes, "content": digest.hexdigest()}
-    path = cache / TENSORS
-    storage.write_tensors(path, tensors, meta)
-    storage.write_json(cache / POINTER, {"sha256": storage.sha256(path)})
-    return tensors, meta
-
-
-def _training_order(train: int, total: int) -> list[int]:
-    """A fixed permutation of the training images, then the test images as they are."""
-    shuffled = np.random.default_rng(0).permutation(train)
-    return [*shuffled.tolist(), *range(train, total)]
-
-
-def _cached(cache: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What an earlier call prepared; a damaged cache is named and made again."""
-    pointer = cache / POINTER
-    if not pointer.is_file():
-        return None
-    try:
-        digest = json.loads(pointer.read_text(encoding="utf-8"))["sha256"]
-        return storage.read_tensors(cache / TENSORS, digest)
-    except storage.DamagedFileError as error:
-        print(f"{error}; preparing it again")
-    except (OSError, ValueError, KeyError, TypeError):
-        print(f"{pointer} is damaged; preparing its data again")
-    pointer.unlink(missing_ok=True)
-    return None
-
-
-def _lock(cache: Path) -> FileLock:
-    lock = FileLock(cache.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-        lock.release()
-    except Timeout:
-        print(f"another process is preparing {cache.name}; waiting for it")
-    return lock
 
 
 # --- embedded ---------------------------------------------------------------------------------
@@ -190,15 +71,16 @@ def _embedded(train: int, test: int) -> Prepared:
     from dlcvlib.data import drawn_faces
 
     code = fingerprints.source_hash(fingerprints.modules("data/drawn_faces", "data/people"))
-    identity = {"code": code, "train": train, "test": test, "format": FORMAT}
+    identity = {"code": code, "train": train, "test": test, "format": cache.FORMAT}
     return Prepared(
         source="faces drawn by this project (synthetic)",
         synthetic=True,
         key=fingerprints.json_hash(identity),
         train=train,
+        side=SIDE,
         items=range(train + test),
         work=partial(drawn_faces.draw_faces, 0),
-        attributes={},
+        known={},
         columns=drawn_faces.ATTRIBUTES,
     )
 
@@ -215,11 +97,10 @@ def _folder(root: Path, limit: int) -> Prepared:
         raise UserError(f"data: {root} has no folder 'face' (with train/, train.csv, …)")
     paths, tables, notes = [], [], []
     for split in ("train", "test"):
-        table = read_table(faces / f"{split}.csv", faces / split)
-        listed = set(table["image_name"])
+        table = read_attributes(faces / f"{split}.csv", faces / split)
+        if others := unlisted(faces / split, table):
+            notes.append(f"{others:,} files in {split}/ are not in {split}.csv: left out.")
         table = table.iloc[: limit or None]
-        if unlisted := sum(p.name not in listed for p in (faces / split).iterdir() if p.is_file()):
-            notes.append(f"{unlisted:,} files in {split}/ are not in {split}.csv: left out.")
         paths += [faces / split / name for name in table["image_name"]]
         tables.append(table.drop(columns="image_name"))
     train, test = tables
@@ -230,74 +111,25 @@ def _folder(root: Path, limit: int) -> Prepared:
         name: np.concatenate([table[name].to_numpy(np.uint8) for table in tables])
         for name in shared
     }
-    try:
-        with ThreadPoolExecutor() as pool:
-            contents = list(pool.map(storage.sha256, paths))
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
     identity = {
-        "files": contents,
+        "files": decoding.contents(paths),
         "attributes": {name: values.tolist() for name, values in attributes.items()},
         "train": len(train),
         "notes": notes,
-        "format": FORMAT,
+        "format": cache.FORMAT,
     }
     return Prepared(
         source=f"photographs in {root.name}",
         synthetic=False,
         key=fingerprints.json_hash(identity),
         train=len(train),
+        side=SIDE,
         items=paths,
-        work=decoding.decode_files,
-        attributes=attributes,
+        work=partial(decoding.decode_files, side=SIDE),
+        known=attributes,
         columns=["resized"],
         notes=tuple(notes),
     )
-
-
-def read_table(path: Path, folder: Path) -> pd.DataFrame:
-    """An image list: `image_name`, and columns of 0 and 1 as uint8.
-
-    Raises:
-        UserError: if the list or a column is not as it should be, or names a file that is not in
-            `folder`.
-    """
-    try:
-        # Blank lines are dropped here, not by pandas, so that the index tells the line.
-        table = pd.read_csv(
-            path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
-        ).dropna(how="all")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if "image_name" not in table:
-        raise UserError(f"{path} has no column 'image_name' (it has: {', '.join(table)})")
-    if table.empty:
-        raise UserError(f"{path} lists no images")
-    names = table["image_name"].fillna("")
-    try:
-        inside, files = folder.resolve(), names.map(lambda name: (folder / name).resolve())
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
-    if strays := names[[not file.is_relative_to(inside) for file in files]].tolist():
-        raise UserError(f"{path} names files outside of {folder}: {_some(strays)}")
-    if repeated := names[files.duplicated()].unique().tolist():
-        raise UserError(f"{path} lists images twice: {_some(repeated)}")
-    if absent := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(f"{path} names files that are not in {folder}: {_some(absent)}")
-    for name in table.columns.drop("image_name"):
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        if not (good := numbers.isin([0, 1])).all():
-            line = int((~good).idxmax())
-            raise UserError(
-                f"{path}, line {line + 2}: attribute {name!r} is '{table[name][line]}', not 0 or 1"
-            )
-        table[name] = numbers.astype(np.uint8)
-    return table
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - 3
-    return ", ".join(map(repr, names[:3])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 # --- torchvision ------------------------------------------------------------------------------
@@ -327,16 +159,17 @@ def _celeba(root: Path, limit: int) -> Prepared:
         "files": stats,
         "attributes": hashlib.sha256(attributes.numpy().tobytes()).hexdigest(),
         "train": counts[0],
-        "format": FORMAT,
+        "format": cache.FORMAT,
     }
     return Prepared(
         source="CelebA",
         synthetic=False,
         key=fingerprints.json_hash(identity),
         train=counts[0],
+        side=SIDE,
         items=paths,
-        work=decoding.decode_pictures,
-        attributes={name: attributes[:, i].numpy() for i, name in enumerate(names)},
+        work=partial(decoding.decode_pictures, side=SIDE),
+        known={name: attributes[:, i].numpy() for i, name in enumerate(names)},
         columns=[],
         notes=("178×218 pictures, cropped to their central square and resized to 64×64.",),
     )

@@ -1,0 +1,87 @@
+"""Image lists: the CSV files of the homework's layout.
+
+`image_name`, and columns of small integers: attributes of 0 and 1, or a label.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dlcvlib.errors import UserError
+
+
+def read_attributes(path: Path, folder: Path) -> pd.DataFrame:
+    """A list of faces: `image_name`, and columns of 0 and 1 as uint8.
+
+    Raises:
+        UserError: if the list or a column is not as it should be, or names a file that is not in
+            `folder`.
+    """
+    table = _read(path, folder)
+    for name in table.columns.drop("image_name"):
+        table[name] = _integers(path, table[name], 1, "attribute")
+    return table
+
+
+def read_labels(path: Path, folder: Path) -> pd.DataFrame:
+    """A list of digits: `image_name`, and `label` from 0 to 9 as uint8; other columns are dropped.
+
+    Raises:
+        UserError: as `read_attributes`, and if there is no column `label`.
+    """
+    table = _read(path, folder)
+    if "label" not in table:
+        raise UserError(f"{path} has no column 'label' (it has: {', '.join(table)})")
+    return table.assign(label=_integers(path, table["label"], 9, "column"))[["image_name", "label"]]
+
+
+def _integers(path: Path, column: pd.Series, highest: int, what: str) -> pd.Series:
+    """A column as uint8, each value from 0 to the highest."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if not (good := numbers.isin(range(highest + 1))).all():
+        line = int((~good).idxmax())
+        wanted = "0 or 1" if highest == 1 else f"a whole number from 0 to {highest}"
+        raise UserError(
+            f"{path}, line {line + 2}: {what} {column.name!r} is '{column[line]}', not {wanted}"
+        )
+    return numbers.astype(np.uint8)
+
+
+def unlisted(folder: Path, table: pd.DataFrame) -> int:
+    """How many files of a folder a list leaves out."""
+    listed = set(table["image_name"])
+    return sum(path.name not in listed for path in folder.iterdir() if path.is_file())
+
+
+def _read(path: Path, folder: Path) -> pd.DataFrame:
+    """An image list whose names are checked against `folder`; the index tells the line."""
+    try:
+        # Blank lines are dropped here, not by pandas, so that the index tells the line.
+        table = pd.read_csv(
+            path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
+        ).dropna(how="all")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if "image_name" not in table:
+        raise UserError(f"{path} has no column 'image_name' (it has: {', '.join(table)})")
+    if table.empty:
+        raise UserError(f"{path} lists no images")
+    names = table["image_name"].fillna("")
+    try:
+        inside, files = folder.resolve(), names.map(lambda name: (folder / name).resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
+    if strays := names[[not file.is_relative_to(inside) for file in files]].tolist():
+        raise UserError(f"{path} names files outside of {folder}: {_some(strays)}")
+    if repeated := names[files.duplicated()].unique().tolist():
+        raise UserError(f"{path} lists images twice: {_some(repeated)}")
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(f"{path} names files that are not in {folder}: {_some(absent)}")
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - 3
+    return ", ".join(map(repr, names[:3])) + (f" and {rest:,} more" if rest > 0 else "")
