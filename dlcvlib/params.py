@@ -5,20 +5,31 @@ does not set comes from `quick`. Every notebook's `parameters` cell holds the va
 """
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dlcvlib.errors import UserError
 
 PROFILES = ("smoke", "quick", "full", "original")
 ROOT = Path(__file__).parents[1]
 PARAMS, NOTEBOOKS = ROOT / "params", ROOT / "notebooks"
+
+DOMAINS = ("usps", "mnistm", "svhn")
+P = TypeVar("P", bound="Parameters")
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -90,13 +101,20 @@ def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"parameter {name!r} is missing"
     if not name:
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"parameter {name!r}: {error['msg'].removeprefix('Value error, ')}"
     return f"parameter {name!r}: {error['msg'].lower()} (got {error['input']!r})"
 
 
-class TrainingSettings(Parameters):
-    """What every training run needs to know; with the method's own fields it decides the model."""
+class Seeded(Parameters):
+    """The seed of one run; chapters that compare accuracies have `seeds` in its place."""
 
     seed: Seed = Field(description="seed of initial weights, batches and noise")
+
+
+class TrainingFields(Parameters):
+    """What every training run needs to know, the seed aside."""
+
     steps: Positive = Field(description="training steps, one batch each")
     batch_size: Annotated[int, Field(gt=1)] = Field(description="images in a batch")
     learning_rate: Rate = Field(description="Adam's learning rate at its highest")
@@ -110,6 +128,10 @@ class TrainingSettings(Parameters):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         description="auto (bf16 where the hardware has it), bf16 or fp32"
     )
+
+
+class TrainingSettings(TrainingFields, Seeded):
+    """What decides a run, with the method's own fields; the seed stands first."""
 
 
 class FaceParams(Parameters):
@@ -160,7 +182,7 @@ class VAEParams(FaceParams, VAESettings):
     @property
     def settings(self) -> VAESettings:
         """The part that decides the trained model."""
-        return VAESettings(**{name: getattr(self, name) for name in VAESettings.model_fields})
+        return _part(VAESettings, self)
 
 
 class GANSettings(TrainingSettings):
@@ -219,7 +241,7 @@ class GANParams(FaceParams, GANSettings):
     @property
     def settings(self) -> GANSettings:
         """The part that decides the trained model."""
-        return GANSettings(**{name: getattr(self, name) for name in GANSettings.model_fields})
+        return _part(GANSettings, self)
 
     @property
     def vae(self) -> VAEParams:
@@ -237,7 +259,101 @@ class GANParams(FaceParams, GANSettings):
         return self
 
 
-CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams, "gan": GANParams}
+class DigitParams(Parameters):
+    """Which digits, which pairs of domains, over which seeds, and where runs are kept."""
+
+    data: str = Field(description="embedded, folder:PATH or torchvision:PATH")
+    pairs: Annotated[list[str], Field(min_length=1)] = Field(description="each SOURCE->TARGET")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="seeds of every comparison: weights, batches and noise"
+    )
+    drawn_train: Positive = Field(description="street numbers drawn for training (embedded data)")
+    drawn_test: Positive = Field(description="street numbers drawn for testing (embedded data)")
+    image_limit: Count = Field(description="most images read of a split (other data; 0: all)")
+    validation_size: Positive = Field(description="training images held out of each domain")
+    runs_dir: str = Field(description="folder of trained runs and prepared data", min_length=1)
+    tsne_points: Annotated[int, Field(ge=20, le=2000)] = Field(
+        description="points in a t-SNE plot, half of each domain"
+    )
+    tsne_perplexity: Annotated[float, Field(ge=2, le=200)] = Field(
+        description="t-SNE's perplexity: about how many neighbours count"
+    )
+
+    @field_validator("pairs")
+    @classmethod
+    def _pairs_are_known(cls, pairs: list[str]) -> list[str]:
+        for pair in pairs:
+            source, _, target = pair.partition("->")
+            if not {source, target} <= set(DOMAINS) or source == target:
+                known = ", ".join("->".join(two) for two in itertools.permutations(DOMAINS, 2))
+                raise ValueError(f"unknown pair {pair!r}; the known ones are {known}")
+        if len(set(pairs)) < len(pairs):
+            raise ValueError("a pair is named twice")
+        return pairs
+
+
+class ClassifierFields(TrainingFields):
+    """What decides a digit classifier that is trained on labels alone, the seed aside."""
+
+    channels: Annotated[list[Positive], Field(min_length=1, max_length=5)] = Field(
+        description="channels of the feature extractor's blocks"
+    )
+    classifier_width: Positive = Field(description="width of the label classifier's hidden layers")
+    instance_norm: bool = Field(description="normalise each image by its own mean and deviation")
+    augmentation: Literal["none", "geometric", "strong"] = Field(
+        description="of labelled images: none, geometric or strong (and colour)"
+    )
+
+
+class ClassifierSettings(ClassifierFields, TrainingSettings):
+    """What decides a source-only or target-only classifier."""
+
+
+class DANNFields(ClassifierFields):
+    """What decides a DANN, the seed aside."""
+
+    target_augmentation: Literal["none", "geometric", "strong"] = Field(
+        description="of unlabelled target images"
+    )
+    domain_width: Positive = Field(description="width of the domain classifier's hidden layers")
+    domain_layers: Positive = Field(description="hidden layers of the domain classifier")
+    domain_weight: Weight = Field(description="weight of the reversed domain gradient, at its most")
+    domain_schedule: Literal["fixed", "rising"] = Field(
+        description="fixed, or rising from 0 as the DANN paper has it"
+    )
+    domain_update: Literal["joint", "alternating"] = Field(
+        description="joint, or alternating: a step of D alone before the joint one"
+    )
+
+
+class DANNSettings(DANNFields, TrainingSettings):
+    """What decides a trained DANN."""
+
+
+class DANNParams(DigitParams, DANNFields):
+    """Chapter 3."""
+
+    domain_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
+        description="weights of the domain loss that 3-6 compares"
+    )
+    ablation_steps: Positive = Field(description="training steps of each run of 3-5 and 3-6")
+
+    def classifier(self, seed: int) -> ClassifierSettings:
+        """Settings of the source-only and target-only classifiers."""
+        return _part(ClassifierSettings, self, seed=seed)
+
+    def settings(self, seed: int) -> DANNSettings:
+        """Settings of the DANN of a seed."""
+        return _part(DANNSettings, self, seed=seed)
+
+
+def _part(cls: type[P], params: Parameters, **more: Any) -> P:
+    """The parameters that a class of settings asks for."""
+    names = [name for name in cls.model_fields if name not in more]
+    return cls(**{name: getattr(params, name) for name in names}, **more)
+
+
+CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams}
 
 
 def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -293,7 +409,7 @@ def parameters_cell(chapter: str) -> str:
     lines = []
     for name, field in type(params).model_fields.items():
         value = getattr(params, name)
-        literal = json.dumps(value) if isinstance(value, str) else repr(value)
+        literal = json.dumps(value) if isinstance(value, str | list) else repr(value)
         lines.append(f"{name}: {_annotation(field.annotation)} = {literal}  # {field.description}")
     return "\n".join(lines)
 

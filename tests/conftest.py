@@ -77,6 +77,22 @@ def write_csv(path, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
+def digit_folder(root, domains):
+    """Digits in the homework's layout: 20 training and 10 test images a domain."""
+    rng = np.random.default_rng(0)
+    for domain in domains:
+        for split, count in (("train", 20), ("test", 10)):
+            folder = root / "digits" / domain / split
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (28, 28, 3), np.uint8)).save(
+                    folder / f"{i}.png"
+                )
+            rows = [(f"{i}.png", i % 10) for i in range(count)]
+            write_csv(folder.with_suffix(".csv"), ["image_name", "label"], rows)
+    return root
+
+
 @pytest.fixture(scope="session")
 def smoke_report(tmp_path_factory):
     """The report in profile smoke through the command line: (report folder, runs folder)."""

@@ -1,10 +1,16 @@
-"""Image sets in memory: uint8 tensors with attributes, split into train, validation and test."""
+"""Image sets in memory: uint8 tensors, split into train, validation and test.
+
+Validation is held out of train; test is read for the tables alone.
+"""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dlcvlib.errors import UserError
+
+CLASSES = 10
+"""Digits from 0 to 9."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,7 @@ class FaceData:
 
     def summary(self) -> str:
         """One or two sentences: what the data are and what to know about them."""
-        sizes = f"{len(self.train):,} for training, {len(self.validation):,} for validation, "
-        text = f"Data: {self.source}; {sizes}{len(self.test):,} for testing."
+        text = f"Data: {self.source}; {_sizes(self)}."
         return " ".join([text, *self.notes])
 
     def attribute(self, wanted: str) -> tuple[str, str | None]:
@@ -66,3 +71,123 @@ class FaceData:
         balance = {name: abs(float(v.float().mean()) - 0.5) for name, v in names.items()}
         found = min(balance, key=lambda name: balance[name])
         return found, f"The data have no {wanted}; {found}, the most balanced column, stands in."
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Digits with their labels.
+
+    Attributes:
+        images: (N, 3, 32, 32) uint8 RGB.
+        labels: (N,) int64, 0 to 9.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Digits of one kind, split.
+
+    Attributes:
+        name: "usps", "mnistm" or "svhn".
+        source: what they really are, in a few words.
+        synthetic: whether they are drawn.
+        notes: what a reader must know about how they were read.
+        fingerprint: hex digest of images and labels.
+        images_fingerprint: hex digest of the images alone.
+    """
+
+    name: str
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+    source: str
+    synthetic: bool
+    notes: tuple[str, ...]
+    fingerprint: str
+    images_fingerprint: str
+
+    def summary(self) -> str:
+        """A sentence or two: what they are, how many, what to know about them."""
+        return " ".join([f"{self.name}: {self.source}; {_sizes(self)}.", *self.notes])
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """All that a method of unsupervised domain adaptation may see: the target has no labels here.
+
+    Attributes:
+        source: labelled images of the source, for training.
+        source_validation: others, held out.
+        target: images of the target, for training, (N, 3, 32, 32) uint8.
+        target_validation: others, held out.
+        fingerprint: hex digest of all that; no target label is in it.
+    """
+
+    source: LabelledImages
+    source_validation: LabelledImages
+    target: Tensor
+    target_validation: Tensor
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source and a target domain."""
+
+    source: Domain
+    target: Domain
+
+    @property
+    def name(self) -> str:
+        """Such as "usps->mnistm"."""
+        return f"{self.source.name}->{self.target.name}"
+
+    def adaptation(self) -> Adaptation:
+        """What the methods are handed of it."""
+        return Adaptation(
+            self.source.train,
+            self.source.validation,
+            self.target.train.images,
+            self.target.validation.images,
+            f"{self.source.fingerprint} {self.target.images_fingerprint}",
+        )
+
+
+@dataclass(frozen=True)
+class DigitData:
+    """The domains that there are, and the pairs that can be run.
+
+    Attributes:
+        domains: name -> domain.
+        pairs: name -> pair, in the order asked for.
+        left_out: a line for each pair that was asked for and cannot be run.
+        fingerprint: hex digest of everything.
+    """
+
+    domains: dict[str, Domain]
+    pairs: dict[str, Pair]
+    left_out: tuple[str, ...]
+    fingerprint: str
+
+    def summary(self) -> str:
+        """Markdown: a line a domain, and what is missing."""
+        lines = [f"- {domain.summary()}" for domain in self.domains.values()]
+        return "\n".join([*lines, *(f"- **{line}**" for line in self.left_out)])
+
+    def brief(self) -> str:
+        """The same in a sentence or two."""
+        parts = [f"{name} ({domain.source})" for name, domain in self.domains.items()]
+        return " ".join([f"Data: {', '.join(parts)}.", *(f"**{x}**" for x in self.left_out)])
+
+
+def _sizes(data: FaceData | Domain) -> str:
+    return (
+        f"{len(data.train):,} for training, {len(data.validation):,} for validation, "
+        f"{len(data.test):,} for testing"
+    )

@@ -1,0 +1,75 @@
+"""Random changes of whole batches of digits, on the device; every image has its own.
+
+References:
+    [1] French et al.: Self-ensembling for Visual Domain Adaptation. ICLR 2018. arXiv:1706.05208
+        (affine and intensity augmentation, inversion among it, for digits)
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROTATION = math.radians(10)
+SCALE = 0.15
+SHIFT = 2 / 32
+SHEAR = 0.15
+
+
+def unchanged(images: Tensor) -> Tensor:
+    """The images themselves."""
+    return images
+
+
+def geometric(images: Tensor) -> Tensor:
+    """Turned, scaled, sheared and shifted a little, as one affine grid: (N, C, H, W) twice.
+
+    What moves in from outside repeats the edge.
+    """
+    count, device = len(images), images.device
+
+    def uniform(reach: float) -> Tensor:
+        return torch.empty(count, device=device).uniform_(-reach, reach)
+
+    angle, shear = uniform(ROTATION), uniform(SHEAR)
+    across, down = 1 + uniform(SCALE), 1 + uniform(SCALE)
+    # In units of half a side: a shift of 1 would move the image by half its width.
+    rows = [
+        torch.stack([across * angle.cos(), shear - angle.sin(), uniform(2 * SHIFT)], 1),
+        torch.stack([shear + angle.sin(), down * angle.cos(), uniform(2 * SHIFT)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def photometric(images: Tensor) -> Tensor:
+    """Other light and ink: inverted or not, less or more contrast, other colours, noise ([1]).
+
+    Args:
+        images: (N, 3, H, W) in 0..1, and so is what comes back.
+    """
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.empty(count, channels, 1, 1, device=device).uniform_(low, high)
+
+    images = torch.where(uniform(0, 1) < 0.5, 1 - images, images)
+    mean = images.mean((2, 3), keepdim=True)
+    images = mean + (images - mean) * uniform(0.3, 1.3) * uniform(0.6, 1.4, 3)
+    images = images + uniform(-0.3, 0.3) + uniform(-0.2, 0.2, 3)
+    # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
+    return (images + uniform(0, 0.15) * torch.randn(images.shape, device=device)).clamp(0, 1)
+
+
+def strong(images: Tensor) -> Tensor:
+    """Both: first `geometric`, then `photometric`."""
+    return photometric(geometric(images))
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": unchanged,
+    "geometric": geometric,
+    "strong": strong,
+}
