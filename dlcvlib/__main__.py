@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlcvlib.errors import UserError
 
-CHAPTERS = ("vae", "gan")
+CHAPTERS = ("vae", "gan", "dann")
 DESCRIPTION = """\
 A reproducible report on VAE, DCGAN, DANN and PixelDA.
 
@@ -39,13 +39,13 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--data",
         metavar="D",
-        help="embedded (default: faces drawn here), folder:PATH (the homework's layout) or "
-        "torchvision:PATH (CelebA, downloaded there)",
+        help="embedded (default: what is drawn here or shipped with packages), folder:PATH (the "
+        "homework's layout) or torchvision:PATH (its data sets, downloaded there)",
     )
     group.add_argument(
         "--runs-dir", metavar="DIR", help="trained runs and prepared data (default: runs)"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="seed of every chapter's main run")
+    group.add_argument("--seed", type=int, metavar="N", help="first seed of every chapter")
     group.add_argument(
         "--set",
         action="append",
@@ -76,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         parents=[chosen],
-        help="train a chapter's main run, without notebooks",
-        description="Train a chapter's main run, or find it trained; the notebooks then use it. "
+        help="train a chapter's main runs, without notebooks",
+        description="Train a chapter's main runs, or find them trained; the notebooks use them. "
         "For several devices: accelerate launch -m dlcvlib train vae --profile original",
     )
     train.add_argument("chapter", choices=CHAPTERS)
@@ -115,32 +115,68 @@ def _parameters(arguments: argparse.Namespace) -> dict:
     from dlcvlib import params
 
     changes = params.parse_assignments(arguments.assignments)
-    common = {"data": arguments.data, "seed": arguments.seed, "runs_dir": arguments.runs_dir}
-    common = {name: value for name, value in common.items() if value is not None}
+    everywhere = {"data": arguments.data, "runs_dir": arguments.runs_dir}
+    everywhere = {name: value for name, value in everywhere.items() if value is not None}
     # 2-4 compares with the VAE of chapter 1, whatever has been changed there.
     vae_changes = {
         name: value
-        for name, value in (common | changes["vae"]).items()
+        for name, value in (_seeds(arguments, "vae") | changes["vae"]).items()
         if name not in params.FaceParams.model_fields
     }
     changes["gan"] = {"vae_changes": vae_changes} | changes["gan"]
     return {
-        chapter: params.load(arguments.profile, chapter, common | changes[chapter])
+        chapter: params.load(
+            arguments.profile,
+            chapter,
+            everywhere | _seeds(arguments, chapter) | changes[chapter],
+        )
         for chapter in params.CHAPTERS
     }
 
 
+def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
+    """`--seed` as a chapter knows it: where it has several, they count up from it."""
+    from dlcvlib import params
+
+    first = arguments.seed
+    if first is None:
+        return {}
+    chosen = params.load(arguments.profile, chapter)
+    if "seed" in type(chosen).model_fields:
+        return {"seed": first}
+    return {"seeds": [first + number for number in range(len(chosen.seeds))]}
+
+
+def _load_data(chosen):
+    """The data of a chapter's parameters."""
+    from dlcvlib.params import FaceParams
+
+    if isinstance(chosen, FaceParams):
+        from dlcvlib.data.faces import load_faces
+
+        return load_faces(chosen)
+    from dlcvlib.data.digits import load_digits
+
+    return load_digits(chosen)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
-    from dlcvlib.data.faces import load_faces
     from dlcvlib.report import make_report
 
-    fingerprints = {name: load_faces(params).fingerprint for name, params in chapters.items()}
+    wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    # A folder may well hold faces only, or digits only.
+    needed = [
+        name
+        for number, name in enumerate(chapters, 1)
+        if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
+    ]
+    fingerprints = {name: _load_data(chapters[name]).fingerprint for name in needed}
     complete = make_report(
         chapters,
         fingerprints,
         profile=arguments.profile,
-        only=[name.strip() for name in arguments.only.split(",") if name.strip()],
+        only=wanted,
         jobs=arguments.jobs,
         out=arguments.out,
         command="python -m dlcvlib " + " ".join(sys.argv[1:]),
@@ -150,20 +186,27 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     params = _parameters(arguments)[arguments.chapter]
-    from dlcvlib.data.faces import load_faces
-
-    faces = load_faces(params)
+    data = _load_data(params)
     if arguments.chapter == "vae":
         from dlcvlib import vae
 
-        run = vae.train_or_load(params.settings, faces, params.runs_dir)
-    else:
+        runs = [vae.train_or_load(params.settings, data, params.runs_dir)]
+    elif arguments.chapter == "gan":
         from dlcvlib import dcgan, features
 
-        extractor = features.extractors(params, faces)[0]
-        run = dcgan.train_or_load(params.settings, faces, extractor, params.runs_dir)
-    print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s, in {params.runs_dir}")
-    print(run.history.iloc[-1].to_string())
+        extractor = features.extractors(params, data)[0]
+        runs = [dcgan.train_or_load(params.settings, data, extractor, params.runs_dir)]
+    else:
+        from dlcvlib import adaptation
+
+        print(data.summary())
+        methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
+        scores = [method(params, data) for method in methods]
+        print(adaptation.together(scores).to_string(index=False))
+        runs = [run for found in scores for run in found.runs]
+    for run in {run.name: run for run in runs}.values():
+        print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s")
+        print(run.history.iloc[-1].to_string())
     return 0
 
 

@@ -1,6 +1,6 @@
 """What several runs of each variant say: means with their spread, and verdicts by one rule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,15 @@ def summary(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
     for name, group in frame.groupby("variant", sort=False):
         row = {"variant": name}
         for column, places in digits.items():
-            mean, spread = metrics.mean_and_spread(group[column])
-            row[column] = f"{mean:.{places}f}" + (
-                "" if np.isnan(spread) else f" ± {spread:.{places}f}"
-            )
+            row[column] = mean_text(group[column], places)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def mean_text(values: Sequence[float], places: int) -> str:
+    """Mean ± standard deviation as text; a single value stands alone."""
+    mean, spread = metrics.mean_and_spread(values)
+    return f"{mean:.{places}f}" + ("" if np.isnan(spread) else f" ± {spread:.{places}f}")
 
 
 def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> dict[str, Any]:

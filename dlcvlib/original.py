@@ -18,6 +18,16 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def accuracies() -> dict[str, dict[str, float]]:
+    """Method -> pair -> the accuracy that the original states."""
+    return report()["digits"]["accuracy"]
+
+
+def accuracy(method: str, pair: str) -> float | None:
+    """The accuracy that the original states of a method on a pair, if it does."""
+    return accuracies()[method].get(pair)
+
+
 def settings_beside(
     chapter: str, settings: params.Parameters, names: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -26,7 +36,7 @@ def settings_beside(
     Args:
         chapter: such as "vae".
         settings: what was run.
-        names: which to show; all if empty.
+        names: which to show; by default all that the chapter's parameters have too.
     """
     theirs = params.load("original", chapter)
     fields = type(settings).model_fields
@@ -37,6 +47,6 @@ def settings_beside(
             params.as_text(getattr(theirs, name)),
             fields[name].description,
         )
-        for name in names or fields
+        for name in names or [name for name in fields if name in type(theirs).model_fields]
     ]
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])

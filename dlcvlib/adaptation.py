@@ -1,0 +1,398 @@
+"""What chapters 3 and 4 measure: accuracies of methods on pairs, gaps closed, domains told apart.
+
+Every accuracy is of the last step's weights on the target's test split; nothing was chosen by it.
+
+References:
+    [1] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from dlcvlib import ablation, classifier, dann, embedding, metrics, original
+from dlcvlib.classifier import Classifier
+from dlcvlib.data.images import CLASSES, DigitData, Pair
+from dlcvlib.params import DANNParams, DigitParams
+from dlcvlib.runs import Run
+
+SOURCE_ONLY, DANN, TARGET_ONLY = "source only", "DANN", "target only"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A method on every pair and seed.
+
+    Attributes:
+        method: its name.
+        frame: one row a run: method, pair, seed, accuracy (0 to 1).
+        predictions: (pair, seed) -> labels of the target's test images, (N,) int64.
+        trained: (pair, seed) -> its run.
+    """
+
+    method: str
+    frame: pd.DataFrame
+    predictions: dict[tuple[str, int], Tensor]
+    trained: dict[tuple[str, int], Run[Classifier]]
+
+    @property
+    def runs(self) -> list[Run[Classifier]]:
+        """All of them."""
+        return list(self.trained.values())
+
+    def first(self, pair: str) -> Run[Classifier]:
+        """A pair's run of the first seed."""
+        return next(run for (name, _), run in self.trained.items() if name == pair)
+
+    def at_home(self, digits: DigitData, pair: str) -> float:
+        """Mean accuracy on held-out images of a pair's own source."""
+        held_out = digits.pairs[pair].source.validation
+        runs = [run for (name, _), run in self.trained.items() if name == pair]
+        return float(np.mean([run.method.accuracy(held_out) for run in runs]))
+
+    def by_pair(self) -> dict[str, dict[str, list[float]]]:
+        """Pair -> {"accuracy": [one a seed]}, for results.json."""
+        groups = self.frame.groupby("pair", sort=False)["accuracy"]
+        return {pair: {"accuracy": values.tolist()} for pair, values in groups}
+
+
+def score(
+    method: str,
+    digits: DigitData,
+    seeds: Sequence[int],
+    train: Callable[[Pair, int], Run[Classifier]],
+) -> Scores:
+    """Train a method on every pair and seed, and let it name the target's test images."""
+    rows, predictions, trained = [], {}, {}
+    for name, pair in digits.pairs.items():
+        for seed in seeds:
+            run = trained[name, seed] = train(pair, seed)
+            found = predictions[name, seed] = run.method.predict(pair.target.test.images)
+            accuracy = (found == pair.target.test.labels).double().mean().item()
+            rows.append({"method": method, "pair": name, "seed": seed, "accuracy": accuracy})
+    return Scores(method, pd.DataFrame(rows), predictions, trained)
+
+
+def source_only(params: DANNParams, digits: DigitData) -> Scores:
+    """A classifier of the source's labels, on the target."""
+    return _supervised(SOURCE_ONLY, params, digits, lambda pair: pair.source)
+
+
+def target_only(params: DANNParams, digits: DigitData) -> Scores:
+    """A classifier of the target's labels, on the target: what adaptation could reach at best.
+
+    The same network, steps and augmentation: where one pair's target is another's source, the two
+    share their runs.
+    """
+    return _supervised(TARGET_ONLY, params, digits, lambda pair: pair.target)
+
+
+def _supervised(method: str, params: DANNParams, digits: DigitData, side: Callable) -> Scores:
+    def train(pair: Pair, seed: int) -> Run[Classifier]:
+        return classifier.train_or_load(params.classifier(seed), side(pair), params.runs_dir)
+
+    return score(method, digits, params.seeds, train)
+
+
+def adversarial(params: DANNParams, digits: DigitData) -> Scores:
+    """DANN, which is handed the target's images without their labels."""
+
+    def train(pair: Pair, seed: int) -> Run[Classifier]:
+        return dann.train_or_load(params.settings(seed), pair.adaptation(), params.runs_dir)
+
+    return score(DANN, digits, params.seeds, train)
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+HEADINGS = {"others": "ten others"}
+
+
+def together(methods: Sequence[Scores]) -> pd.DataFrame:
+    """The frames of several methods under each other."""
+    return pd.concat([scores.frame for scores in methods], ignore_index=True)
+
+
+def beside_original(scores: Scores) -> pd.DataFrame:
+    """A method's accuracies beside the original's and other solutions'.
+
+    Returns:
+        One row a pair: pair, accuracy (mean ± standard deviation), seeds, original (NaN if it has
+        no such pair), others (lowest to highest).
+    """
+    numbers = original.report()
+    theirs = numbers["digits"]["accuracy"][scores.method]
+    others = numbers["others"].get(scores.method, {})
+    rows = []
+    for pair, group in scores.frame.groupby("pair", sort=False):
+        reach = others.get(pair)
+        rows.append(
+            {
+                "pair": pair,
+                "accuracy": ablation.mean_text(group["accuracy"], 3),
+                "seeds": len(group),
+                "original": theirs.get(pair, np.nan),
+                "others": f"{reach[0]:g} to {reach[1]:g}" if reach else "–",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def gap_closed(methods: Sequence[Scores]) -> pd.DataFrame:
+    """How much of the way from source only to target only a method goes.
+
+    Args:
+        methods: source only, the method, target only.
+
+    Returns:
+        One row a pair and seed: pair, seed, low, method, high (accuracies), closed: 0 is no better
+        than source only, 1 as good as the target's own labels; NaN where there is no gap.
+    """
+    low, method, high = (s.frame.set_index(["pair", "seed"])["accuracy"] for s in methods)
+    frame = pd.DataFrame({"low": low, "method": method, "high": high}).loc[low.index]
+    return frame.assign(closed=_share(frame["low"], frame["method"], frame["high"])).reset_index()
+
+
+def _share(low: pd.Series, method: pd.Series, high: pd.Series) -> pd.Series:
+    return (method - low) / (high - low).where(high > low)
+
+
+def gap_summary(gaps: pd.DataFrame, method: str = DANN) -> pd.DataFrame:
+    """One row a pair: pair, gap (mean), closed (mean ± standard deviation), original (its own)."""
+    theirs = pd.DataFrame(original.accuracies()).T
+    shares = _share(theirs.loc[SOURCE_ONLY], theirs.loc[method], theirs.loc[TARGET_ONLY])
+    return pd.DataFrame(
+        {
+            "pair": pair,
+            "gap": (group["high"] - group["low"]).mean(),
+            "closed": mean_of(group["closed"]),
+            "original": shares.get(pair, np.nan),
+        }
+        for pair, group in gaps.groupby("pair", sort=False)
+    )
+
+
+def gap_sentence(gaps: pd.DataFrame, method: str = DANN) -> str:
+    """What share of the gap a method closes, pair by pair."""
+    parts = [f"{mean_of(g['closed'])} on {pair}" for pair, g in gaps.groupby("pair", sort=False)]
+    return f"Of the gap between source only and target only {method} closes {', '.join(parts)}."
+
+
+def helps(before: Scores, after: Scores) -> pd.DataFrame:
+    """For each pair the claim that a method is better than another, by `ablation.compare`."""
+    wrong = {
+        scores.method: dict(list((1 - scores.frame.set_index("pair")["accuracy"]).groupby("pair")))
+        for scores in (before, after)
+    }
+    return pd.DataFrame(
+        ablation.compare(
+            f"{after.method} is better than {before.method} on {pair}",
+            "error rate",
+            wrong[before.method][pair],
+            wrong[after.method][pair],
+        )
+        for pair in before.frame["pair"].unique()
+    )
+
+
+def verdict_sentence(verdicts: pd.DataFrame, after: str, before: str) -> str:
+    """How many of the pairs bear out that one method is better than another."""
+    counts = verdicts["verdict"].value_counts()
+    held, failed = counts.get("holds", 0), counts.get("does not hold", 0)
+    return f"That {after} is better than {before} holds on {held} of {len(verdicts)} pairs" + (
+        f", and on {failed} it is the other way round." if failed else "."
+    )
+
+
+def domain_accuracies(scores: Scores) -> pd.DataFrame:
+    """One row a pair: pair, accuracy of the domain classifier at the end (text), told: in words."""
+    rows = []
+    for pair in scores.frame["pair"].unique():
+        runs = [run for (name, _), run in scores.trained.items() if name == pair]
+        last = [run.history["validation_domain_accuracy"].dropna().iloc[-1] for run in runs]
+        mean = np.mean(last)
+        told = "hardly" if mean < 0.6 else "often" if mean < 0.9 else "nearly always"
+        rows.append({"pair": pair, "accuracy": ablation.mean_text(last, 3), "told": told})
+    return pd.DataFrame(rows)
+
+
+def confusions(scores: Scores, digits: DigitData) -> dict[str, np.ndarray]:
+    """Pair -> share of the test images of each digit (row) that is taken for each (column)."""
+    found = {}
+    for (name, _), predicted in scores.predictions.items():
+        labels = digits.pairs[name].target.test.labels
+        counts = confusion_matrix(labels, predicted, labels=range(CLASSES))
+        found[name] = found.get(name, 0) + counts
+    return {name: c / np.maximum(c.sum(1, keepdims=True), 1) for name, c in found.items()}
+
+
+def long_form(matrices: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row a pair, digit and answer: pair, digit, taken_for, share."""
+    return pd.DataFrame(
+        {"pair": pair, "digit": digit, "taken_for": taken, "share": share}
+        for pair, matrix in matrices.items()
+        for (digit, taken), share in np.ndenumerate(matrix)
+    )
+
+
+def hardest(scores: Scores, matrices: Mapping[str, np.ndarray]) -> str:
+    """The hardest pair, and each pair's commonest confusion, in words."""
+    means = scores.frame.groupby("pair", sort=False)["accuracy"].mean()
+    parts = []
+    for pair, matrix in matrices.items():
+        digit, taken, share = worst_confusion(matrix)
+        parts.append(f"on {pair} {share:.0%} of the {digit}s are taken for {taken}s")
+    lead = (
+        f"The fall is deepest on {means.idxmin()}, where {means.min():.1%} are read; guessing "
+        f"would read {1 / CLASSES:.0%}. "
+    )
+    return lead + f"The commonest confusions: {'; '.join(parts)}."
+
+
+def joined(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Histories under each other, with the pair in a column of its own."""
+    frames = [history.assign(pair=pair) for pair, history in histories.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def worst_confusion(matrix: np.ndarray) -> tuple[int, int, float]:
+    """The digit that is most often taken for another one: digit, taken for, share."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    digit, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    return int(digit), int(taken), float(wrong[digit, taken])
+
+
+# --- feature spaces ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Test images of both domains in a method's feature space, laid out by t-SNE.
+
+    Attributes:
+        pair: its name.
+        method: the method's name.
+        images: (N, 3, 32, 32) uint8.
+        points: (N, 2).
+        is_source: (N,) bool.
+        labels: (N,) true labels.
+        predictions: (N,) what the method takes them for.
+        distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
+        kept: share of neighbours in feature space that are neighbours in the map.
+    """
+
+    pair: str
+    method: str
+    images: Tensor
+    points: np.ndarray
+    is_source: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    distance: float
+    kept: float
+
+
+def feature_map(pair: Pair, scores: Scores, params: DigitParams) -> FeatureMap:
+    """Half source, half target test images in the features of a method's first seed."""
+    run = scores.first(pair.name)
+    half = min(params.tsne_points // 2, len(pair.source.test), len(pair.target.test))
+    tests = [pair.source.test, pair.target.test]
+    images = torch.cat([test.images[:half] for test in tests])
+    features = run.method.features(images)
+    is_source = np.arange(len(images)) < half
+    points = embedding.tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
+    return FeatureMap(
+        pair.name,
+        scores.method,
+        images,
+        points,
+        is_source,
+        torch.cat([test.labels[:half] for test in tests]).numpy(),
+        run.method.predict(images).numpy(),
+        proxy_a_distance(features, is_source),
+        embedding.neighbours_kept(features, points),
+    )
+
+
+def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
+    """How well a linear classifier tells the domains apart: 2 (1 - 2 error) ([1], section 4).
+
+    0 is not at all, 2 perfectly; the error is cross-validated.
+
+    Args:
+        features: (N, D), as many of either domain.
+        is_source: (N,) bool.
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    right = cross_val_score(probe, features.numpy(), is_source, cv=3).mean()
+    return float(np.clip(2 * (1 - 2 * (1 - right)), 0, 2))
+
+
+def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
+    """One row a map: pair, features, distance, source and target accuracy, neighbours kept."""
+    rows = []
+    for found in maps:
+        right = found.labels == found.predictions
+        rows.append(
+            {
+                "pair": found.pair,
+                "features": found.method,
+                "distance": found.distance,
+                "source": right[found.is_source].mean(),
+                "target": right[~found.is_source].mean(),
+                "kept": found.kept,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def points_of(maps: Sequence[FeatureMap]) -> pd.DataFrame:
+    """One row a point of each map: pair, features, x, y, domain, label, prediction."""
+    frames = [
+        pd.DataFrame(
+            {
+                "pair": found.pair,
+                "features": found.method,
+                "x": found.points[:, 0],
+                "y": found.points[:, 1],
+                "domain": np.where(found.is_source, "source", "target"),
+                "label": found.labels,
+                "prediction": found.predictions,
+            }
+        )
+        for found in maps
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def distance_sentence(summary: pd.DataFrame) -> str:
+    """Whether the domains came closer, and whether that helped, pair by pair."""
+    first, last = summary["features"].iloc[[0, -1]]
+    parts = []
+    for pair, rows in summary.groupby("pair", sort=False):
+        before, after = (rows.set_index("features").loc[name] for name in (first, last))
+        closer = after["distance"] < before["distance"]
+        parts.append(
+            f"on {pair} the A-distance {'falls' if closer else 'does not fall'} "
+            f"({before['distance']:.2f} to {after['distance']:.2f}) and the target accuracy "
+            f"{'rises' if after['target'] > before['target'] else 'does not rise'} "
+            f"({before['target']:.2f} to {after['target']:.2f})"
+        )
+    return f"From {first} to {last}, {'; '.join(parts)}."
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """Mean ± standard deviation as percentages; a dash where there is nothing to measure."""
+    mean, spread = metrics.mean_and_spread(values)
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.1%}" + ("" if np.isnan(spread) else f" ± {spread:.1%}")
