@@ -104,6 +104,7 @@ def _settings(params: GANParams, seed: int, changes: Mapping[str, Any]):
     smaller = {
         "seed": seed,
         "steps": params.ablation_steps,
+        "batch_size": params.ablation_batch_size,
         "channels": params.ablation_channels,
         "learning_rate": params.ablation_learning_rate,
         "keep_snapshots": False,

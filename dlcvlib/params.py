@@ -228,6 +228,9 @@ class GANParams(FaceParams, GANSettings):
     """Chapter 2."""
 
     ablation_steps: Positive = Field(description="training steps of each run of 2-3")
+    ablation_batch_size: Annotated[int, Field(gt=1)] = Field(
+        description="images in a batch of the runs of 2-3"
+    )
     ablation_channels: Positive = Field(description="width of the networks of 2-3")
     ablation_learning_rate: Rate = Field(description="learning rate of the runs of 2-3")
     ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(

@@ -1,4 +1,4 @@
-"""A person's JupyterLab, driven by headless Chromium: run all, move a slider, look again."""
+"""A person's JupyterLab, driven by headless Chromium: run all, move, point, look again."""
 
 import contextlib
 import os
@@ -32,14 +32,19 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 @pytest.fixture
-def lab(tmp_path):
-    """A running JupyterLab on a folder with notebook 1-5 in profile smoke: its address."""
-    (source,) = NOTEBOOKS.glob("1-5-*.ipynb")
+def lab(tmp_path, request):
+    """A running JupyterLab with a page that has run a notebook in profile smoke.
+
+    The parameter is (problem, chapter).
+    """
+    problem, chapter = request.param
+    (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     notebook = nbformat.read(source, as_version=4)
-    values = params.load("smoke", "vae", {"runs_dir": str(tmp_path / "runs")}).model_dump()
+    count = sum(cell.cell_type == "code" for cell in notebook.cells)
+    values = params.load("smoke", chapter, {"runs_dir": str(tmp_path / "runs")}).model_dump()
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    nbformat.write(notebook, tmp_path / "1-5.ipynb")
+    nbformat.write(notebook, tmp_path / "it.ipynb")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,19 +69,22 @@ def lab(tmp_path):
             except OSError:
                 assert server.poll() is None, (tmp_path / "lab.log").read_text()
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/tree/1-5.ipynb"
+        with opened(f"http://127.0.0.1:{port}/lab/tree/it.ipynb", count) as page:
+            yield page
     finally:
         server.terminate()
         server.wait(20)
 
 
-def test_run_all_then_move_a_slider(lab):
+@contextlib.contextmanager
+def opened(address, count):
+    """A page on the notebook, all of its `count` code cells run without an error."""
     from playwright.sync_api import TimeoutError, sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(lab)
+        page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         # Run All before the kernel is connected does nothing at all; then again is harmless.
         page.wait_for_selector(
@@ -89,26 +97,54 @@ def test_run_all_then_move_a_slider(lab):
             with contextlib.suppress(TimeoutError):
                 started.first.wait_for(state="attached", timeout=5_000)
                 break
-        book = nbformat.read(next(NOTEBOOKS.glob("1-5-*.ipynb")), as_version=4)
-        count = sum(cell.cell_type == "code" for cell in book.cells)
         done = page.locator(".jp-InputPrompt", has_text=re.compile(rf"\[{count}\]:"))
-        done.first.wait_for(state="attached", timeout=180_000)
-        page.wait_for_selector(".widget-image", timeout=30_000, state="attached")
+        done.first.wait_for(state="attached", timeout=240_000)
         assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
         assert page.get_by_text("Traceback").count() == 0
-
-        decoded = page.locator(".widget-image").nth(1)
-        decoded.scroll_into_view_if_needed()
-        before = decoded.get_attribute("src")
-        slider = page.locator(".widget-slider .noUi-handle").nth(2)
-        slider.focus()
-        for _ in range(6):
-            slider.press("ArrowRight")
-        page.wait_for_function(
-            "([node, old]) => node.src !== old",
-            arg=[decoded.element_handle(), before],
-            timeout=20_000,
-        )
-        assert decoded.evaluate("node => node.complete && node.naturalWidth > 0")
+        yield page
         page.screenshot(path=os.environ.get("DLCV_SCREENSHOT") or os.devnull, type="png")
         browser.close()
+
+
+def wait_for_another(picture, before):
+    """Wait until a picture widget shows something else, and see that it can be shown."""
+    picture.page.wait_for_function(
+        "([node, old]) => node.src !== old",
+        arg=[picture.element_handle(), before],
+        timeout=20_000,
+    )
+    assert picture.evaluate("node => node.decode().then(() => node.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("lab", [("1-5", "vae")], indirect=True)
+def test_run_all_then_move_a_slider(lab):
+    lab.wait_for_selector(".widget-image", timeout=30_000, state="attached")
+    decoded = lab.locator(".widget-image").nth(1)
+    decoded.scroll_into_view_if_needed()
+    before = decoded.get_attribute("src")
+    slider = lab.locator(".widget-slider .noUi-handle").nth(2)
+    slider.focus()
+    for _ in range(6):
+        slider.press("ArrowRight")
+    wait_for_another(decoded, before)
+
+
+@pytest.mark.parametrize("lab", [("3-4", "dann")], indirect=True)
+def test_run_all_then_point_at_the_map(lab):
+    lab.wait_for_selector(".js-plotly-plot .scatterlayer .point", timeout=60_000, state="attached")
+    plot = lab.locator(".js-plotly-plot")
+    plot.scroll_into_view_if_needed()
+    picture = lab.locator(".widget-image").first
+    before = picture.get_attribute("src")
+    lab.locator(".scatterlayer .point").first.hover(force=True)
+    wait_for_another(picture, before)
+    assert lab.get_by_text("taken for a").count() == 1
+
+    points = lab.locator(".scatterlayer .point")
+    everything = points.count()
+    lab.get_by_label("mistakes only").check()
+    lab.wait_for_function(
+        "all => document.querySelectorAll('.scatterlayer .point').length < all",
+        arg=everything,
+        timeout=20_000,
+    )

@@ -59,6 +59,10 @@ class Glyph:
     width: float
 
 
+Placed = list[tuple[Glyph, float]]
+"""Digits, and the x of their middles."""
+
+
 @cache
 def _digits() -> tuple[tuple[Glyph, ...], ...]:
     """The ten digits of each of FONTS."""
@@ -208,8 +212,8 @@ def _plate(
         canvas.drawRoundRect(inset, corner, corner, border)
 
 
-def _layout(rng: np.random.Generator, digits: Sequence[Glyph], label: int) -> list[tuple]:
-    """(glyph, x) of the label at 0 and of up to two neighbours on either side."""
+def _layout(rng: np.random.Generator, digits: Sequence[Glyph], label: int) -> Placed:
+    """The label at 0, and up to two neighbours on either side."""
     gap = rng.uniform(6, 26)
     placed = [(digits[label], 0.0)]
     for side in (-1, 1):
@@ -222,7 +226,7 @@ def _layout(rng: np.random.Generator, digits: Sequence[Glyph], label: int) -> li
 
 
 def _number(
-    canvas: skia.Canvas, rng: np.random.Generator, placed: list[tuple], ink: Color, ground: Color
+    canvas: skia.Canvas, rng: np.random.Generator, placed: Placed, ink: Color, ground: Color
 ) -> None:
     """The digits: painted, or numerals of metal with a shadow, an outline or lit edges."""
     x, y = rng.uniform(-5, 5), rng.uniform(1, 6)
@@ -240,7 +244,7 @@ def _number(
         coats.insert(0, (-x / 2, -y / 2, _fill(light, bold=bold)))
         coats.insert(1, (x / 2, y / 2, _fill(dark, bold=bold)))
     loose = rng.uniform(0, 5) * (rng.random() < 0.5)
-    poses = [(glyph.path, x, *rng.normal(0, loose, 2)) for glyph, x in placed]
+    poses = [(glyph.path, at, *rng.normal(0, loose, 2)) for glyph, at in placed]
     for dx, dy, paint in coats:
         for path, at, drop, tilt in poses:
             canvas.save()
