@@ -32,7 +32,7 @@ CHECKPOINT_SECONDS = 30.0
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 VALIDATIONS = 10
-VALIDATION_STEPS = 50
+VALIDATION_STEPS = 80
 WARM_UP = 0.1
 """Share of a cosine schedule in which the learning rate rises."""
 
