@@ -390,6 +390,14 @@ def distance_sentence(summary: pd.DataFrame) -> str:
     return f"From {first} to {last}, {'; '.join(parts)}."
 
 
+def closer(summary: pd.DataFrame) -> str:
+    """On how many pairs the domains came closer, in a short sentence."""
+    first, last = summary["features"].iloc[[0, -1]]
+    table = summary.pivot(index="pair", columns="features", values="distance")
+    count = int((table[last] < table[first]).sum())
+    return f"In the features of {last} the domains lie closer on {count} of {len(table)} pairs."
+
+
 def mean_of(values: Sequence[float]) -> str:
     """Mean ± standard deviation as percentages; a dash where there is nothing to measure."""
     mean, spread = metrics.mean_and_spread(values)

@@ -54,7 +54,7 @@ def feature_maps(maps: Sequence[FeatureMap]) -> widgets.Widget:
                 "size": 6,
                 "opacity": 0.75,
             }
-        picture.value = b""
+        picture.layout.visibility = "hidden"
         text.value = f"{len(shown):,} test images: dots source, diamonds target."
 
     def tell(_: object, chosen: Any, __: object) -> None:
@@ -62,6 +62,7 @@ def feature_maps(maps: Sequence[FeatureMap]) -> widgets.Widget:
             return
         here, index = found[pair.value, method.value], shown[chosen.point_inds[0]]
         picture.value = to_png(here.images[index], scale=5)
+        picture.layout.visibility = "visible"
         text.value = point_text(here, int(index))
 
     points.on_hover(tell)

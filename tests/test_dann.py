@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -325,8 +326,6 @@ def digits(pair):
 
 def scores(method, accuracies):
     """Scores with given accuracies: {pair: [one a seed]}."""
-    import pandas as pd
-
     rows = [
         {"method": method, "pair": pair, "seed": seed, "accuracy": value}
         for pair, values in accuracies.items()
@@ -400,6 +399,13 @@ def test_proxy_a_distance():
     apart = same + 10 * torch.from_numpy(is_source)[:, None]
     assert adaptation.proxy_a_distance(same, is_source) < 0.5
     assert adaptation.proxy_a_distance(apart, is_source) == pytest.approx(2.0)
+
+
+def test_closer_counts_pairs():
+    rows = [("a->b", "source only", 1.5), ("b->c", "source only", 1.0)]
+    rows += [("a->b", "DANN", 1.0), ("b->c", "DANN", 1.2)]
+    summary = pd.DataFrame(rows, columns=["pair", "features", "distance"])
+    assert "features of DANN the domains lie closer on 1 of 2 pairs" in adaptation.closer(summary)
 
 
 def test_feature_map_is_computed_once(chapter, digits, monkeypatch):
