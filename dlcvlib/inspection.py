@@ -25,7 +25,11 @@ def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
     summary = torchinfo.summary(
         _plain(module), input_size=input_shape, verbose=0, mode="eval", depth=9
     )
-    leaves = [info for info in summary.summary_list if info.is_leaf_layer]
+    leaves = [
+        info
+        for info in summary.summary_list
+        if info.is_leaf_layer and not isinstance(info.module, nn.Flatten | nn.Unflatten)
+    ]
     return pd.DataFrame(
         {
             "layer": [_title(info.module) for info in leaves],
@@ -64,8 +68,7 @@ def blocks(frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
             groups.append([])
-        if row["layer"] not in ("Flatten", "Unflatten"):
-            groups[-1].append(index)
+        groups[-1].append(index)
     found = []
     for group in groups:
         name, *rest = frame.loc[group, "layer"]
