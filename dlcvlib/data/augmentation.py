@@ -57,10 +57,10 @@ def photometric(images: Tensor) -> Tensor:
 
     images = torch.where(uniform(0, 1) < 0.5, 1 - images, images)
     mean = images.mean((2, 3), keepdim=True)
-    images = mean + (images - mean) * uniform(0.3, 1.3) * uniform(0.6, 1.4, 3)
+    images = mean + (images - mean) * uniform(0.5, 1.3) * uniform(0.7, 1.3, 3)
     images = images + uniform(-0.3, 0.3) + uniform(-0.2, 0.2, 3)
     # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
-    return (images + uniform(0, 0.15) * torch.randn(images.shape, device=device)).clamp(0, 1)
+    return (images + uniform(0, 0.1) * torch.randn(images.shape, device=device)).clamp(0, 1)
 
 
 def strong(images: Tensor) -> Tensor:
