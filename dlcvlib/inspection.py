@@ -28,7 +28,7 @@ def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
     leaves = [
         info
         for info in summary.summary_list
-        if info.is_leaf_layer and not isinstance(info.module, nn.Flatten | nn.Unflatten)
+        if info.is_leaf_layer and not isinstance(info.module, nn.Flatten)
     ]
     return pd.DataFrame(
         {
@@ -68,7 +68,8 @@ def blocks(frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
             groups.append([])
-        groups[-1].append(index)
+        if row["layer"] != "Unflatten":
+            groups[-1].append(index)
     found = []
     for group in groups:
         name, *rest = frame.loc[group, "layer"]

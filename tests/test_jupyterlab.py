@@ -91,11 +91,15 @@ def opened(address, count):
             '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000
         )
         started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|1)\]:"))
+        dialog = page.locator("dialog.jp-Dialog")
         for _ in range(10):
+            if dialog.count():  # on a slow machine, that the kernel is not ready yet
+                print(dialog.first.inner_text())
+                dialog.first.locator(".jp-mod-accept").click()
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_text("Run All Cells", exact=True).click()
             with contextlib.suppress(TimeoutError):
-                started.first.wait_for(state="attached", timeout=5_000)
+                started.first.wait_for(state="attached", timeout=15_000)
                 break
         done = page.locator(".jp-InputPrompt", has_text=re.compile(rf"\[{count}\]:"))
         done.first.wait_for(state="attached", timeout=240_000)

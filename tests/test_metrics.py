@@ -129,11 +129,11 @@ def test_between_and_travels():
     assert moved[0, 2].norm() == pytest.approx(5, rel=0.1)
 
 
-def test_tsne_keeps_neighbours():
+def test_tsne_keeps_neighbours(tmp_path):
     torch.manual_seed(0)
     centres = 20 * torch.randn(4, 10)
     labels = torch.arange(120) % 4
-    points = embedding.tsne(centres[labels] + torch.randn(120, 10), perplexity=200, seed=0)
+    points = embedding.tsne(centres[labels] + torch.randn(120, 10), 200, 0, tmp_path)
     assert points.shape == (120, 2)
     assert embedding.neighbour_agreement(points, labels.numpy()) > 0.95
 
