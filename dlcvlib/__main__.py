@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlcvlib.errors import UserError
 
-CHAPTERS = ("vae", "gan", "dann")
+CHAPTERS = ("vae", "gan", "dann", "pixelda")
 DESCRIPTION = """\
 A reproducible report on VAE, DCGAN, DANN and PixelDA.
 
@@ -117,13 +117,15 @@ def _parameters(arguments: argparse.Namespace) -> dict:
     changes = params.parse_assignments(arguments.assignments)
     everywhere = {"data": arguments.data, "runs_dir": arguments.runs_dir}
     everywhere = {name: value for name, value in everywhere.items() if value is not None}
-    # 2-4 compares with the VAE of chapter 1, whatever has been changed there.
-    vae_changes = {
-        name: value
-        for name, value in (_seeds(arguments, "vae") | changes["vae"]).items()
-        if name not in params.FaceParams.model_fields
-    }
-    changes["gan"] = {"vae_changes": vae_changes} | changes["gan"]
+    # 2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been
+    # changed there; which images are used is their own.
+    for chapter, other, own in (
+        ("gan", "vae", params.FaceParams),
+        ("pixelda", "dann", params.DigitParams),
+    ):
+        theirs = _seeds(arguments, other) | changes[other]
+        kept = {name: value for name, value in theirs.items() if name not in own.model_fields}
+        changes[chapter] = {f"{other}_changes": kept} | changes[chapter]
     return {
         chapter: params.load(
             arguments.profile,
@@ -200,8 +202,11 @@ def _train(arguments: argparse.Namespace) -> int:
         from dlcvlib import adaptation
 
         print(data.summary())
-        methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
-        scores = [method(params, data) for method in methods]
+        if arguments.chapter == "dann":
+            methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
+            scores = [method(params, data) for method in methods]
+        else:
+            scores = adaptation.all_methods(params, data)
         print(adaptation.together(scores).to_string(index=False))
         runs = [run for found in scores for run in found.runs]
     for run in {run.name: run for run in runs}.values():

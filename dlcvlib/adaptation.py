@@ -19,13 +19,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dlcvlib import ablation, classifier, dann, embedding, metrics, original
+from dlcvlib import ablation, adamatch, classifier, dann, embedding, metrics, original, pixelda
 from dlcvlib.classifier import Classifier
 from dlcvlib.data.images import CLASSES, DigitData, Pair
-from dlcvlib.params import DANNParams, DigitParams
+from dlcvlib.params import DANNParams, DigitParams, PixelDAParams
 from dlcvlib.runs import Run
 
-SOURCE_ONLY, DANN, TARGET_ONLY = "source only", "DANN", "target only"
+SOURCE_ONLY, TARGET_ONLY = "source only", "target only"
+DANN, PIXELDA, ADAMATCH = "DANN", "PixelDA", "AdaMatch"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,35 @@ def adversarial(params: DANNParams, digits: DigitData) -> Scores:
     return score(DANN, digits, params.seeds, train)
 
 
+def pixel_level(params: PixelDAParams, digits: DigitData) -> Scores:
+    """PixelDA, which is handed the target's images without their labels."""
+
+    def train(pair: Pair, seed: int) -> Run[Classifier]:
+        return pixelda.train_or_load(params.settings(seed), pair.adaptation(), params.runs_dir)
+
+    return score(PIXELDA, digits, params.seeds, train)
+
+
+def pseudo_labelled(params: PixelDAParams, digits: DigitData) -> Scores:
+    """AdaMatch, which is handed the target's images without their labels."""
+
+    def train(pair: Pair, seed: int) -> Run[Classifier]:
+        return adamatch.train_or_load(params.adamatch(seed), pair.adaptation(), params.runs_dir)
+
+    return score(ADAMATCH, digits, params.seeds, train)
+
+
+def all_methods(params: PixelDAParams, digits: DigitData) -> list[Scores]:
+    """Source only, DANN, PixelDA, AdaMatch, target only; chapter 3's runs are used again."""
+    return [
+        source_only(params.dann, digits),
+        adversarial(params.dann, digits),
+        pixel_level(params, digits),
+        pseudo_labelled(params, digits),
+        target_only(params.dann, digits),
+    ]
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 HEADINGS = {"others": "ten others"}
@@ -187,6 +217,101 @@ def gap_sentence(gaps: pd.DataFrame, method: str = DANN) -> str:
     return f"Of the gap between source only and target only {method} closes {', '.join(parts)}."
 
 
+def standings(methods: Sequence[Scores]) -> pd.DataFrame:
+    """Every method on every pair, beside the original.
+
+    Args:
+        methods: source only first, target only last.
+
+    Returns:
+        One row a pair and method: pair, method, accuracy and closed (share of the gap), mean ±
+        standard deviation; original and original_closed, NaN where it has none.
+    """
+    low, *between, high = methods
+    theirs = pd.DataFrame(original.accuracies()).T
+    closed = {s.method: gap_closed([low, s, high]).groupby("pair")["closed"] for s in between}
+    rows = []
+    for pair in low.frame["pair"].unique():
+        known = theirs.get(pair, pd.Series(dtype=float))
+        for scores in methods:
+            mine = scores.frame.loc[scores.frame["pair"] == pair, "accuracy"]
+            ends = [known.get(name, np.nan) for name in (low.method, scores.method, high.method)]
+            inside = scores in between
+            rows.append(
+                {
+                    "pair": pair,
+                    "method": scores.method,
+                    "accuracy": ablation.mean_text(mine, 3),
+                    "closed": mean_of(closed[scores.method].get_group(pair)) if inside else "–",
+                    "original": ends[1],
+                    "original_closed": _share(*map(pd.Series, ends)).item() if inside else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def best(methods: Sequence[Scores]) -> dict[str, str]:
+    """Pair -> the method of the highest mean accuracy, source only and target only aside."""
+    means = together(methods[1:-1]).groupby(["pair", "method"], sort=False)["accuracy"].mean()
+    return {pair: group.idxmax()[1] for pair, group in means.groupby("pair", sort=False)}
+
+
+def best_sentence(methods: Sequence[Scores], worth: pd.DataFrame) -> str:
+    """On which pairs AdaMatch is the best, and what its pseudo-labels were worth where it is not.
+
+    Args:
+        methods: as for `standings`.
+        worth: of `pseudo_label_worth`.
+    """
+    winners = best(methods)
+    won = [pair for pair, method in winners.items() if method == ADAMATCH]
+    text = f"{ADAMATCH} closes the most of the gap on {len(won)} of {len(winners)} pairs."
+    for pair, winner in winners.items():
+        if winner == ADAMATCH:
+            continue
+        here = worth[worth["pair"] == pair][["covered", "right_covered"]].mean()
+        text += (
+            f" On {pair} {winner} does: there {ADAMATCH} ends sure of {here['covered']:.0%} of the "
+            f"target's training images, and {1 - here['right_covered']:.0%} of those pseudo-labels "
+            "are wrong; it learns its own mistakes."
+        )
+    return text
+
+
+def pseudo_label_worth(scores: Scores, digits: DigitData) -> pd.DataFrame:
+    """AdaMatch's pseudo-labels for the target's training images at the end of training.
+
+    The true labels serve to judge them here, after training, and nothing else.
+
+    Returns:
+        One row a pair and seed: pair, seed, covered (share that it is sure of), right_covered
+        (share of those that is right), right (share of all that would be).
+    """
+    rows = []
+    for (name, seed), run in scores.trained.items():
+        pair = digits.pairs[name]
+        labels, sure = run.method.pseudo_labels(pair.adaptation())
+        right = (labels == pair.target.train.labels).double()
+        rows.append(
+            {
+                "pair": name,
+                "seed": seed,
+                "covered": sure.double().mean().item(),
+                "right_covered": right[sure].mean().item(),
+                "right": right.mean().item(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def over_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """One row a pair: some columns' mean ± standard deviation over the seeds, as percentages."""
+    return pd.DataFrame(
+        {"pair": pair} | {column: mean_of(group[column]) for column in columns}
+        for pair, group in frame.groupby("pair", sort=False)
+    )
+
+
 def helps(before: Scores, after: Scores) -> pd.DataFrame:
     """For each pair the claim that a method is better than another, by `ablation.compare`."""
     wrong = {
@@ -202,6 +327,21 @@ def helps(before: Scores, after: Scores) -> pd.DataFrame:
         )
         for pair in before.frame["pair"].unique()
     )
+
+
+def verdicts(claims: Sequence[tuple[Scores, Scores]]) -> pd.DataFrame:
+    """`helps` for each (before, after) under each other."""
+    return pd.concat([helps(*claim) for claim in claims], ignore_index=True)
+
+
+def in_short(methods: Sequence[Scores]) -> str:
+    """What the methods between source only and target only read on each pair, in a sentence."""
+    pairs = methods[0].frame["pair"].unique()
+    parts = []
+    for scores in methods[1:-1]:
+        means = scores.frame.groupby("pair")["accuracy"].mean()
+        parts.append(f"{scores.method} " + " / ".join(f"{means[pair]:.1%}" for pair in pairs))
+    return f"Of the target's digits on {' / '.join(pairs)} read: {'; '.join(parts)}."
 
 
 def verdict_sentence(verdicts: pd.DataFrame, after: str, before: str) -> str:

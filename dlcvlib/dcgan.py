@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib import metrics, runs
+from dlcvlib.averaging import averaged
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
@@ -234,9 +234,7 @@ class DCGAN:
         initialise(self.discriminator)
         self.modules = {"generator": self.generator, "discriminator": self.discriminator}
         if settings.ema_decay:
-            self.averaged = AveragedModel(
-                self.generator, multi_avg_fn=_average(settings.ema_decay), use_buffers=True
-            ).requires_grad_(False)
+            self.averaged = averaged(self.generator, settings.ema_decay)
             self.modules["averaged"] = self.averaged
         self.optimizers = {
             name: torch.optim.Adam(
@@ -359,21 +357,6 @@ class DCGAN:
         return values
 
 
-def _average(decay: float) -> Callable:
-    """Exponential moving average whose memory is short at first: min(decay, (1 + t) / (10 + t))."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, share)
-            else:
-                mean.copy_(value)
-
-    return update
-
-
 def train_or_load(
     settings: GANSettings, faces: FaceData, extractor: Extractor, runs_dir: Path | str
 ) -> Run[DCGAN]:
@@ -395,7 +378,7 @@ def train_or_load(
         settings,
         data=f"{faces.fingerprint} {extractor.key}",
         runs_dir=runs_dir,
-        code=["dcgan", "features", "metrics"],
+        code=["dcgan", "averaging", "features", "metrics"],
         evaluate=lambda method: method.evaluate(real(), extractor),
         keep=["averaged" if settings.ema_decay else "generator"] * settings.keep_snapshots,
     )

@@ -3,17 +3,25 @@
 Headless, a widget shows nothing; the figures before it are its stills.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+import torch
+from torch import Tensor
 
 from dlcvlib.adaptation import FeatureMap
+from dlcvlib.data.images import CLASSES, DigitData
 from dlcvlib.digit_figures import CLASS_COLORS, SOURCE, TARGET
 from dlcvlib.figures import to_png
+from dlcvlib.pixelda import PixelDA
+from dlcvlib.runs import Run
+
+VERSIONS = 6
+"""Redrawn versions shown at once."""
 
 
 def feature_maps(maps: Sequence[FeatureMap]) -> widgets.Widget:
@@ -72,6 +80,50 @@ def feature_maps(maps: Sequence[FeatureMap]) -> widgets.Widget:
     redraw()
     controls = widgets.VBox([pair, method, color, wrong, picture, text])
     return widgets.HBox([plot, controls])
+
+
+def redrawings(runs: Mapping[str, Run[PixelDA]], digits: DigitData) -> widgets.Widget:
+    """Pick a pair and a source image, and draw it in the target's style under other noise.
+
+    Args:
+        runs: pair -> a PixelDA.
+        digits: where the source images come from.
+    """
+    pair = _dropdown("pair", list(runs))
+    digit = _dropdown("digit", [str(number) for number in range(CLASSES)])
+    image = widgets.IntSlider(0, 0, 1, description="image", continuous_update=False)
+    again = widgets.Button(description="Draw the noise again", icon="refresh")
+    source, redrawn = widgets.Image(width=96), widgets.Image()
+    draws = 0
+
+    def chosen() -> Tensor:
+        test = digits.pairs[pair.value].source.test
+        return test.images[test.labels == int(digit.value)]
+
+    def redraw(_: object = None) -> None:
+        if not len(images := chosen()):
+            source.value = redrawn.value = b""
+            return
+        image.max = len(images) - 1
+        picked = images[image.value]
+        method = runs[pair.value].method
+        torch.manual_seed(draws)
+        versions = method.redraw(picked.expand(VERSIONS, -1, -1, -1), method.noise(VERSIONS))
+        source.value = to_png(picked)
+        redrawn.value = to_png(torch.cat(list(versions), 2))
+
+    def advance(_: object) -> None:
+        nonlocal draws
+        draws += 1
+        redraw()
+
+    again.on_click(advance)
+    for control in (pair, digit, image):
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox(
+        [widgets.HBox([pair, digit, image, again]), widgets.HBox([source, redrawn])]
+    )
 
 
 def point_text(found: FeatureMap, index: int) -> str:

@@ -260,11 +260,13 @@ def weight_sweep(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def recall_changes(frame: pd.DataFrame) -> Figure:
-    """By how much each digit is read more or less after adaptation.
+def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
+    """A share digit by digit: bars at the seeds' mean, red below zero; each seed a dot.
 
     Args:
-        frame: one row a pair, seed and digit: pair, digit, change.
+        frame: one row a pair, seed and digit: pair, digit, and the column.
+        column: which share.
+        label: what it is.
     """
     pairs = list(frame["pair"].unique())
     figure, axes = plt.subplots(
@@ -272,15 +274,15 @@ def recall_changes(frame: pd.DataFrame) -> Figure:
     )
     for ax, pair in zip(axes[0], pairs, strict=True):
         rows = frame[frame["pair"] == pair]
-        means = rows.groupby("digit")["change"].mean()
+        means = rows.groupby("digit")[column].mean()
         ax.bar(means.index, means, color=np.where(means < 0, TARGET, SOURCE), width=0.7, alpha=0.8)
-        ax.plot(rows["digit"], rows["change"], "o", color="#222222", markersize=2.5)
+        ax.plot(rows["digit"], rows[column], "o", color="#222222", markersize=2.5)
         ax.axhline(0, color="#555555", linewidth=0.8)
         ax.set_title(pair)
         ax.set_xticks(range(CLASSES))
         ax.set_xlabel("digit")
         ax.grid(axis="x", visible=False)
-    axes[0, 0].set_ylabel("change of the share read")
+    axes[0, 0].set_ylabel(label)
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     return figure
 

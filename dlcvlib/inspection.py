@@ -1,7 +1,7 @@
 """What a network looks like and what a run cost: layers, blocks for the diagram, time."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,18 +9,23 @@ import torchinfo
 from torch import nn
 from torch.nn.utils import parametrize
 
+from dlcvlib import params
+
 if TYPE_CHECKING:
     from dlcvlib.runs import Run
 
 SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
 
 
-def layers(module: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:
+def layers(
+    module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
+) -> pd.DataFrame:
     """One row a layer that computes: layer, output shape, parameters, multiply-adds an image.
 
     Args:
         module: the network.
-        input_shape: with the batch dimension first, which is left out of the result.
+        input_shape: with the batch dimension first, which is left out of the result; a list where
+            the network has several inputs.
     """
     summary = torchinfo.summary(
         _plain(module), input_size=input_shape, verbose=0, mode="eval", depth=9
@@ -113,6 +118,15 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
         "precision": provenance["precision"],
     }
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])
+
+
+def settings(chosen: params.Parameters) -> pd.DataFrame:
+    """One row a parameter: parameter, value, meaning."""
+    fields = type(chosen).model_fields
+    rows = [
+        (name, params.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
 
 
 def duration(seconds: float) -> str:

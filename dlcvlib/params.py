@@ -312,12 +312,17 @@ class ClassifierSettings(ClassifierFields, TrainingSettings):
     """What decides a source-only or target-only classifier."""
 
 
-class DANNFields(ClassifierFields):
-    """What decides a DANN, the seed aside."""
+class AdaptationFields(ClassifierFields):
+    """What decides a classifier that sees the target's images too."""
 
     target_augmentation: Literal["none", "geometric", "strong"] = Field(
         description="of unlabelled target images"
     )
+
+
+class DANNFields(AdaptationFields):
+    """What decides a DANN, the seed aside."""
+
     domain_width: Positive = Field(description="width of the domain classifier's hidden layers")
     domain_layers: Positive = Field(description="hidden layers of the domain classifier")
     domain_weight: Weight = Field(description="weight of the reversed domain gradient, at its most")
@@ -350,13 +355,107 @@ class DANNParams(DigitParams, DANNFields):
         return _part(DANNSettings, self, seed=seed)
 
 
+class PixelDAFields(TrainingFields):
+    """What decides a PixelDA, its classifier and the seed aside."""
+
+    latent_dim: Positive = Field(description="length of the noise vector")
+    generator_channels: Positive = Field(description="width of the generator's residual blocks")
+    residual_blocks: Positive = Field(description="residual blocks of the generator")
+    discriminator_channels: Positive = Field(
+        description="width of the discriminator's first convolution"
+    )
+    adversarial_loss: Literal["least_squares", "bce"] = Field(
+        description="least_squares (original) or bce (paper)"
+    )
+    adversarial_weight: Weight = Field(description="weight of the adversarial loss in G's loss")
+    task_weight: Weight = Field(description="weight of the classifier's loss in G's loss")
+    content_weight: Weight = Field(description="weight of the content-similarity loss; 0 is none")
+    softmax_twice: bool = Field(description="a slip of the original: cross-entropy of a Softmax")
+    classifier_with_generator: bool = Field(description="another: T moves with G, not with D")
+
+
+class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
+    """What decides a trained PixelDA."""
+
+
+class AdaMatchSettings(AdaptationFields, TrainingSettings):
+    """What decides a trained AdaMatch; its two augmentations are the strong and the weak view."""
+
+    threshold: Rate = Field(
+        description="share of the source's confidence from which a pseudo-label counts"
+    )
+    teacher_decay: Probability = Field(
+        description="decay of the averaged weights that give the pseudo-labels"
+    )
+
+
+class PixelDAParams(DigitParams, PixelDAFields):
+    """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
+
+    adamatch_steps: Positive = Field(description="training steps of AdaMatch")
+    adamatch_batch_size: Annotated[int, Field(gt=1)] = Field(
+        description="images of each domain in a batch of AdaMatch"
+    )
+    adamatch_learning_rate: Rate = Field(description="AdaMatch's learning rate at its highest")
+    threshold: Rate = AdaMatchSettings.model_fields["threshold"]
+    teacher_decay: Probability = AdaMatchSettings.model_fields["teacher_decay"]
+    task_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
+        description="weights of the classifier's loss that 4-4 compares"
+    )
+    ablation_steps: Positive = Field(description="training steps of each run of 4-4")
+    dann_profile: Literal["smoke", "quick", "full", "original"] = Field(
+        description="profile of chapter 3, whose runs and classifier are used"
+    )
+    dann_changes: dict[str, Any] = Field(description="its parameters that differ from the profile")
+
+    @property
+    def dann(self) -> DANNParams:
+        """Chapter 3's parameters, on this chapter's digits.
+
+        Raises:
+            UserError: if `dann_changes` holds what chapter 3 refuses.
+        """
+        digits = {name: getattr(self, name) for name in DigitParams.model_fields}
+        return load(self.dann_profile, "dann", self.dann_changes | digits)
+
+    @model_validator(mode="after")
+    def _dann_is_valid(self) -> Self:
+        _ = self.dann
+        return self
+
+    def settings(self, seed: int) -> PixelDASettings:
+        """Settings of the PixelDA of a seed."""
+        own = {name: getattr(self, name) for name in PixelDAFields.model_fields}
+        return _part(PixelDASettings, self.dann, seed=seed, **own)
+
+    def adamatch(self, seed: int) -> AdaMatchSettings:
+        """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
+        return _part(
+            AdaMatchSettings,
+            self.dann,
+            seed=seed,
+            steps=self.adamatch_steps,
+            batch_size=self.adamatch_batch_size,
+            learning_rate=self.adamatch_learning_rate,
+            threshold=self.threshold,
+            teacher_decay=self.teacher_decay,
+            augmentation="strong",
+            target_augmentation="geometric",
+        )
+
+
 def _part(cls: type[P], params: Parameters, **more: Any) -> P:
     """The parameters that a class of settings asks for."""
     names = [name for name in cls.model_fields if name not in more]
     return cls(**{name: getattr(params, name) for name in names}, **more)
 
 
-CHAPTERS: dict[str, type[Parameters]] = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams}
+CHAPTERS: dict[str, type[Parameters]] = {
+    "vae": VAEParams,
+    "gan": GANParams,
+    "dann": DANNParams,
+    "pixelda": PixelDAParams,
+}
 
 
 def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:

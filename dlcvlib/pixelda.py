@@ -1,0 +1,247 @@
+"""PixelDA, chapter 4: source images redrawn in the target's style, and a classifier of both.
+
+A generator G turns a source image and noise into an image that a discriminator D cannot tell from
+the target's; a task classifier T learns the source's labels on source images and on what G makes
+of them:
+
+    D minimises  adversarial loss,    T minimises  task loss,
+    G minimises  adversarial_weight * (D taken in) + task_weight * task loss
+                 + content_weight * content loss
+
+References:
+    [1] Bousmalis et al.: Unsupervised Pixel-Level Domain Adaptation with Generative Adversarial
+        Networks. CVPR 2017. arXiv:1612.05424
+    [2] Mao et al.: Least Squares Generative Adversarial Networks. ICCV 2017. arXiv:1611.04076
+
+T is the classifier of chapter 3, so that the methods differ in their method alone; source and
+generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
+G and D see the geometric part, T the change of light and colour too: a generator should not learn
+to draw what the augmentation adds. Two slips of the original homework's code are parameters, off by
+default: a Softmax before a cross-entropy that has one inside, and T in G's optimiser, where [1] has
+it move with D.
+"""
+
+import itertools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcvlib import runs
+from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, move
+from dlcvlib.dann import two_domains
+from dlcvlib.data.augmentation import AUGMENTATIONS, photometric, unchanged
+from dlcvlib.data.batches import to_float
+from dlcvlib.data.images import Adaptation
+from dlcvlib.params import PixelDASettings
+from dlcvlib.runs import Run, device_of
+from dlcvlib.training import evaluating
+
+
+class ResidualBlock(nn.Module):
+    """x + Conv, BatchNorm, ReLU, Conv, BatchNorm of x ([1], fig. 2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) twice."""
+        return x + self.layers(x)
+
+
+class Generator(nn.Module):
+    """G: the noise, spread over three channels, joins the image; residual blocks; Tanh.
+
+    Args:
+        latent_dim: length of the noise vector.
+        channels: width of the residual blocks.
+        blocks: how many.
+    """
+
+    def __init__(self, latent_dim: int = 1024, channels: int = 64, blocks: int = 6) -> None:
+        super().__init__()
+        self.spread = nn.Sequential(
+            nn.Linear(latent_dim, 3 * IMAGE_SIZE**2), nn.Unflatten(1, (3, IMAGE_SIZE, IMAGE_SIZE))
+        )
+        self.layers = nn.Sequential(
+            nn.Conv2d(6, channels, 3, padding=1),
+            nn.ReLU(),
+            *(ResidualBlock(channels) for _ in range(blocks)),
+            nn.Conv2d(channels, 3, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, images: Tensor, z: Tensor) -> Tensor:
+        """Images (N, 3, 32, 32) in 0..1 and noise (N, latent_dim) -> images in 0..1, float32."""
+        joined = torch.cat([2 * images - 1, self.spread(z)], 1)
+        return (self.layers(joined).float() + 1) / 2
+
+
+class Discriminator(nn.Module):
+    """D: Conv of stride 2, InstanceNorm, LeakyReLU, four times; then a logit a patch, 2x2 of them.
+
+    The first has no normalisation.
+
+    Args:
+        channels: width of the first convolution; each that follows has twice as many.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        widths = [3, *(channels << stage for stage in range(4))]
+        layers: list[nn.Module] = []
+        for in_channels, out_channels in itertools.pairwise(widths):
+            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
+            layers += [nn.InstanceNorm2d(out_channels)] * (in_channels != 3)
+            layers.append(nn.LeakyReLU(0.2))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 32, 32) in 0..1 -> logits of "this patch is of the target" (N, 1, 2, 2)."""
+        return self.layers(2 * images - 1)
+
+
+def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
+    """How far D's answers are from "all of the target", or from "none of it": scalar.
+
+    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2), "bce" the cross-entropy of [1].
+    """
+    labels = torch.full_like(logits, float(target))
+    if kind == "least_squares":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Tensor:
+    """Cross-entropy of logits (N, 10) and labels (N,): scalar ([1], eq. 3).
+
+    `softmax_twice` takes the Softmax of the logits first. Whatever the logits, it cannot fall below
+    log(e + 9) - 1, or .46, and its gradient hardly tells a sure answer from a right one.
+    """
+    return F.cross_entropy(logits.softmax(1) if softmax_twice else logits, labels)
+
+
+def content_loss(images: Tensor, others: Tensor) -> Tensor:
+    """Pairwise mean squared error of images (N, 3, H, W) and others: scalar ([1], eq. 5).
+
+    A difference that is the same all over an image costs nothing. The paper masks the background;
+    these digits come without a mask.
+    """
+    difference = (images - others).flatten(1)
+    return (difference.square().mean(1) - difference.mean(1).square()).mean()
+
+
+class PixelDA(Classifier):
+    """G, D and T, for `training.fit`; T is an extractor and a classifier."""
+
+    def __init__(self, settings: PixelDASettings) -> None:
+        super().__init__(settings)
+        self.generator = Generator(
+            settings.latent_dim, settings.generator_channels, settings.residual_blocks
+        )
+        self.discriminator = Discriminator(settings.discriminator_channels)
+        self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
+        for name in ("generator", "discriminator"):
+            self.optimizers[name] = adam([self.modules[name]], settings)
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """A step of D and T, then one of G ([1], section 3).
+
+        Args:
+            batch: source images (N, 3, 32, 32), their labels (N,), target images (M, 3, 32, 32).
+        """
+        x_s, y_s, x_t = batch
+        fake = self.generator(x_s, self.noise(len(x_s), x_s.device))
+        terms = self._train_discriminator(x_t, fake.detach())
+        if not self.settings.classifier_with_generator:
+            terms |= self._train_classifier(x_s, y_s, fake.detach())
+        return terms | self._train_generator(x_s, y_s, fake)
+
+    def _train_discriminator(self, x_t: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        kind = self.settings.adversarial_loss
+        of_target, of_fake = self.discriminator(x_t), self.discriminator(fake)
+        loss = adversarial_loss(kind, of_target, True) + adversarial_loss(kind, of_fake, False)
+        move(loss, [self.optimizers["discriminator"]])
+        middle = 0.5 if kind == "least_squares" else 0.0
+        right = (of_target > middle).float().mean() + (of_fake <= middle).float().mean()
+        return {"discriminator": loss, "discriminator_accuracy": right / 2}
+
+    def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        loss = self._task_loss(x_s, y_s, fake)
+        move(loss, [self.optimizers["classifier"]])
+        return {"class": loss}
+
+    def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        settings, moved = self.settings, [self.optimizers["generator"]]
+        frozen = [self.discriminator]
+        if settings.classifier_with_generator:
+            moved.append(self.optimizers["classifier"])
+        else:
+            frozen += [self.extractor, self.classifier]
+        # They only pass gradients on here: without their own they are cheaper, and cannot move.
+        for module in frozen:
+            module.requires_grad_(False)
+        fooled = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
+        task = self._task_loss(x_s, y_s, fake)
+        content = content_loss(x_s, fake)
+        loss = settings.adversarial_weight * fooled + settings.task_weight * task
+        move(loss + settings.content_weight * content, moved)
+        for module in frozen:
+            module.requires_grad_(True)
+        return {"generator": fooled, "task": task, "content": content}
+
+    def _task_loss(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> Tensor:
+        """The task loss of source and generated images, in other light where that is asked for."""
+        light = photometric if self.settings.augmentation == "strong" else unchanged
+        logits = self.logits(light(torch.cat([x_s, fake])))
+        return task_loss(logits, torch.cat([y_s, y_s]), self.settings.softmax_twice)
+
+    def noise(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """z, uniform in -1..1: (count, latent_dim)."""
+        return torch.empty(count, self.settings.latent_dim, device=device).uniform_(-1, 1)
+
+    @torch.no_grad()
+    def redraw(self, images: Tensor, z: Tensor) -> Tensor:
+        """Source images (N, 3, 32, 32) uint8 and noise (N, latent_dim) -> the same, as G has them.
+
+        Returns:
+            (N, 3, 32, 32) uint8 on the CPU, in the target's style.
+        """
+        device = device_of(self.generator)
+        with evaluating({"generator": self.generator}):
+            drawn = [
+                self.generator(to_float(some.to(device)), noise.to(device)).cpu()
+                for some, noise in zip(images.split(250), z.split(250), strict=True)
+            ]
+        return (torch.cat(drawn) * 255).round().to(torch.uint8)
+
+
+def train_or_load(
+    settings: PixelDASettings, data: Adaptation, runs_dir: Path | str
+) -> Run[PixelDA]:
+    """The PixelDA of these settings on this pair, trained now or by an earlier run."""
+    shape = "geometric" if settings.augmentation == "strong" else settings.augmentation
+    return runs.train_or_load(
+        "pixelda",
+        lambda: PixelDA(settings),
+        two_domains(
+            data,
+            settings,
+            settings.seed,
+            AUGMENTATIONS[shape],
+            AUGMENTATIONS[settings.target_augmentation],
+        ),
+        settings,
+        data=data.fingerprint,
+        runs_dir=runs_dir,
+        code=[*CODE, "dann", "pixelda"],
+        evaluate=lambda method: {"accuracy": method.accuracy(data.source_validation)},
+    )
