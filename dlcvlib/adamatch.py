@@ -9,13 +9,9 @@ how sure that is, the source says:
 References:
     [1] Berthelot et al.: AdaMatch: A Unified Approach to Semi-Supervised Learning and Domain
         Adaptation. ICLR 2022. arXiv:2106.04732
-    [2] French et al.: Self-ensembling for Visual Domain Adaptation. ICLR 2018. arXiv:1706.05208
-        (pseudo-labels from averaged weights, on these digits)
-    [3] Tarvainen, Valpola: Mean Teachers Are Better Role Models. NIPS 2017. arXiv:1703.01780
+    [2] Sohn et al.: FixMatch. NeurIPS 2020. arXiv:2001.07685 (weak and strong views)
 
-Where we depart from [1]: its classifier labels for itself; here an average of its weights over the
-last steps does, as in [2] and [3], and is what is measured in the end. Of the unlabelled weak views
-only the average has need, so that they stay out of the joint batch.
+As in [1], the weights that are asked in the end are an average over the last steps.
 """
 
 import math
@@ -35,7 +31,6 @@ from dlcvlib.data.augmentation import AUGMENTATIONS, unchanged
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import AdaMatchSettings
 from dlcvlib.runs import Run
-from dlcvlib.training import evaluating
 
 
 @contextmanager
@@ -53,12 +48,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def interpolate(joint: Tensor, alone: Tensor) -> Tensor:
-    """Logits at a random point between two, each value's own ([1], section 3.2): same shape."""
+    """Random logit interpolation ([1]): each value somewhere between the two, same shape."""
     return torch.lerp(alone, joint, torch.rand_like(joint))
 
 
 def align(target: Tensor, source: Tensor) -> Tensor:
-    """Distribution alignment ([1], section 3.3): the target's mean becomes the source's.
+    """Distribution alignment ([1]): the target's mean becomes the source's.
 
     Args:
         target: class probabilities (M, 10).
@@ -72,7 +67,7 @@ def align(target: Tensor, source: Tensor) -> Tensor:
 
 
 def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
-    """Relative confidence ([1], section 3.4): which rows' best is sure enough, (M,) bool.
+    """Relative confidence threshold ([1]): which rows' best is sure enough, (M,) bool.
 
     Sure enough is `threshold` times the source's mean confidence.
     """
@@ -80,48 +75,51 @@ def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
 
 
 def warm_up(progress: float) -> float:
-    """Weight mu of the target's loss ([1], section 3.5): from 0 to 1 at half of the run."""
+    """Weight mu of the target's loss ([1]): from 0 to 1 at half of the run."""
     return 0.5 - 0.5 * math.cos(min(math.pi, 2 * math.pi * progress))
 
 
 class AdaMatch(Classifier):
-    """A student that is trained, and the average of it, which labels for it and is asked at last.
+    """F and L that are trained, and their average; `extractor` and `classifier` are the average's.
 
-    `extractor` and `classifier` are the average's.
+    What is predicted and measured is therefore the average's.
     """
 
     def __init__(self, settings: AdaMatchSettings) -> None:
         super().__init__(settings)
-        self.student = nn.Sequential(self.extractor, self.classifier)
-        self.averaged = averaged(self.student, settings.teacher_decay)
+        self.trained = nn.Sequential(self.extractor, self.classifier)
+        self.averaged = averaged(self.trained, settings.ema_decay)
         self.extractor, self.classifier = self.averaged.module
-        self.modules = {"student": self.student, "averaged": self.averaged}
-        self.optimizers = {"student": adam([self.student], settings)}
+        self.modules = {"trained": self.trained, "averaged": self.averaged}
+        self.optimizers = {"trained": adam([self.trained], settings)}
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """One step; source images (N, 3, 32, 32), labels (N,), target images (M, 3, 32, 32)."""
         x_s, y_s, x_t = batch
         weak = AUGMENTATIONS[self.settings.target_augmentation]
         strong = AUGMENTATIONS[self.settings.augmentation]
+        # 1. Logits of all views together, and of the source's alone, for BatchNorm's sake.
         source = torch.cat([weak(x_s), strong(x_s)])
-        joint = self.student(torch.cat([source, strong(x_t)]))
-        with frozen_statistics(self.student):
-            alone = self.student(source)
+        joint = self.trained(torch.cat([source, weak(x_t), strong(x_t)]))
+        with frozen_statistics(self.trained):
+            alone = self.trained(source)
         of_source = interpolate(joint[: len(source)], alone)
-        of_target = joint[len(source) :]
+        of_weak, of_strong = joint[len(source) :].chunk(2)
+        # 2. Pseudo-labels of the target, and which of them to believe.
         with torch.no_grad():
             sure = of_source[: len(x_s)].softmax(1)
-            pseudo = align(self._teach(weak(x_t)).softmax(1), sure)
+            pseudo = align(of_weak.softmax(1), sure)
             mask = confident(pseudo, sure, self.settings.threshold).float()
+        # 3. Both losses.
         source_loss = F.cross_entropy(of_source, torch.cat([y_s, y_s]))
-        each = F.cross_entropy(of_target, pseudo.argmax(1), reduction="none")
+        each = F.cross_entropy(of_strong, pseudo.argmax(1), reduction="none")
         target_loss = (mask * each).mean()
         move(source_loss + self.target_weight() * target_loss, self.optimizers.values())
-        self.averaged.update_parameters(self.student)
+        self.averaged.update_parameters(self.trained)
         return {"class": source_loss, "target": target_loss, "kept": mask.mean()}
 
     def pseudo_labels(self, data: Adaptation) -> tuple[Tensor, Tensor]:
-        """What the teacher takes the target's training images for, and where it is sure enough.
+        """What the average takes the target's training images for, and where it is sure enough.
 
         Returns:
             Labels (M,) int64 and (M,) bool, on the CPU.
@@ -132,10 +130,6 @@ class AdaMatch(Classifier):
         )
         aligned = align(target, source)
         return aligned.argmax(1), confident(aligned, source, self.settings.threshold)
-
-    def _teach(self, images: Tensor) -> Tensor:
-        with evaluating({"averaged": self.averaged}):
-            return self.averaged(images)
 
     def target_weight(self) -> float:
         """Weight of the target's loss at the step that `done` says."""

@@ -384,9 +384,7 @@ class AdaMatchSettings(AdaptationFields, TrainingSettings):
     threshold: Rate = Field(
         description="share of the source's confidence from which a pseudo-label counts"
     )
-    teacher_decay: Probability = Field(
-        description="decay of the averaged weights that give the pseudo-labels"
-    )
+    ema_decay: Probability = Field(description="decay of the averaged weights of AdaMatch")
 
 
 class PixelDAParams(DigitParams, PixelDAFields):
@@ -398,7 +396,7 @@ class PixelDAParams(DigitParams, PixelDAFields):
     )
     adamatch_learning_rate: Rate = Field(description="AdaMatch's learning rate at its highest")
     threshold: Rate = AdaMatchSettings.model_fields["threshold"]
-    teacher_decay: Probability = AdaMatchSettings.model_fields["teacher_decay"]
+    ema_decay: Probability = AdaMatchSettings.model_fields["ema_decay"]
     task_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
         description="weights of the classifier's loss that 4-4 compares"
     )
@@ -438,7 +436,7 @@ class PixelDAParams(DigitParams, PixelDAFields):
             batch_size=self.adamatch_batch_size,
             learning_rate=self.adamatch_learning_rate,
             threshold=self.threshold,
-            teacher_decay=self.teacher_decay,
+            ema_decay=self.ema_decay,
             augmentation="strong",
             target_augmentation="geometric",
         )

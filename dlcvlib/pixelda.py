@@ -112,7 +112,8 @@ class Discriminator(nn.Module):
 def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
     """How far D's answers are from "all of the target", or from "none of it": scalar.
 
-    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2), "bce" the cross-entropy of [1].
+    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2, but for its halves), "bce" the
+    cross-entropy of [1].
     """
     labels = torch.full_like(logits, float(target))
     if kind == "least_squares":

@@ -102,3 +102,51 @@ def smoke_report(tmp_path_factory):
     out, runs = base / "report", base / "runs"
     assert main(["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]) == 0
     return out, runs
+
+
+def digits_of(name, count=60, shift=0, seed=0):
+    """A domain whose digits are bright bars: the place is the label, brightness the domain."""
+    from dlcvlib.data.images import Domain, LabelledImages
+
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3 * count) % 10
+    images = torch.randint(0, 60, (3 * count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, :, 3 * label + 1 : 3 * label + 4] = 200 - shift
+    parts = [LabelledImages(i, y) for i, y in zip(images.chunk(3), labels.chunk(3), strict=True)]
+    return Domain(name, *parts, "bars", False, (), f"{name} labelled", f"{name} images")
+
+
+@pytest.fixture
+def pair():
+    """Two domains in memory."""
+    from dlcvlib.data.images import Pair
+
+    return Pair(digits_of("usps"), digits_of("mnistm", shift=80, seed=1))
+
+
+@pytest.fixture
+def batch(pair):
+    """What a step of adaptation is handed: (16, 3, 32, 32), (16,), (16, 3, 32, 32)."""
+    x_s, x_t = (domain.train.images[:16].float() / 255 for domain in (pair.source, pair.target))
+    return x_s, pair.source.train.labels[:16], x_t
+
+
+@pytest.fixture
+def digits(pair):
+    """Both directions of `pair`."""
+    from dlcvlib.data.images import DigitData, Pair
+
+    back = Pair(pair.target, pair.source)
+    domains = {d.name: d for d in (pair.source, pair.target)}
+    return DigitData(domains, {p.name: p for p in (pair, back)}, (), "f")
+
+
+def weights(module):
+    """A copy of a module's state."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(module, before):
+    """Whether any parameter of a module has changed."""
+    return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())

@@ -1,0 +1,130 @@
+"""AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the step against them."""
+
+import pytest
+import torch
+from torch import nn
+
+from dlcvlib import adamatch, params
+from dlcvlib.data import augmentation
+
+
+@pytest.fixture
+def settings(tmp_path):
+    chapter = params.load("smoke", "pixelda")
+    return lambda **changes: chapter.adamatch(0).replace(precision="fp32", **changes)
+
+
+# --- arithmetic -------------------------------------------------------------------------------
+
+
+def test_alignment_on_a_hand_made_case():
+    """Means .5 and .5 of the source over .8 and .2: rows times .625 and 2.5, made to sum to 1."""
+    source = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    target = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
+    torch.testing.assert_close(adamatch.align(target, source), torch.full((2, 2), 0.5))
+    uneven = torch.tensor([[0.9, 0.1], [0.7, 0.3]])
+    expected = torch.tensor([[0.5625, 0.25], [0.4375, 0.75]])
+    expected = expected / expected.sum(1, keepdim=True)
+    torch.testing.assert_close(adamatch.align(uneven, source), expected)
+
+
+def test_alignment_bears_a_class_that_is_never_predicted():
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    aligned = adamatch.align(target, torch.full((2, 2), 0.5))
+    assert aligned.isfinite().all()
+    torch.testing.assert_close(aligned.sum(1), torch.ones(2))
+
+
+def test_relative_threshold_on_a_hand_made_case():
+    """The source is sure by .9 and .7, in the mean .8; .9 of that is .72."""
+    source = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    target = torch.tensor([[0.73, 0.27], [0.29, 0.71], [0.2, 0.8]])
+    assert adamatch.confident(target, source, 0.9).tolist() == [True, False, True]
+
+
+def test_interpolation_lies_between_each_value_by_itself():
+    torch.manual_seed(0)
+    joint, alone = torch.zeros(2000, 10), torch.ones(2000, 10)
+    mixed = adamatch.interpolate(joint, alone)
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1
+    assert mixed.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert mixed.std().item() == pytest.approx(1 / 12**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0, 0), (0.125, 0.1464466), (0.25, 0.5), (0.5, 1), (0.75, 1), (1, 1)]
+)
+def test_warm_up(progress, weight):
+    assert adamatch.warm_up(progress) == pytest.approx(weight, abs=1e-6)
+
+
+def test_frozen_statistics_stay_and_still_normalise_by_the_batch():
+    layer = nn.BatchNorm1d(3)
+    x = torch.randn(50, 3) * 4 + 7
+    before = layer.running_mean.clone()
+    with adamatch.frozen_statistics(layer):
+        out = layer(x)
+    assert torch.equal(layer.running_mean, before)
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    layer(x)
+    assert not torch.equal(layer.running_mean, before)
+
+
+# --- the step ---------------------------------------------------------------------------------
+
+
+def test_the_step_is_the_papers(settings, batch, monkeypatch):
+    """The gradient of one step, written out without the library's helpers."""
+    monkeypatch.setitem(augmentation.AUGMENTATIONS, "geometric", lambda x: x)
+    monkeypatch.setitem(augmentation.AUGMENTATIONS, "strong", lambda x: 1 - x)
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.25))
+    method = adamatch.AdaMatch(settings(steps=8, threshold=0.5))
+    method.done = 2
+    x_s, y_s, x_t = batch
+    network = method.trained
+    joint = network(torch.cat([x_s, 1 - x_s, x_t, 1 - x_t]))
+    alone = network(torch.cat([x_s, 1 - x_s]))
+    source = 0.25 * joint[:32] + 0.75 * alone
+    p_s, p_t = source[:16].softmax(1), joint[32:48].softmax(1)
+    p_t = p_t * (p_s.mean(0) / p_t.mean(0))
+    p_t = (p_t / p_t.sum(1, keepdim=True)).detach()
+    mask = p_t.max(1).values >= 0.5 * p_s.max(1).values.mean()
+    each = -joint[48:].log_softmax(1)[range(16), p_t.argmax(1)]
+    source_loss = nn.functional.cross_entropy(source, torch.cat([y_s, y_s]))
+    loss = source_loss + 0.5 * (each * mask).mean()
+    wanted = torch.autograd.grad(loss, list(network.parameters()))
+    terms = method.step(batch)
+    assert 0 < terms["kept"] <= 1
+    torch.testing.assert_close(terms["class"], source_loss)
+    torch.testing.assert_close(terms["target"], (each * mask).mean())
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_at_first_the_target_has_no_say(settings, batch):
+    assert adamatch.AdaMatch(settings()).target_weight() == 0
+
+
+def test_what_is_asked_is_the_average(settings, batch):
+    method = adamatch.AdaMatch(settings(ema_decay=0.99))
+    for _ in range(3):
+        method.step(batch)
+    assert method.extractor is method.averaged.module[0]
+    trained, average = (next(m.parameters()) for m in (method.trained, method.extractor))
+    assert not torch.equal(trained, average)
+    assert not any(p.requires_grad for p in method.averaged.parameters())
+
+
+def test_the_views_are_the_methods_own():
+    """Where chapter 3 augments nothing, AdaMatch still has a weak and a strong view."""
+    chosen = params.load("original", "pixelda").adamatch(0)
+    assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
+
+
+def test_pseudo_labels_are_aligned_and_masked(settings, pair):
+    method = adamatch.AdaMatch(settings())
+    data = pair.adaptation()
+    labels, sure = method.pseudo_labels(data)
+    assert labels.shape == sure.shape == (len(data.target),)
+    assert sure.dtype == torch.bool

@@ -1,0 +1,294 @@
+"""PixelDA: networks, each loss against its formula, who moves when, and what 4-4 measures."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import moved, weights
+from torch import nn
+
+from dlcvlib import params, pixelda, pixelda_ablation
+from dlcvlib.errors import UserError
+from dlcvlib.pixelda_ablation import Redrawn
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """Parameters of chapter 4 under profile smoke, changed by keyword."""
+    fixed = {"dann_changes": {"precision": "fp32"}, "precision": "fp32"}
+    fixed["runs_dir"] = str(tmp_path / "runs")
+    return lambda **changes: params.load("smoke", "pixelda", fixed | changes)
+
+
+@pytest.fixture
+def settings(chapter):
+    return lambda **changes: chapter().settings(0).replace(**changes)
+
+
+@pytest.fixture
+def method(settings):
+    return pixelda.PixelDA(settings())
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+def test_shapes_and_ranges(method, batch):
+    fake = method.generator(batch[0], method.noise(16))
+    assert fake.shape == (16, 3, 32, 32)
+    assert fake.min() >= 0
+    assert fake.max() <= 1
+    assert method.discriminator(fake).shape == (16, 1, 2, 2)
+    noise = method.noise(5000)
+    assert noise.shape == (5000, 8)
+    assert -1 <= noise.min() < -0.99
+    assert 0.99 < noise.max() <= 1
+
+
+def test_the_networks_are_the_originals():
+    original = params.load("original", "pixelda")
+    assert (original.batch_size, original.learning_rate) == (64, 1e-5)
+    assert original.adam_betas == [0.5, 0.999]
+    assert (original.adversarial_weight, original.task_weight) == (1.0, 0.08)
+    method = pixelda.PixelDA(original.settings(0))
+    spread = method.generator.spread[0]
+    assert (spread.in_features, spread.out_features) == (1024, 3 * 32 * 32)
+    blocks = [b for b in method.generator.layers if isinstance(b, pixelda.ResidualBlock)]
+    assert len(blocks) == 6
+    assert all(m.out_channels == 64 for b in blocks for m in b.layers if isinstance(m, nn.Conv2d))
+    convolutions = [m for m in method.discriminator.layers if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [64, 128, 256, 512, 1]
+    norms = [m for m in method.discriminator.layers if isinstance(m, nn.InstanceNorm2d)]
+    assert len(norms) == 3
+
+
+def test_noise_changes_the_image_and_the_source_decides_it_too(method, batch):
+    images = (batch[0] * 255).to(torch.uint8)
+    z = method.noise(16)
+    first, same = method.redraw(images, z), method.redraw(images, z)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, same)
+    assert not torch.equal(first, method.redraw(images, -z))
+    assert not torch.equal(first, method.redraw(images.flip(0), z))
+
+
+def test_the_label_stays_with_its_image(settings, batch, monkeypatch):
+    """Whatever the generator draws of an image is trained on under that image's label."""
+    method, seen = pixelda.PixelDA(settings(augmentation="none")), []
+    monkeypatch.setattr(method, "generator", lambda images, z: images.clone().requires_grad_())
+    monkeypatch.setattr(
+        pixelda, "task_loss", lambda logits, labels, twice: seen.append(labels) or logits.sum() * 0
+    )
+    method._task_loss(batch[0], batch[1], method.generator(batch[0], None))
+    assert torch.equal(seen[0], torch.cat([batch[1], batch[1]]))
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+
+def test_adversarial_losses():
+    logits = torch.randn(7, 1, 2, 2)
+    of = pixelda.adversarial_loss
+    torch.testing.assert_close(of("least_squares", logits, True), ((logits - 1) ** 2).mean())
+    torch.testing.assert_close(of("least_squares", logits, False), (logits**2).mean())
+    sigmoid = torch.sigmoid(logits)
+    torch.testing.assert_close(of("bce", logits, True), -sigmoid.log().mean())
+    torch.testing.assert_close(of("bce", logits, False), -(1 - sigmoid).log().mean())
+
+
+def test_task_loss():
+    logits, labels = 3 * torch.randn(9, 10), torch.arange(9)
+    chosen = logits.softmax(1)[range(9), labels]
+    torch.testing.assert_close(pixelda.task_loss(logits, labels), -chosen.log().mean())
+    twice = -logits.softmax(1).softmax(1)[range(9), labels].log().mean()
+    torch.testing.assert_close(pixelda.task_loss(logits, labels, softmax_twice=True), twice)
+
+
+def test_softmax_twice_never_comes_near_zero():
+    certain = 100 * torch.eye(10)
+    assert pixelda.task_loss(certain, torch.arange(10)) < 1e-6
+    floor = pixelda.task_loss(certain, torch.arange(10), softmax_twice=True)
+    assert floor == pytest.approx(math.log(math.e + 9) - 1, abs=1e-5)
+
+
+def test_content_loss_is_the_papers():
+    """Eq. 5: |d|^2 / k - (d . 1)^2 / k^2, image by image."""
+    images, others = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    k = 3 * 8 * 8
+    expected = [
+        (d @ d / k - d.sum() ** 2 / k**2).item() for d in (images - others).flatten(1).unbind()
+    ]
+    found = pixelda.content_loss(images, others)
+    assert found.item() == pytest.approx(sum(expected) / 4, rel=1e-5)
+    assert pixelda.content_loss(images, images + 0.3).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_generators_loss_is_the_weighted_sum(settings, batch):
+    """Its gradient is that of the three terms, each with its weight, D and T standing still."""
+    chosen = {"adversarial_weight": 0.5, "task_weight": 2.0, "content_weight": 0.3}
+    method = pixelda.PixelDA(settings(augmentation="none", **chosen))
+    x_s, y_s, _ = batch
+    fake = method.generator(x_s, method.noise(16))
+    logits = method.logits(torch.cat([x_s, fake]))
+    loss = (
+        0.5 * ((method.discriminator(fake) - 1) ** 2).mean()
+        + 2.0 * nn.functional.cross_entropy(logits, torch.cat([y_s, y_s]))
+        + 0.3 * pixelda.content_loss(x_s, fake)
+    )
+    parameters = list(method.generator.parameters())
+    wanted = torch.autograd.grad(loss, parameters, retain_graph=True)
+    method._train_generator(x_s, y_s, fake)
+    for parameter, gradient in zip(parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+# --- who moves when ---------------------------------------------------------------------------
+
+
+def states(method):
+    return {name: weights(module) for name, module in method.modules.items()}
+
+
+def who_moved(method, before):
+    return {name for name, module in method.modules.items() if moved(module, before[name])}
+
+
+def test_each_step_moves_its_own(method, batch):
+    x_s, y_s, x_t = batch
+    fake = method.generator(x_s, method.noise(16))
+    before = states(method)
+    method._train_discriminator(x_t, fake.detach())
+    assert who_moved(method, before) == {"discriminator"}
+    before = states(method)
+    method._train_classifier(x_s, y_s, fake.detach())
+    assert who_moved(method, before) == {"extractor", "classifier"}
+    before = states(method)
+    method._train_generator(x_s, y_s, fake)
+    assert who_moved(method, before) == {"generator"}
+    assert all(p.requires_grad for m in method.modules.values() for p in m.parameters())
+
+
+def test_the_slip_moves_the_classifier_with_the_generator(settings, batch):
+    method = pixelda.PixelDA(settings(classifier_with_generator=True))
+    x_s, y_s, _ = batch
+    before = states(method)
+    method._train_generator(x_s, y_s, method.generator(x_s, method.noise(16)))
+    assert who_moved(method, before) == {"generator", "extractor", "classifier"}
+    terms = method.step(batch)
+    assert "class" not in terms
+    # One step of T a step, with the slip as without it.
+    taken = {s["step"].item() for s in method.optimizers["classifier"].state.values()}
+    assert taken == {2}
+
+
+def test_a_discriminator_that_knows_is_seen(method, batch):
+    for _ in range(60):
+        terms = method._train_discriminator(torch.ones(16, 3, 32, 32), torch.zeros(16, 3, 32, 32))
+    assert terms["discriminator_accuracy"] > 0.9
+
+
+# --- chapter 3's runs -------------------------------------------------------------------------
+
+
+def test_the_classifier_is_chapter_3s(chapter):
+    fourth = chapter(dann_changes={"channels": [4, 4], "augmentation": "geometric"})
+    third = params.load("smoke", "dann", {"channels": [4, 4], "augmentation": "geometric"})
+    for settings in (fourth.settings(0), fourth.adamatch(0)):
+        assert settings.channels == third.channels
+        assert settings.classifier_width == third.classifier_width
+    assert fourth.settings(0).augmentation == "geometric"
+    assert fourth.settings(0).steps == fourth.steps
+    assert fourth.adamatch(0).steps == fourth.adamatch_steps
+    with pytest.raises(UserError, match="did you mean 'channels'"):
+        chapter(dann_changes={"chanels": [4]})
+
+
+# --- what 4-4 measures ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found(pair):
+    """Redrawn images of which the judge reads all in two draws, and 3s and 8s wrongly in two."""
+    source = pair.source.test
+    wrong = source.labels.clone()
+    wrong[source.labels == 3] = 8
+    wrong[source.labels == 8] = 0
+    versions = torch.zeros(4, len(source), 3, 32, 32, dtype=torch.uint8)
+    versions[1:3] = 255
+    after = torch.stack([source.labels, source.labels, wrong, wrong])
+    return Redrawn("usps->mnistm", source, versions, source.labels.clone(), after)
+
+
+def test_preservation(found):
+    redrawn = {("usps->mnistm", 0): found}
+    (row,) = pixelda_ablation.preservation(redrawn).itertuples()
+    assert (row.before, row.kept) == ("100.0%", "90.0%")
+    # The standard deviation of 0, 1, 1, 0.
+    assert row.spread == f"{(1 / 3) ** 0.5:.1%}"
+    by_digit = pixelda_ablation.kept_by_digit(redrawn).set_index("digit")["kept"]
+    assert by_digit[3] == by_digit[8] == 0.5
+    assert by_digit[0] == 1.0
+    assert "worst the 3, 50%" in pixelda_ablation.survival_sentence(redrawn)
+
+
+def test_failures_are_failures(found):
+    rows, texts = pixelda_ablation.failures(found, count=6)
+    assert [len(row) for row in rows] == [6, 6]
+    assert set(texts) == {"3→8", "8→0"}
+    assert texts.count("3→8") == 3
+    # The version shown is one that was misread.
+    assert (rows[1] == torch.stack([found.versions[2, 0]] * 6)).all()
+
+
+def test_no_failure_is_no_error(found):
+    perfect = Redrawn(
+        found.pair, found.source, found.versions, found.before, found.source.labels.expand(4, -1)
+    )
+    rows, texts = pixelda_ablation.failures(perfect)
+    assert [len(row) for row in rows] == [0, 0]
+    assert texts == []
+
+
+def test_gallery(found, digits):
+    rows, names = pixelda_ablation.gallery([found], digits)
+    assert names == ["usps", "noise 1", "noise 2", "noise 3", "mnistm"]
+    assert all(row.shape == (20, 3, 32, 32) for row in rows)
+    heads = pixelda_ablation.headings([found])
+    assert [h for h in heads if h] == [str(d) for d in range(10)]
+    target = digits.domains["mnistm"].test
+    for image, label in zip(rows[-1], [d for d in range(10) for _ in range(2)], strict=True):
+        match = (target.images == image).flatten(1).all(1)
+        assert target.labels[match].tolist() == [label]
+
+
+def test_ablation_changes_one_thing(chapter, pair):
+    chosen = chapter(seeds=[0], task_weights=[0.5, 2.0])
+    variants = pixelda_ablation.balance(chosen)
+    assert list(variants) == ["task weight 0.5", "task weight 1", "task weight 2"]
+    frame, trained, pictures = pixelda_ablation.train(chosen, pair, variants)
+    assert len(frame) == 3
+    assert [run.settings.task_weight for run in trained] == [0.5, 1.0, 2.0]
+    assert all(run.settings.steps == chosen.ablation_steps for run in trained)
+    assert frame["kept"].between(0, 1).all()
+    rows, names = pixelda_ablation.side_by_side(pictures)
+    assert names == ["source", *variants]
+    assert len(rows) == 4
+    assert "would need labels" in pixelda_ablation.balance_sentence(frame, chosen)
+
+
+def test_slips_are_judged():
+    accuracies = {
+        "neither slip": [0.6, 0.61],
+        "Softmax twice": [0.4, 0.41],
+        "T moves with G": [0.2, 0.9],
+        "both slips": [0.3, 0.31],
+    }
+    assert list(accuracies) == list(pixelda_ablation.SLIPS)
+    frame = pd.DataFrame(
+        [(n, s, a) for n, values in accuracies.items() for s, a in enumerate(values)],
+        columns=["variant", "seed", "accuracy"],
+    )
+    verdicts = pixelda_ablation.slip_verdicts(frame)
+    assert verdicts["verdict"].tolist() == ["holds", "cannot be told here", "holds"]
+    assert "Softmax twice +20.0% (*holds*)" in pixelda_ablation.slip_sentence(verdicts)
