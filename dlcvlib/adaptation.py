@@ -1,9 +1,6 @@
-"""What chapters 3 and 4 measure: accuracies of methods on pairs, gaps closed, domains told apart.
+"""What chapters 3 and 4 measure: accuracies of methods on pairs, and the gaps that they close.
 
 Every accuracy is of the last step's weights on the target's test split; nothing was chosen by it.
-
-References:
-    [1] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
-from sklearn.model_selection import cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dlcvlib import ablation, adamatch, classifier, dann, embedding, metrics, original, pixelda
+from dlcvlib import ablation, adamatch, classifier, dann, metrics, original, pixelda
 from dlcvlib.classifier import Classifier
 from dlcvlib.data.images import CLASSES, DigitData, Pair
-from dlcvlib.params import DANNParams, DigitParams, PixelDAParams
+from dlcvlib.params import DANNParams, PixelDAParams
 from dlcvlib.runs import Run
 
 SOURCE_ONLY, TARGET_ONLY = "source only", "target only"
@@ -409,133 +401,6 @@ def worst_confusion(matrix: np.ndarray) -> tuple[int, int, float]:
     wrong = matrix - np.diag(np.diag(matrix))
     digit, taken = np.unravel_index(wrong.argmax(), wrong.shape)
     return int(digit), int(taken), float(wrong[digit, taken])
-
-
-# --- feature spaces ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """Test images of both domains in a method's feature space, laid out by t-SNE.
-
-    Attributes:
-        pair: its name.
-        method: the method's name.
-        images: (N, 3, 32, 32) uint8.
-        points: (N, 2).
-        is_source: (N,) bool.
-        labels: (N,) true labels.
-        predictions: (N,) what the method takes them for.
-        distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
-        kept: share of neighbours in feature space that are neighbours in the map.
-    """
-
-    pair: str
-    method: str
-    images: Tensor
-    points: np.ndarray
-    is_source: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
-    distance: float
-    kept: float
-
-
-def feature_map(pair: Pair, scores: Scores, params: DigitParams) -> FeatureMap:
-    """Half source, half target test images in the features of a method's first seed."""
-    run = scores.first(pair.name)
-    half = min(params.tsne_points // 2, len(pair.source.test), len(pair.target.test))
-    tests = [pair.source.test, pair.target.test]
-    images = torch.cat([test.images[:half] for test in tests])
-    features = run.method.features(images)
-    is_source = np.arange(len(images)) < half
-    points = embedding.tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
-    return FeatureMap(
-        pair.name,
-        scores.method,
-        images,
-        points,
-        is_source,
-        torch.cat([test.labels[:half] for test in tests]).numpy(),
-        run.method.predict(images).numpy(),
-        proxy_a_distance(features, is_source),
-        embedding.neighbours_kept(features, points),
-    )
-
-
-def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
-    """How well a linear classifier tells the domains apart: 2 (1 - 2 error) ([1], section 4).
-
-    0 is not at all, 2 perfectly; the error is cross-validated.
-
-    Args:
-        features: (N, D), as many of either domain.
-        is_source: (N,) bool.
-    """
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    right = cross_val_score(probe, features.numpy(), is_source, cv=3).mean()
-    return float(np.clip(2 * (1 - 2 * (1 - right)), 0, 2))
-
-
-def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
-    """One row a map: pair, features, distance, source and target accuracy, neighbours kept."""
-    rows = []
-    for found in maps:
-        right = found.labels == found.predictions
-        rows.append(
-            {
-                "pair": found.pair,
-                "features": found.method,
-                "distance": found.distance,
-                "source": right[found.is_source].mean(),
-                "target": right[~found.is_source].mean(),
-                "kept": found.kept,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def points_of(maps: Sequence[FeatureMap]) -> pd.DataFrame:
-    """One row a point of each map: pair, features, x, y, domain, label, prediction."""
-    frames = [
-        pd.DataFrame(
-            {
-                "pair": found.pair,
-                "features": found.method,
-                "x": found.points[:, 0],
-                "y": found.points[:, 1],
-                "domain": np.where(found.is_source, "source", "target"),
-                "label": found.labels,
-                "prediction": found.predictions,
-            }
-        )
-        for found in maps
-    ]
-    return pd.concat(frames, ignore_index=True)
-
-
-def distance_sentence(summary: pd.DataFrame) -> str:
-    """Whether the domains came closer, and whether that helped, pair by pair."""
-    first, last = summary["features"].iloc[[0, -1]]
-    parts = []
-    for pair, rows in summary.groupby("pair", sort=False):
-        before, after = (rows.set_index("features").loc[name] for name in (first, last))
-        closer = after["distance"] < before["distance"]
-        parts.append(
-            f"on {pair} the A-distance {'falls' if closer else 'does not fall'} "
-            f"({before['distance']:.2f} to {after['distance']:.2f}) and the target accuracy "
-            f"{'rises' if after['target'] > before['target'] else 'does not rise'} "
-            f"({before['target']:.2f} to {after['target']:.2f})"
-        )
-    return f"From {first} to {last}, {'; '.join(parts)}."
-
-
-def closer(summary: pd.DataFrame) -> str:
-    """On how many pairs the domains came closer, in a short sentence."""
-    first, last = summary["features"].iloc[[0, -1]]
-    table = summary.pivot(index="pair", columns="features", values="distance")
-    count = int((table[last] < table[first]).sum())
-    return f"In the features of {last} the domains lie closer on {count} of {len(table)} pairs."
 
 
 def mean_of(values: Sequence[float]) -> str:

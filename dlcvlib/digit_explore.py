@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from dlcvlib.adaptation import FeatureMap
 from dlcvlib.data.images import CLASSES, DigitData
 from dlcvlib.digit_figures import CLASS_COLORS, SOURCE, TARGET
+from dlcvlib.feature_spaces import FeatureMap
 from dlcvlib.figures import to_png
 from dlcvlib.pixelda import PixelDA
 from dlcvlib.runs import Run

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from dlcvlib.adaptation import FeatureMap
 from dlcvlib.data.images import CLASSES, DigitData, LabelledImages
+from dlcvlib.feature_spaces import FeatureMap
 from dlcvlib.figures import CYCLE, WIDTH, image_rows
 
 SOURCE, TARGET = CYCLE[0], "#CC3311"

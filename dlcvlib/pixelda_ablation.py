@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dlcvlib import ablation, adaptation, classifier, pixelda
+from dlcvlib import ablation, adaptation, classifier, feature_spaces, pixelda
 from dlcvlib.adaptation import Scores
 from dlcvlib.classifier import Classifier
 from dlcvlib.data.images import CLASSES, DigitData, LabelledImages, Pair
@@ -251,7 +251,7 @@ def distance(judge: Classifier, images: Tensor, others: Tensor) -> float:
     """Proxy A-distance of two sets of images in the judge's features: 0 alike, 2 told apart."""
     count = min(len(images), len(others), 1000)
     features = judge.features(torch.cat([images[:count], others[:count]]))
-    return adaptation.proxy_a_distance(features, np.arange(2 * count) < count)
+    return feature_spaces.proxy_a_distance(features, np.arange(2 * count) < count)
 
 
 def balance_sentence(frame: pd.DataFrame, params: PixelDAParams) -> str:

@@ -9,7 +9,17 @@ import pytest
 import torch
 from conftest import weights
 
-from dlcvlib import ablation, adamatch, adaptation, dann, dann_ablation, params, pixelda, training
+from dlcvlib import (
+    ablation,
+    adamatch,
+    adaptation,
+    dann,
+    dann_ablation,
+    feature_spaces,
+    params,
+    pixelda,
+    training,
+)
 from dlcvlib.data.images import LabelledImages, Pair
 
 METHODS = {"dann": (dann, dann.DANN), "pixelda": (pixelda, pixelda.PixelDA)}
@@ -213,26 +223,28 @@ def test_proxy_a_distance():
     is_source = np.arange(200) < 100
     same = torch.randn(200, 5)
     apart = same + 10 * torch.from_numpy(is_source)[:, None]
-    assert adaptation.proxy_a_distance(same, is_source) < 0.5
-    assert adaptation.proxy_a_distance(apart, is_source) == pytest.approx(2.0)
+    assert feature_spaces.proxy_a_distance(same, is_source) < 0.5
+    assert feature_spaces.proxy_a_distance(apart, is_source) == pytest.approx(2.0)
 
 
 def test_closer_counts_pairs():
     rows = [("a->b", "source only", 1.5), ("b->c", "source only", 1.0)]
     rows += [("a->b", "DANN", 1.0), ("b->c", "DANN", 1.2)]
     summary = pd.DataFrame(rows, columns=["pair", "features", "distance"])
-    assert "features of DANN the domains lie closer on 1 of 2 pairs" in adaptation.closer(summary)
+    assert "features of DANN the domains lie closer on 1 of 2 pairs" in feature_spaces.closer(
+        summary
+    )
 
 
 def test_feature_map_is_computed_once(chapter, digits, monkeypatch):
     chosen = chapter()
     found = adaptation.source_only(chosen, digits)
     pair = digits.pairs["usps->mnistm"]
-    first = adaptation.feature_map(pair, found, chosen)
+    first = feature_spaces.feature_map(pair, found, chosen)
     assert first.points.shape == (80, 2)
     assert first.is_source.sum() == 40
     monkeypatch.setattr("dlcvlib.embedding.TSNE", lambda **_: pytest.fail("computed again"))
-    second = adaptation.feature_map(pair, found, chosen)
+    second = feature_spaces.feature_map(pair, found, chosen)
     assert np.array_equal(first.points, second.points)
 
 
