@@ -70,6 +70,17 @@ def parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, metavar="N", help="chapters run side by side (default 1)"
     )
     report.add_argument(
+        "--cell-timeout",
+        type=int,
+        metavar="S",
+        help="seconds after which a notebook's cell counts as hanging (default: never)",
+    )
+    report.add_argument(
+        "--explain",
+        action="store_true",
+        help="run nothing: say what would run and why, and what would be used again",
+    )
+    report.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="default: report"
     )
 
@@ -164,7 +175,7 @@ def _load_data(chosen):
 
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
-    from dlcvlib.report import make_report
+    from dlcvlib import report
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
@@ -174,12 +185,16 @@ def _report(arguments: argparse.Namespace) -> int:
         if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
     ]
     fingerprints = {name: _load_data(chapters[name]).fingerprint for name in needed}
-    complete = make_report(
+    if arguments.explain:
+        print(report.explain(report.plan(chapters, fingerprints, wanted, arguments.out)))
+        return 0
+    complete = report.make_report(
         chapters,
         fingerprints,
         profile=arguments.profile,
         only=wanted,
         jobs=arguments.jobs,
+        cell_timeout=arguments.cell_timeout,
         out=arguments.out,
         command="python -m dlcvlib " + " ".join(sys.argv[1:]),
     )

@@ -41,6 +41,26 @@ def modules(*names: str) -> list[Path]:
     return [PACKAGE / f"{name}.py" for name in names]
 
 
+def imported(source: str) -> list[Path]:
+    """Modules of this package that a piece of code imports, directly or through others, sorted."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                package, _, module = name.partition(".")
+                path = PACKAGE / f"{module.replace('.', '/')}.py"
+                if package == PACKAGE.name and path.is_file() and path not in found:
+                    found.add(path)
+                    waiting.append(path.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
 def json_hash(value: Mapping[str, Any]) -> str:
     """Hex digest of a JSON-able mapping, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

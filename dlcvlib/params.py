@@ -364,6 +364,9 @@ class PixelDAFields(TrainingFields):
     discriminator_channels: Positive = Field(
         description="width of the discriminator's first convolution"
     )
+    discriminator_norm: Literal["instance", "batch"] = Field(
+        description="instance (original) or batch, which lets D see colours"
+    )
     adversarial_loss: Literal["least_squares", "bce"] = Field(
         description="least_squares (original) or bce (paper)"
     )

@@ -86,21 +86,24 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: Conv of stride 2, InstanceNorm, LeakyReLU, four times; then a logit a patch, 2x2 of them.
+    """D: Conv of stride 2, normalisation, LeakyReLU, four times; then a logit a patch, 2x2 of them.
 
     The first has no normalisation.
 
     Args:
         channels: width of the first convolution; each that follows has twice as many.
+        norm: "instance" takes each image's own mean and deviation away, and with them its colours,
+            "batch" the batch's.
     """
 
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self, channels: int = 64, norm: str = "instance") -> None:
         super().__init__()
         widths = [3, *(channels << stage for stage in range(4))]
+        normalise = nn.InstanceNorm2d if norm == "instance" else nn.BatchNorm2d
         layers: list[nn.Module] = []
         for in_channels, out_channels in itertools.pairwise(widths):
             layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
-            layers += [nn.InstanceNorm2d(out_channels)] * (in_channels != 3)
+            layers += [normalise(out_channels)] * (in_channels != 3)
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
@@ -148,7 +151,9 @@ class PixelDA(Classifier):
         self.generator = Generator(
             settings.latent_dim, settings.generator_channels, settings.residual_blocks
         )
-        self.discriminator = Discriminator(settings.discriminator_channels)
+        self.discriminator = Discriminator(
+            settings.discriminator_channels, settings.discriminator_norm
+        )
         self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
         for name in ("generator", "discriminator"):
             self.optimizers[name] = adam([self.modules[name]], settings)

@@ -80,6 +80,7 @@ class Document:
 
 def render(
     executed: Mapping[str, Path],
+    failures: Mapping[str, tuple[str, str]],
     seconds: Mapping[str, float],
     params: Mapping[str, Parameters],
     about: Mapping[str, Any],
@@ -93,6 +94,7 @@ def render(
 
     Args:
         executed: problem -> its executed notebook, in order.
+        failures: problem -> title and error of a notebook that failed.
         seconds: problem -> how long it took.
         params: chapter -> its parameters.
         about: profile, command and start time of this report.
@@ -103,21 +105,32 @@ def render(
     document = gather(notebooks)
     provenance = describe(document, seconds, params, about)
     markdown = "\n\n".join(
-        [_cover(document, provenance), stitch(notebooks, document), _colophon(provenance, params)]
+        [
+            _cover(document, provenance, failures),
+            stitch(notebooks, document, failures),
+            _colophon(provenance, params),
+        ]
     )
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as name:
         folder = Path(name)
-        for file, content in document.files.items():
-            (folder / file).write_bytes(content)
-        html = to_html(markdown, document.files)
+        storage.write_text(folder / "report.html", to_html(markdown, document.files))
         if whole:
-            pdf = to_pdf(markdown, folder)
-    storage.write_text(out / "report.html", html)
-    if not whole:
-        return
-    storage.write_bytes(out / "report.pdf", pdf)
-    _write_figures(out / "figures", document.files)
-    storage.write_json(out / "results.json", results(document, provenance))
+            figures = storage.make_dir(folder / "figures")
+            for file, content in document.files.items():
+                storage.write_bytes(figures / file, content)
+            storage.write_bytes(folder / "report.pdf", to_pdf(markdown, figures))
+            found = results(document, provenance, failures)
+            storage.write_json(folder / "results.json", found)
+        _publish(folder, out)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Move everything in `folder` to `out`, in the place of what was there: no disk can be full."""
+    made = list(folder.iterdir())
+    for path in made:
+        if path.is_dir() and (out / path.name).exists():
+            (out / path.name).replace(folder / f"old {path.name}")
+        path.replace(out / path.name)
 
 
 def gather(notebooks: Mapping[str, nbformat.NotebookNode]) -> Document:
@@ -159,7 +172,9 @@ def file_stem(payload: Mapping[str, Any]) -> str:
     return f"{payload['label'].split()[-1]}-{payload['name']}"
 
 
-def results(document: Document, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def results(
+    document: Document, provenance: Mapping[str, Any], failures: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
     """The content of results.json: every value of every table, by notebook and by name."""
     found: dict[str, Any] = {"version": RESULTS_VERSION, "provenance": dict(provenance)}
     for problem, payloads in document.payloads.items():
@@ -167,7 +182,7 @@ def results(document: Document, provenance: Mapping[str, Any]) -> dict[str, Any]
         for payload in payloads:
             merged |= payload["values"]
         found[problem] = merged
-    return found
+    return found | {problem: {"failed": error} for problem, (_, error) in failures.items()}
 
 
 # --- the Markdown -----------------------------------------------------------------------------
@@ -263,26 +278,50 @@ def _inches(file: str, content: bytes) -> float:
     return float(width[1]) / 72 if width else TEXT_WIDTH
 
 
-def stitch(notebooks: Mapping[str, nbformat.NotebookNode], document: Document) -> str:
+def stitch(
+    notebooks: Mapping[str, nbformat.NotebookNode],
+    document: Document,
+    failures: Mapping[str, tuple[str, str]],
+) -> str:
     """All notebooks as one Markdown text, under their chapters' headings."""
     parts = []
     chapter = None
-    for problem, notebook in notebooks.items():
+    for problem in sorted([*notebooks, *failures]):
         if problem[0] != chapter:
             chapter = problem[0]
             title = CHAPTER_TITLES[int(chapter) - 1]
             parts.append(f"# Chapter {chapter}: {title} {{#chapter-{chapter}}}")
+        if problem in failures:
+            parts.append(_notice(problem, *failures[problem]))
+            continue
         exhibits = Exhibits(document=document, problem=problem, enabled=True)
         exporter = MarkdownExporter(preprocessors=[exhibits])
-        parts.append(exporter.from_notebook_node(notebook)[0])
+        parts.append(exporter.from_notebook_node(notebooks[problem])[0])
     return "\n\n".join(parts)
 
 
-def _cover(document: Document, provenance: Mapping[str, Any]) -> str:
+def _notice(problem: str, title: str, error: str) -> str:
+    """What stands in the place of a notebook that failed."""
+    # Indented text is code to Markdown, whatever is in it.
+    indented = "\n".join(f"    {line}" for line in error.splitlines())
+    return (
+        f"## {title} {{#nb-{problem}}}\n\n::: failed\n**This notebook failed**, and nothing of it "
+        f"is shown:\n\n{indented}\n:::"
+    )
+
+
+def _cover(
+    document: Document, provenance: Mapping[str, Any], failures: Mapping[str, tuple[str, str]]
+) -> str:
     """The first page: title, abstract, main table, how it was made."""
     abstract = " ".join(payload["text"] for payload in document.of_kind("abstract"))
     rows = [payload["row"] for payload in document.of_kind("headline")]
     parts = [f"# {TITLE} {{.unlisted}}", f"::: subtitle\n{SUBTITLE}\n:::"]
+    if failures:
+        links = ", ".join(f"[{problem}](#nb-{problem})" for problem in failures)
+        parts.append(
+            f"::: failed\n**This report is not complete.** These notebooks failed: {links}\n:::"
+        )
     if abstract:
         parts.append(f"::: abstract\n{abstract}\n:::")
     if rows:
@@ -441,8 +480,11 @@ def to_html(markdown: str, files: Mapping[str, bytes]) -> str:
 def to_pdf(markdown: str, folder: Path) -> bytes:
     """The printed report; its pictures lie in `folder`."""
     source = folder / "report.typ"
-    source.write_text(_pandoc(markdown, "typst", "report.typ", []), encoding="utf-8")
-    return typst.compile(str(source), root=str(folder))
+    storage.write_text(source, _pandoc(markdown, "typst", "report.typ", []))
+    try:
+        return typst.compile(str(source), root=str(folder))
+    finally:
+        source.unlink()
 
 
 def _pandoc(markdown: str, to: str, template: str, more: Sequence[str]) -> str:
@@ -458,13 +500,3 @@ def _pandoc(markdown: str, to: str, template: str, more: Sequence[str]) -> str:
             *more,
         ],
     )
-
-
-def _write_figures(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Every picture with its values; those of earlier reports go."""
-    storage.make_dir(folder)
-    for name, content in files.items():
-        storage.write_bytes(folder / name, content)
-    for path in folder.iterdir():
-        if path.name not in files and path.is_file():
-            path.unlink()

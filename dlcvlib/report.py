@@ -21,6 +21,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -41,7 +42,18 @@ class Task:
     target: Path
     chapter: str
     parameters: dict[str, Any]
-    key: str
+    identity: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the result."""
+        return fingerprints.json_hash(self.identity)
+
+    @property
+    def title(self) -> str:
+        """The notebook's heading."""
+        cells = nbformat.read(self.source, as_version=4).cells
+        return cells[0].source.partition("\n")[0].lstrip("# ")
 
     @property
     def problem(self) -> str:
@@ -74,11 +86,14 @@ def make_report(
     profile: str,
     only: Sequence[str] = (),
     jobs: int = 1,
+    cell_timeout: int | None = None,
     out: Path = Path("report"),
     command: str = "",
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
     """Run what has changed and write the report.
+
+    A notebook that fails is no reason for the others not to run; a notice stands in its place.
 
     Args:
         params: chapter -> its parameters.
@@ -86,12 +101,13 @@ def make_report(
         profile: its name, for the first page.
         only: problems such as "1-3"; all if empty.
         jobs: chapters run side by side.
+        cell_timeout: seconds after which a cell counts as hanging.
         out: where everything is written.
         command: what was typed, for the first page.
         notebooks: folder of the notebooks.
 
     Returns:
-        Whether every notebook ran. If not, the report that was there is left as it was.
+        Whether every notebook ran.
 
     Raises:
         UserError: if `only` names a problem that is not there, or `out` cannot be written.
@@ -100,35 +116,39 @@ def make_report(
     from dlcvlib import rendering
 
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
-    storage.sweep(storage.make_dir(out / "notebooks"))
     about = {"profile": profile, "command": command, "started": time.time()}
 
     def render(done: Iterable[Outcome], whole: bool) -> None:
         chosen = sorted((o for o in done), key=lambda o: o.task.problem)
-        executed = {o.task.problem: o.task.target for o in chosen}
-        seconds = {o.task.problem: o.seconds for o in chosen}
-        rendering.render(executed, seconds, params, about, out, whole=whole)
+        good = [o for o in chosen if not o.error]
+        rendering.render(
+            {o.task.problem: o.task.target for o in good},
+            {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
+            {o.task.problem: o.seconds for o in good},
+            params,
+            about,
+            out,
+            whole=whole,
+        )
 
     outcomes: list[Outcome] = []
-    with _board(len(tasks)) as say:
-        for outcome in _run(tasks, jobs, say):
-            outcomes.append(outcome)
-            chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
-            ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes) == len(chapter)
-            good = not any(o.error for o in outcomes)
-            if ended and good and len(outcomes) < len(tasks):
-                render(outcomes, whole=False)
-        failures = [o for o in outcomes if o.error]
-        if not failures:
+    with storage.sole(storage.make_dir(out) / ".report", "made"):
+        storage.sweep(out)
+        storage.sweep(storage.make_dir(out / "notebooks"))
+        with _board(len(tasks)) as say:
+            for outcome in _run(tasks, jobs, cell_timeout, say):
+                outcomes.append(outcome)
+                chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
+                ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
+                if ended == len(chapter) and len(outcomes) < len(tasks):
+                    render(outcomes, whole=False)
             say("writing the report")
             render(outcomes, whole=True)
+    failures = [o for o in outcomes if o.error]
     for failure in failures:
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
-    if failures:
-        print("\nThe report was left as it was.", file=sys.stderr)
-        return False
     print(f"{out / 'report.html'}\n{out / 'report.pdf'}\n{out / 'results.json'}")
-    return True
+    return not failures
 
 
 def plan(
@@ -145,7 +165,6 @@ def plan(
             f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)})"
         )
     chapters = list(CHAPTERS)
-    code = fingerprints.source_hash(fingerprints.PACKAGE.rglob("*.py"))
     versions = fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]}
     tasks = []
     for problem, source in sources.items():
@@ -154,19 +173,58 @@ def plan(
         chapter = chapters[int(problem[0]) - 1]
         parameters = params[chapter].model_dump()
         cells = nbformat.read(source, as_version=4).cells
+        program = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
         identity = {
-            "cells": [cell.source for cell in cells],
+            "text": fingerprints.json_hash({"cells": [cell.source for cell in cells]}),
             "parameters": {k: v for k, v in parameters.items() if k != "runs_dir"},
-            "data": fingerprints_of_data[chapter],
-            "code": code,
+            "data": {parameters["data"]: fingerprints_of_data[chapter]},
+            "code": {
+                path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
+                for path in fingerprints.imported(program)
+            },
             "versions": versions,
         }
         target = out / "notebooks" / source.name
-        tasks.append(Task(source, target, chapter, parameters, fingerprints.json_hash(identity)))
+        tasks.append(Task(source, target, chapter, parameters, identity))
     return tasks
 
 
-def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
+def explain(tasks: Sequence[Task]) -> str:
+    """What a report would run and why, and what it would use again, a line a notebook."""
+    lines = []
+    for task in tasks:
+        reasons = why(task)
+        lines.append(
+            f"{task.problem} " + (f"runs: {'; '.join(reasons)}" if reasons else "is reused")
+        )
+    return "\n".join(lines)
+
+
+def why(task: Task) -> list[str]:
+    """The reasons to run a notebook; none if the executed one is whole and still true."""
+    try:
+        record = json.loads(task.record.read_text(encoding="utf-8"))
+        before = record["identity"]
+        if not task.target.is_file() or storage.sha256(task.target) != record["sha256"]:
+            return [f"{task.target} is damaged"]
+        return [
+            f"{part} changed: {', '.join(names)}" if names != [part] else f"its {part} changed"
+            for part, now in task.identity.items()
+            if (names := _changed(part, before[part], now))
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["it has not been run yet"]
+
+
+def _changed(part: str, before: Any, now: Any) -> list[str]:
+    if not isinstance(now, dict):
+        return [part] * (before != now)
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def _run(
+    tasks: Sequence[Task], jobs: int, cell_timeout: int | None, say: "_Say"
+) -> Iterable[Outcome]:
     """Outcomes as they come: chapters side by side, a chapter's notebooks one after another."""
     waiting: queue.Queue[list[Task]] = queue.Queue()
     for chapter in dict.fromkeys(task.chapter for task in tasks):
@@ -180,7 +238,11 @@ def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
             except queue.Empty:
                 return
             for task in chapter:
-                outcome = reuse(task) or execute(task, say)
+                try:
+                    outcome = reuse(task) or execute(task, say, cell_timeout)
+                except Exception as error:
+                    # Or the main thread would wait for ever.
+                    outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
                 say.finished(outcome)
                 finished.put(outcome)
 
@@ -200,19 +262,19 @@ def _run(tasks: Sequence[Task], jobs: int, say: "_Say") -> Iterable[Outcome]:
 
 def reuse(task: Task) -> Outcome | None:
     """The outcome of an earlier run with the same key, if its notebook is whole."""
+    if not task.record.is_file():
+        return None
     try:
-        record = json.loads(task.record.read_text(encoding="utf-8"))
-        whole = storage.sha256(task.target) == record["sha256"]
-        if not whole:
-            print(f"{task.target} is damaged: its content hash is not the recorded one; run again")
-        if whole and record["key"] == task.key:
+        record = storage.read_sealed(task.record)
+        storage.check(task.target, record["sha256"])
+        if record["key"] == task.key:
             return Outcome(task, record["seconds"], reused=True)
-    except (OSError, ValueError, KeyError):
-        pass
+    except storage.DamagedFileError as error:
+        print(f"{error}; running it again")
     return None
 
 
-def execute(task: Task, say: "_Say | None" = None) -> Outcome:
+def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = None) -> Outcome:
     """Run a notebook to a temporary file; keep it under its name only if every cell ran."""
     if say:
         say(f"{task.problem} starts")
@@ -220,7 +282,7 @@ def execute(task: Task, say: "_Say | None" = None) -> Outcome:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
         temporary = Path(folder) / task.target.name
-        error = _papermill(task, temporary)
+        error = _papermill(task, temporary, cell_timeout)
         seconds = time.monotonic() - started
         if not temporary.is_file():
             return Outcome(task, seconds, error or "papermill wrote no notebook")
@@ -232,13 +294,18 @@ def execute(task: Task, say: "_Say | None" = None) -> Outcome:
         storage.write_text(task.failed, text)
         return Outcome(task, seconds, f"{error}\nThe notebook is kept in {task.failed}")
     storage.write_text(task.target, text)
-    record = {"key": task.key, "sha256": storage.sha256(task.target), "seconds": seconds}
-    storage.write_json(task.record, record)
+    record = {
+        "key": task.key,
+        "identity": task.identity,
+        "sha256": storage.sha256(task.target),
+        "seconds": seconds,
+    }
+    storage.write_sealed(task.record, record)
     task.failed.unlink(missing_ok=True)
     return Outcome(task, seconds)
 
 
-def _papermill(task: Task, target: Path) -> str:
+def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
     """Execute; the error as text, or nothing. A kernel that does not start is tried again."""
     for attempt in range(KERNEL_STARTS):
         try:
@@ -250,17 +317,24 @@ def _papermill(task: Task, target: Path) -> str:
                 cwd=str(ROOT),
                 progress_bar=False,
                 start_timeout=120,
+                execution_timeout=cell_timeout,
                 # Else each kernel warns on the terminal that its local ports are not encrypted.
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
         except PapermillExecutionError as error:
             first = next(iter(error.source.splitlines()), "")
             return f"cell {error.exec_count} ({first!r}): {error.ename}: {error.evalue}"
+        except CellTimeoutError:
+            return f"{_running(target)} ran longer than {cell_timeout} s (--cell-timeout)"
+        except DeadKernelError:
+            return f"{_running(target)} ended with the kernel's death"
         except RuntimeError as error:
             # Raised before the first cell if the kernel could not start: ports collide at times.
             if "Kernel" in str(error) and attempt + 1 < KERNEL_STARTS and not _began(target):
                 continue
             return f"{type(error).__name__}: {error}"
+        except OSError as error:
+            return f"{target.name} cannot be written or read: {error}"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return ""
@@ -272,6 +346,15 @@ def _began(path: Path) -> bool:
         return False
     cells = nbformat.read(path, as_version=4).cells
     return any(cell.get("execution_count") for cell in cells)
+
+
+def _running(path: Path) -> str:
+    """The cell of a half-executed notebook that papermill was in, in words."""
+    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    for number, cell in enumerate(cells, 1):
+        if cell.metadata.get("papermill", {}).get("status") in ("running", "failed"):
+            return f"cell {number} ({cell.source.partition(chr(10))[0]!r})"
+    return "a cell"
 
 
 def unfinished(notebook: nbformat.NotebookNode) -> str:

@@ -13,12 +13,9 @@ need the same run share it.
 """
 
 import copy
-import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,7 +24,6 @@ import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from torch import nn
 
 from dlcvlib import fingerprints, storage, training
@@ -126,7 +122,7 @@ def train_or_load(
 
     Raises:
         UserError: if `runs_dir` cannot be written.
-        TrainingError: if a loss is not finite.
+        TrainingError: if a loss or a gradient is not finite.
     """
     name = run_name(kind, settings, data, code)
     folder = storage.make_dir(Path(runs_dir)) / name
@@ -137,7 +133,7 @@ def train_or_load(
         _train(folder, kind, create, batches, settings, data, evaluate, keep)
         PartialState().wait_for_everyone()
         return _whole(folder, create, settings)
-    with _sole_trainer(folder):
+    with storage.sole(folder, "trained"):
         if (run := _load(folder, create, settings)) is not None:
             return run
         _train(folder, kind, create, batches, settings, data, evaluate, keep)
@@ -201,7 +197,7 @@ def _train(
         **fingerprints.versions("torch", "torchvision", "accelerate"),
         "files": {file: storage.sha256(folder / file) for file in files},
     }
-    storage.write_json(folder / "provenance.json", provenance)
+    storage.write_sealed(folder / "provenance.json", provenance)
     training.clear_checkpoints(folder)
 
 
@@ -231,14 +227,13 @@ def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> 
     if not mark.is_file():
         return None
     try:
-        provenance = json.loads(mark.read_text(encoding="utf-8"))
-        files = provenance["files"]
-        for file, digest in files.items():
-            if storage.sha256(folder / file) != digest:
-                raise storage.DamagedFileError(f"{folder / file} is damaged")
-        tensors, _ = storage.read_tensors(folder / "model.safetensors", files["model.safetensors"])
-    except (storage.DamagedFileError, OSError, ValueError, KeyError) as error:
-        print(f"{folder.name}: {error}; training it again")
+        provenance = storage.read_sealed(mark)
+        for file, digest in provenance["files"].items():
+            storage.check(folder / file, digest)
+        model = folder / "model.safetensors"
+        tensors, _ = storage.read_tensors(model, provenance["files"][model.name])
+    except storage.DamagedFileError as error:
+        print(f"{error}; training {folder.name} again")
         mark.unlink(missing_ok=True)
         return None
     method = _create(create, settings)
@@ -257,26 +252,3 @@ def _device() -> torch.device:
 def device_of(module: nn.Module) -> torch.device:
     """The device that a module's parameters are on."""
     return next(module.parameters()).device
-
-
-@contextmanager
-def _sole_trainer(folder: Path):
-    """Hold the run's lock; whoever comes second waits, says for whom, and finds the result.
-
-    The lock is the operating system's, so that it dies with its holder.
-    """
-    lock = FileLock(folder.with_suffix(".lock"))
-    holder = folder.with_suffix(".holder")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-        print(f"{folder.name} is being trained by {who}; waiting for it")
-        lock.acquire()
-    try:
-        since = time.strftime("%H:%M:%S")
-        storage.write_text(holder, f"process {os.getpid()} since {since}")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()

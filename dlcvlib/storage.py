@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from dlcvlib import fingerprints
 from dlcvlib.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SEAL = "content_sha256"
 TEMPORARY = ".tmp-"
 """Prefix of every temporary name, so that leftovers of a kill can be swept."""
 
@@ -59,8 +62,13 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write(path: Path, fill: Callable[[Path], object]) -> None:
+def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     """Let `fill` write a temporary file, then put it at `path` in one step.
+
+    Args:
+        path: where the file belongs.
+        fill: writes it.
+        size: about how many bytes that takes, for the message.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
@@ -75,21 +83,28 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
+        free = shutil.disk_usage(path.parent).free
         raise UserError(
-            f"cannot write {path} ({error.strerror or error}): free some space"
+            f"cannot write {path} ({error.strerror or error}): it needs {_megabytes(size)}, and "
+            f"{_megabytes(free)} are free there; make room, or choose another folder "
+            "(runs_dir, --out)"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _megabytes(size: int) -> str:
+    return f"{max(size, 1) / 1e6:,.3g} MB"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all (see `write`)."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a binary file whole or not at all (see `write`)."""
-    write(path, lambda temporary: temporary.write_bytes(data))
+    write(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,31 +112,91 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON that carries its own content hash, for files that no other file vouches for."""
+    write_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        DamagedFileError: if it is missing, or not what was written; it is then set aside.
+    """
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.pop(SEAL) == _seal(value):
+            return value
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        pass
+    aside = set_aside(path)
+    raise DamagedFileError(f"{path} is damaged and set aside as {aside.name}")
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    # As it is read again: with lists for tuples and text for keys.
+    return fingerprints.json_hash(json.loads(json.dumps(value)))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON-able `meta` as one safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # safetensors stores row-major data only; a channels_last weight is contiguous in its own order.
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"meta": json.dumps(meta)}
-    write(path, lambda temporary: save_file(flat, temporary, metadata=header))
+
+    def fill(temporary: Path) -> None:
+        try:
+            save_file(flat, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    write(path, fill, sum(tensor.nbytes for tensor in flat.values()))
 
 
 def read_tensors(path: Path, digest: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        DamagedFileError: if the file is missing or its sha256 is not `digest`.
+        DamagedFileError: as `check`, and if the file is no safetensors file of `write_tensors`.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
+    check(path, digest)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["meta"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        aside = set_aside(path)
+        raise DamagedFileError(
+            f"{path} is refused ({error}) and set aside as {aside.name}"
+        ) from None
+
+
+def check(path: Path, digest: str) -> None:
+    """See that a file is what was written.
+
+    Raises:
+        DamagedFileError: if it is missing or its sha256 is not `digest`; it is then set aside.
+    """
     if not path.is_file():
         raise DamagedFileError(f"{path} is missing")
     if sha256(path) != digest:
-        raise DamagedFileError(f"{path} is damaged: its content hash is not the recorded one")
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()["meta"])
+        aside = set_aside(path)
+        raise DamagedFileError(
+            f"{path} is damaged (its content hash is not the recorded one) and set aside as "
+            f"{aside.name}"
+        )
+
+
+def set_aside(path: Path) -> Path:
+    """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can look at it."""
+    return path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def kept(
@@ -137,34 +212,41 @@ def kept(
         make: called if there is nothing whole.
     """
     pointer = path.with_suffix(".json")
-    with _sole(make_dir(path.parent), path.stem):
+    with sole(make_dir(path.parent) / path.stem, "made"):
         if pointer.is_file():
             try:
-                digest = json.loads(pointer.read_text(encoding="utf-8"))["sha256"]
-                return read_tensors(path, digest)
+                return read_tensors(path, read_sealed(pointer)["sha256"])
             except DamagedFileError as error:
                 print(f"{error}; making it again")
-            except (OSError, ValueError, KeyError, TypeError):
-                print(f"{pointer} is damaged; making {path.name} again")
             pointer.unlink(missing_ok=True)
         tensors, meta = make()
         write_tensors(path, tensors, meta)
-        write_json(pointer, {"sha256": sha256(path)})
+        write_sealed(pointer, {"sha256": sha256(path)})
         return dict(tensors), dict(meta)
 
 
 @contextmanager
-def _sole(folder: Path, stem: str) -> Iterator[None]:
-    """Hold the lock of one kept file; the operating system's, so that it dies with its holder."""
-    lock = FileLock(folder / f"{stem}.lock")
+def sole(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock that stands for `path`; whoever comes second waits, and says for whom.
+
+    The lock is the operating system's, so that it dies with its holder.
+
+    Args:
+        path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
+        doing: what is done to it, such as "trained".
+    """
+    lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is making {folder / stem}; waiting for it")
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        print(f"{path} is being {doing} by {who}; waiting for it", flush=True)
         lock.acquire()
     try:
+        write_text(holder, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -9,7 +9,6 @@ run, bit for bit on one device.
 """
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -31,6 +30,8 @@ from dlcvlib.params import TrainingSettings
 CHECKPOINT_SECONDS = 30.0
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
+GRADIENT = "gradient_"
+"""Prefix of a gradient's length in the history."""
 VALIDATIONS = 10
 VALIDATION_STEPS = 80
 WARM_UP = 0.1
@@ -133,7 +134,7 @@ def fit(
         {"history": rows as dicts, "seconds": time spent training, "device", "precision"}.
 
     Raises:
-        TrainingError: if a loss is not finite.
+        TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
     accelerator = accelerator_for(settings.precision)
@@ -166,6 +167,7 @@ def fit(
                     group["lr"] = factor * group["initial_lr"]
             method.done = state.step
             losses = method.step(batch(draw))
+            losses |= gradient_norms(method.optimizers)
             state.pending.append({name: value.detach() for name, value in losses.items()})
             state.step += 1
             method.done = state.step
@@ -211,25 +213,46 @@ class Progress:
         self.pending: list[dict[str, Tensor]] = []
 
     def flush(self, folder: Path) -> dict[str, float]:
-        """Average the losses since the last flush into one row of the history."""
-        names = list(self.pending[0])
-        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
-        if not table.isfinite().all():
-            at, term = (~table.isfinite()).nonzero()[0].tolist()
-            step = self.step - len(self.pending) + at + 1
-            pointer = _pointer(folder)
-            good = f"step {pointer['step']} in {folder}" if pointer else "none yet"
-            raise TrainingError(
-                f"the loss {names[term]!r} is not finite at step {step} "
-                f"(last good checkpoint: {good}); try a lower learning_rate or precision: fp32"
-            )
-        row = {"step": float(self.step)} | dict(zip(names, table.mean(0).tolist(), strict=True))
+        """Average what has been noted since the last flush into one row of the history.
+
+        Raises:
+            TrainingError: as `finite`.
+        """
+        means = self.finite(folder).mean(0).tolist()
+        row = {"step": float(self.step)} | dict(zip(self.pending[0], means, strict=True))
         self.history.append(row)
         self.pending = []
         return row
 
+    def finite(self, folder: Path) -> Tensor:
+        """What has been noted since the last flush: (steps, terms).
+
+        Raises:
+            TrainingError: naming the first step and term that is not finite.
+        """
+        names = list(self.pending[0])
+        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
+        if table.isfinite().all():
+            return table
+        at, term = (~table.isfinite()).nonzero()[0].tolist()
+        what = f"the loss {names[term]!r}"
+        if names[term].startswith(GRADIENT):
+            what = f"the gradient of {names[term].removeprefix(GRADIENT)!r}"
+        pointer = _pointer(folder)
+        good = f"step {pointer['step']} in {folder}" if pointer else "none yet"
+        raise TrainingError(
+            f"{what} is not finite at step {self.step - len(self.pending) + at + 1} "
+            f"(last good checkpoint: {good}); try a lower learning_rate or precision: fp32"
+        )
+
     def save(self, folder: Path, method: Method) -> None:
-        """Write a checkpoint, then the pointer that makes it the current one."""
+        """Write a checkpoint, then the pointer that makes it the current one.
+
+        Raises:
+            TrainingError: as `finite`; the last good checkpoint then stays.
+        """
+        if self.pending:
+            self.finite(folder)
         tensors = {f"module.{k}": v for k, v in module_tensors(method).items()}
         plain_state: dict[str, Any] = {}
         for name, optimizer in method.optimizers.items():
@@ -251,7 +274,7 @@ class Progress:
         path = folder / f"checkpoint-{self.step}.safetensors"
         storage.write_tensors(path, tensors, meta)
         pointer = {"file": path.name, "sha256": storage.sha256(path), "step": self.step}
-        storage.write_json(folder / "checkpoint.json", pointer)
+        storage.write_sealed(folder / "checkpoint.json", pointer)
         if old and old["file"] != path.name:
             (folder / old["file"]).unlink(missing_ok=True)
 
@@ -279,6 +302,16 @@ class Progress:
             _match_layout(optimizer)
         self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
         self.pending = [{k: torch.tensor(v) for k, v in row.items()} for row in meta["pending"]]
+
+
+def gradient_norms(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Length of the gradient that each optimiser moved by last: GRADIENT + its name -> scalar."""
+    found = {}
+    for name, optimizer in optimizers.items():
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        found[GRADIENT + name] = torch.nn.utils.get_total_norm(gradients)
+    return found
 
 
 @contextlib.contextmanager
@@ -333,9 +366,13 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def _pointer(folder: Path) -> dict[str, Any] | None:
+    path = folder / "checkpoint.json"
+    if not path.is_file():
+        return None
     try:
-        return json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return storage.read_sealed(path)
+    except storage.DamagedFileError as error:
+        print(f"{error}; starting this run anew")
         return None
 
 
@@ -376,7 +413,8 @@ def _progress(
         begun = time.monotonic()
 
         def show(step: int, row: Mapping[str, float]) -> None:
-            losses = {k: f"{v:.4g}" for k, v in row.items() if k not in ("step", "learning_rate")}
+            hidden = ("step", "learning_rate", GRADIENT)
+            losses = {k: f"{v:.4g}" for k, v in row.items() if not k.startswith(hidden)}
             bar.set_postfix(losses, refresh=False)
             bar.update(step - bar.n)
             if status:

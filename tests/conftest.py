@@ -2,6 +2,8 @@
 
 import csv
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +152,94 @@ def weights(module):
 def moved(module, before):
     """Whether any parameter of a module has changed."""
     return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())
+
+
+@pytest.fixture
+def small(tmp_path, smoke):
+    """Write notebooks from lists of cells, and make a report of them."""
+
+    import nbformat
+
+    from dlcvlib import report
+
+    class Small:
+        out = tmp_path / "report"
+        folder = tmp_path / "notebooks"
+
+        def write(self, **notebooks):
+            self.folder.mkdir(exist_ok=True)
+            for name, cells in notebooks.items():
+                book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}")])
+                tagged = nbformat.v4.new_code_cell(
+                    "seed: int = 0", metadata={"tags": ["parameters"]}
+                )
+                book.cells += [tagged, *map(nbformat.v4.new_code_cell, cells)]
+                problem = name[1:].replace("_", "-")
+                book.metadata.kernelspec = {
+                    "name": "python3",
+                    "language": "python",
+                    "display_name": "",
+                }
+                nbformat.write(book, self.folder / f"{problem}-test.ipynb")
+
+        def chosen(self, changes):
+            return {"vae": smoke(runs_dir=str(tmp_path / "runs"), **changes)}
+
+        def plan(self, **changes):
+            return report.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
+
+        def contents(self):
+            """All that a reader sees: file -> bytes."""
+            made = [*self.out.glob("*.*"), *(self.out / "figures").glob("*")]
+            return {path.name: path.read_bytes() for path in made if path.name[0] != "."}
+
+        def make(self, changes=None, **arguments):
+            chosen = self.chosen(changes or {})
+            return report.make_report(
+                chosen,
+                {"vae": "f"},
+                profile="smoke",
+                out=self.out,
+                notebooks=self.folder,
+                **arguments,
+            )
+
+    return Small()
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk_full_beyond():
+    """A context in which no file can grow beyond so many bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+def flip(path):
+    """Flip one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    """Cut a file's tail off."""
+    data = path.read_bytes()
+    path.write_bytes(data[: -max(1, len(data) // 4)])
+
+
+@pytest.fixture(params=[flip, cut])
+def damage(request):
+    """Each way to damage a file."""
+    return request.param

@@ -3,10 +3,8 @@
 import base64
 import json
 import re
-import shutil
 import time
 
-import nbformat
 import pandas as pd
 import pypdf
 import pytest
@@ -14,7 +12,7 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS
 from matplotlib import pyplot as plt
 
-from dlcvlib import exhibits, params, rendering, report
+from dlcvlib import exhibits, fingerprints, params, rendering, report
 from dlcvlib.errors import UserError
 from dlcvlib.exhibits import MIME, Page, markdown_table
 
@@ -171,44 +169,6 @@ page.table(pd.DataFrame({"a": [1.5]}), "numbers", "A caption.", values={"b": 2})
 """
 
 
-@pytest.fixture
-def small(tmp_path, smoke):
-    """Write notebooks from lists of cells, and make a report of them."""
-
-    class Small:
-        out = tmp_path / "report"
-        folder = tmp_path / "notebooks"
-
-        def write(self, **notebooks):
-            self.folder.mkdir(exist_ok=True)
-            for name, cells in notebooks.items():
-                book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}")])
-                tagged = nbformat.v4.new_code_cell(
-                    "seed: int = 0", metadata={"tags": ["parameters"]}
-                )
-                book.cells += [tagged, *map(nbformat.v4.new_code_cell, cells)]
-                problem = name[1:].replace("_", "-")
-                book.metadata.kernelspec = {
-                    "name": "python3",
-                    "language": "python",
-                    "display_name": "",
-                }
-                nbformat.write(book, self.folder / f"{problem}-test.ipynb")
-
-        def make(self, changes=None, **arguments):
-            chosen = {"vae": smoke(runs_dir=str(tmp_path / "runs"), **(changes or {}))}
-            return report.make_report(
-                chosen,
-                {"vae": "f"},
-                profile="smoke",
-                out=self.out,
-                notebooks=self.folder,
-                **arguments,
-            )
-
-    return Small()
-
-
 def test_only_what_changed_runs_again(small, capsys):
     small.write(p1_1=[GOOD], p1_2=["1 + 1"])
     assert small.make()
@@ -220,29 +180,76 @@ def test_only_what_changed_runs_again(small, capsys):
     assert "unchanged" not in capsys.readouterr().out
 
 
-def test_a_failing_cell_fails_its_notebook_and_leaves_the_report(small, capsys):
-    small.write(p1_1=[GOOD], p1_2=["1 + 1"])
-    assert small.make()
-    before = {path: path.read_bytes() for path in small.out.glob("*.*") if path.is_file()}
-    small.write(p1_1=["print('started')", "1 / 0", "'never'"])
+def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
+    small.write(p1_1=["print('started')", "raise ValueError('<b>*bold* `x` #panic()')", "'never'"])
+    small.write(p1_2=[GOOD])
     assert not small.make()
     error = capsys.readouterr().err
     assert "1-1 failed" in error
-    assert "'1 / 0'" in error
-    assert "ZeroDivisionError" in error
+    assert "ValueError" in error
     kept = small.out / "notebooks" / "1-1-test.failed.ipynb"
     assert str(kept) in error
-    assert "ZeroDivisionError" in kept.read_text()
-    assert before == {path: path.read_bytes() for path in small.out.glob("*.*") if path.is_file()}
+    assert "ValueError" in kept.read_text()
+    page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
+    cover, notice = page.select(".failed")
+    assert cover.select_one("a")["href"] == "#nb-1-1"
+    assert "ValueError: <b>*bold* `x` #panic()" in notice.text
+    assert page.find(id="tab-1-2-numbers")
+    text = "\n".join(p.extract_text() for p in pypdf.PdfReader(small.out / "report.pdf").pages)
+    assert "This notebook failed" in text
+    results = json.loads((small.out / "results.json").read_text())
+    assert "ValueError" in results["1-1"]["failed"]
+    assert results["1-2"]["b"] == 2
     small.write(p1_1=[GOOD])
     assert small.make()
     assert not kept.exists()
+    assert "failed" not in json.loads((small.out / "results.json").read_text())["1-1"]
 
 
 @pytest.mark.parametrize("cell", ["import sys; sys.exit(0)", "import os; os._exit(1)"])
-def test_a_notebook_that_stopped_early_has_failed(small, cell):
+def test_a_notebook_that_stopped_early_has_failed(small, cell, capsys):
     small.write(p1_1=["1", cell, "2"])
     assert not small.make()
+    assert f"'{cell}'" in capsys.readouterr().err
+
+
+def test_a_hanging_cell_is_named(small, capsys):
+    small.write(p1_1=["1", "import time; time.sleep(600)"], p1_2=["1 + 1"])
+    assert not small.make(cell_timeout=2)
+    error = capsys.readouterr().err
+    assert "'import time; time.sleep(600)'" in error
+    assert "ran longer than 2 s (--cell-timeout)" in error
+    assert "1-2 failed" not in error
+
+
+def test_explain(small):
+    small.write(p1_1=[GOOD], p1_2=["from dlcvlib import metrics"])
+
+    def explained(**changes):
+        return report.explain(small.plan(**changes)).splitlines()
+
+    assert explained() == ["1-1 runs: it has not been run yet", "1-2 runs: it has not been run yet"]
+    assert small.make()
+    assert explained() == ["1-1 is reused", "1-2 is reused"]
+    (line, _) = explained(steps=13)
+    assert line == "1-1 runs: parameters changed: steps"
+    small.write(p1_2=["from dlcvlib import metrics, ablation"])
+    first, second = explained()
+    assert first == "1-1 is reused"
+    assert second == "1-2 runs: its text changed; code changed: ablation.py"
+    target = small.out / "notebooks" / "1-1-test.ipynb"
+    target.write_text(target.read_text() + " ")
+    assert explained()[0] == f"1-1 runs: {target} is damaged"
+
+
+def test_code_that_a_notebook_does_not_import_does_not_decide_it():
+    code = {path.name for path in fingerprints.imported("from dlcvlib import vae")}
+    assert {"vae.py", "runs.py", "training.py", "storage.py", "params.py"} <= code
+    assert not code & {"dann.py", "pixelda.py", "digit_figures.py"}
+    deep = {
+        path.name for path in fingerprints.imported("from dlcvlib.data.faces import load_faces")
+    }
+    assert {"faces.py", "cache.py", "drawn_faces.py"} <= deep
 
 
 def test_a_damaged_notebook_is_run_again(small, capsys):
@@ -434,8 +441,10 @@ def test_links_to_absent_exhibits_become_text():
     assert links("see [the chart](#fig-1-9-gone)") == "see the chart"
 
 
-def test_figures_of_earlier_reports_go(tmp_path):
-    (tmp_path / "old.png").write_bytes(b"x")
-    rendering._write_figures(tmp_path, {"new.csv": b"a"})
-    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
-    shutil.rmtree(tmp_path)
+def test_figures_of_earlier_reports_go(small):
+    (small.out / "figures").mkdir(parents=True)
+    (small.out / "figures" / "old.png").write_bytes(b"x")
+    small.write(p1_1=[GOOD])
+    assert small.make()
+    assert not list((small.out / "figures").iterdir())
+    assert not list(small.out.glob(".tmp*"))

@@ -110,8 +110,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"a\.txt .*No space left"):
-        storage.write(path, fail)
+    with pytest.raises(UserError, match=r"a\.txt .*No space left.*4e-06 MB"):
+        storage.write(path, fail, 4)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib import training, vae
+from dlcvlib import storage, training, vae
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
 from dlcvlib.training import learning_rate_factor
 
@@ -153,6 +153,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
     settings = smoke(steps=50).settings
     with pytest.raises(training.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
         training.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
+
+
+class Exploding(Diverging):
+    """Its loss stays finite while its gradient, at step 6, does not."""
+
+    def step(self, batch):
+        self.optimizers["sgd"].zero_grad()
+        loss = self.net(torch.ones(1, 1)).mean()
+        loss.backward()
+        if batch == 5:
+            self.net.weight.grad.fill_(float("nan"))
+        return {"fine": loss}
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_is_not_kept(
+    smoke, tmp_path, monkeypatch, checkpoint_seconds
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", checkpoint_seconds)
+    message = "the gradient of 'sgd' is not finite at step 6 .*checkpoint"
+    with pytest.raises(training.TrainingError, match=message) as error:
+        training.fit(Exploding(), lambda step: step, smoke(steps=4000).settings, tmp_path, label="")
+    files = list(tmp_path.glob("checkpoint-*.safetensors"))
+    if checkpoint_seconds:
+        assert "none yet" in str(error.value)
+        assert files == []
+    else:
+        assert "step 5 in" in str(error.value)
+        tensors, _ = storage.read_tensors(files[0], storage.sha256(files[0]))
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_gradient_norms():
+    method = Diverging()
+    method.net.weight.grad, method.net.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    assert training.gradient_norms(method.optimizers)["gradient_sgd"] == 5.0
 
 
 def test_precision_is_resolved():

@@ -61,9 +61,12 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         # Blank lines are dropped here, not by pandas, so that the index tells the line.
         table = pd.read_csv(
             path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
-        ).dropna(how="all")
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path}: its first line has more fields than the header has names")
+    table = table.dropna(how="all")
     if "image_name" not in table:
         raise UserError(f"{path} has no column 'image_name' (it has: {', '.join(table)})")
     if table.empty:

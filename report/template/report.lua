@@ -66,6 +66,9 @@ function Div(div)
   if typst and div.classes:includes("abstract") then
     return { pandoc.RawBlock("typst", "#abstract["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
   end
+  if typst and div.classes:includes("failed") then
+    return { pandoc.RawBlock("typst", "#failed["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+  end
   if typst and div.classes:includes("subtitle") then
     return { pandoc.RawBlock("typst", "#subtitle["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
   end

@@ -1,0 +1,122 @@
+"""A damaged cache: every file that is read again is noticed, named, set aside and made again."""
+
+import pytest
+
+from dlcvlib import adaptation, dcgan, features, params, report, storage, training, vae
+from dlcvlib.data.faces import load_faces
+
+
+def digests(folder):
+    return {path.name: storage.sha256(path) for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "history.csv", "settings.yaml", "provenance.json"]
+)
+def test_a_run(smoke, faces, tmp_path, damage, name, capsys):
+    settings = smoke(steps=6, precision="fp32").settings
+    run = vae.train_or_load(settings, faces, tmp_path)
+    before, path = digests(run.folder), run.folder / name
+    damage(path)
+    again = vae.train_or_load(settings, faces, tmp_path)
+    assert again.folder == run.folder
+    assert digests(run.folder) == before
+    output = capsys.readouterr().out
+    assert f"{path} is damaged" in output
+    assert path.with_name(f"{name}.damaged").is_file()
+
+
+def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
+    chosen = params.load("smoke", "gan", {"runs_dir": str(tmp_path), "precision": "fp32"})
+    extractor = features.extractors(chosen, faces)[0]
+    run = dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
+    before, path = digests(run.folder), next(run.folder.glob("snapshot-*"))
+    damage(path)
+    dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
+    assert digests(run.folder) == before
+    assert f"{path} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-*.safetensors"])
+def test_a_checkpoint(smoke, faces, tmp_path, damage, name, capsys, monkeypatch):
+    settings = smoke(steps=12, precision="fp32").settings
+    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    original = vae.VAE.step
+
+    def step(self, batch):
+        if self.done == 8:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(vae.VAE, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        vae.train_or_load(settings, faces, tmp_path / "cut")
+    monkeypatch.setattr(vae.VAE, "step", original)
+    folder = tmp_path / "cut" / whole.name
+    (path,) = folder.glob(name)
+    damage(path)
+    again = vae.train_or_load(settings, faces, tmp_path / "cut")
+    assert f"{path} is damaged" in capsys.readouterr().out
+    assert digests(again.folder) == digests(whole.folder)
+
+
+@pytest.mark.parametrize("name", ["images.safetensors", "images.json"])
+def test_prepared_data(smoke, tmp_path, damage, name, capsys):
+    chosen = smoke(runs_dir=str(tmp_path))
+    before = load_faces(chosen)
+    (path,) = tmp_path.glob(f"data/faces-*/{name}")
+    damage(path)
+    after = load_faces(chosen)
+    assert f"{path} is damaged" in capsys.readouterr().out
+    assert after.fingerprint == before.fingerprint
+    assert after.train.images.equal(before.train.images)
+
+
+def test_a_kept_map(tmp_path, damage, digits, capsys):
+    from dlcvlib import feature_spaces
+
+    chosen = params.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
+    scores = adaptation.source_only(chosen, digits)
+    pair = next(iter(digits.pairs.values()))
+    before = feature_spaces.feature_map(pair, scores, chosen)
+    (path,) = tmp_path.rglob("tsne*.safetensors")
+    damage(path)
+    after = feature_spaces.feature_map(pair, scores, chosen)
+    assert f"{path} is damaged" in capsys.readouterr().out
+    assert after.points == pytest.approx(before.points, abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".ipynb", ".json"])
+def test_an_executed_notebook(small, damage, suffix, capsys):
+    small.write(p1_1=["40 + 2"])
+    assert small.make()
+    path = small.out / "notebooks" / f"1-1-test{suffix}"
+    damage(path)
+    capsys.readouterr()
+    assert small.make()
+    output = capsys.readouterr().out
+    assert f"{path} is damaged" in output
+    assert "unchanged" not in output
+    (task,) = small.plan()
+    assert report.reuse(task)
+
+
+def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
+    """Half-written files under temporary names are swept and change nothing."""
+    settings = smoke(steps=6, precision="fp32").settings
+    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    folder = tmp_path / "other" / whole.name
+    folder.mkdir(parents=True)
+    half = (whole.folder / "model.safetensors").read_bytes()[:1000]
+    for name in ("x.safetensors", "y.json", "z.csv"):
+        (folder / f"{storage.TEMPORARY}{name}").write_bytes(half)
+    again = vae.train_or_load(settings, faces, tmp_path / "other")
+    assert digests(again.folder) == digests(whole.folder)
+    assert not list(folder.glob(f"{storage.TEMPORARY}*"))
+
+
+def test_every_file_of_a_run_is_vouched_for(smoke, faces, tmp_path):
+    run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path)
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {*run.provenance["files"], "provenance.json"}

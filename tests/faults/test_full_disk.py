@@ -1,0 +1,108 @@
+"""A full disk: one error that names the path and the space, and what was there before is whole."""
+
+import re
+
+import pytest
+
+from dlcvlib import storage, training, vae
+from dlcvlib.errors import UserError
+
+NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
+
+
+def test_at_a_checkpoint_the_last_good_one_stays(
+    smoke, faces, tmp_path, monkeypatch, disk_full_beyond
+):
+    """The disk fills up after step 9; with room again the run ends as if nothing had been."""
+    settings = smoke(steps=20, precision="fp32").settings
+    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    original = vae.VAE.step
+
+    def step(self, batch):
+        if self.done == 9:
+            limit.__enter__()
+        return original(self, batch)
+
+    monkeypatch.setattr(vae.VAE, "step", step)
+    limit = disk_full_beyond(20_000)
+    try:
+        with pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors")):
+            vae.train_or_load(settings, faces, tmp_path / "full")
+    finally:
+        limit.__exit__(None, None, None)
+    folder = tmp_path / "full" / whole.name
+    pointer = storage.read_sealed(folder / "checkpoint.json")
+    assert pointer["step"] == 9
+    storage.read_tensors(folder / pointer["file"], pointer["sha256"])
+    assert not list(folder.glob(f"{storage.TEMPORARY}*"))
+    monkeypatch.setattr(vae.VAE, "step", original)
+    resumed = vae.train_or_load(settings, faces, tmp_path / "full")
+    files = [run.folder / "model.safetensors" for run in (whole, resumed)]
+    assert storage.sha256(files[0]) == storage.sha256(files[1])
+
+
+def test_at_prepared_data(smoke, tmp_path, disk_full_beyond):
+    from dlcvlib.data.faces import load_faces
+
+    params = smoke(runs_dir=str(tmp_path))
+    with disk_full_beyond(5000), pytest.raises(UserError, match=NEEDS.format("images")):
+        load_faces(params)
+    assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
+    assert len(load_faces(params).train)
+
+
+def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
+    """The executed notebook cannot be kept: it failed, and the report says so."""
+    small.write(p1_1=["'before'"])
+    assert small.make()
+    small.write(p1_1=["'after'"])
+    original = storage.write_text
+
+    def write_text(path, text):
+        if path.suffix != ".ipynb":
+            return original(path, text)
+        with disk_full_beyond(len(text) // 2):
+            return original(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_text", write_text)
+        assert not small.make()
+    error = capsys.readouterr().err
+    assert re.search("1-1 failed: " + NEEDS.format(r"1-1-test\.ipynb"), error)
+    assert "'before'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
+    assert not list(small.out.rglob(f"{storage.TEMPORARY}*"))
+    assert small.make()
+    assert "'after'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
+
+
+@pytest.mark.parametrize("file", ["report.html", "report.pdf", "results.json"])
+def test_at_each_part_of_the_report(small, file, disk_full_beyond, monkeypatch):
+    """Whichever part does not fit, all of the old report is still there."""
+    small.write(p1_1=["1 + 1"])
+    assert small.make()
+    before = small.contents()
+    original = storage.write_bytes
+
+    def write_bytes(path, data):
+        if path.name != file:
+            return original(path, data)
+        with disk_full_beyond(len(data) // 2):
+            return original(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    with pytest.raises(UserError, match=NEEDS.format(file.replace(".", r"\."))):
+        small.make()
+    assert small.contents() == before
+    assert not list(small.out.glob(f"{storage.TEMPORARY}*"))
+
+
+def test_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
+    from dlcvlib.__main__ import main
+
+    arguments = ["train", "vae", "--profile", "smoke", "--runs-dir", str(tmp_path)]
+    with disk_full_beyond(5000):
+        assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search("error: " + NEEDS.format("images"), error)
+    assert "Traceback" not in error

@@ -1,0 +1,213 @@
+"""Hostile input: nothing is unpickled, nothing is run, nothing is read that was not offered."""
+
+import json
+import pickle
+import shutil
+import struct
+
+import pytest
+import torch
+import yaml
+from bs4 import BeautifulSoup
+from conftest import write_csv
+
+from dlcvlib import params, report, storage, vae
+from dlcvlib.data.faces import load_faces
+from dlcvlib.errors import UserError
+
+
+@pytest.fixture
+def malicious(tmp_path):
+    """A pickle that leaves a mark when it is loaded, and the check that it has not been."""
+    mark = tmp_path / "was-here"
+
+    class Payload:
+        def __reduce__(self):
+            return exec, (f"open({str(mark)!r}, 'w')",)
+
+    yield pickle.dumps(Payload())
+    assert not mark.exists()
+
+
+def test_the_pickle_would_work(tmp_path):
+    """Else the tests below could not fail."""
+    mark = tmp_path / "was-here"
+
+    class Payload:
+        def __reduce__(self):
+            return exec, (f"open({str(mark)!r}, 'w')",)
+
+    pickle.loads(pickle.dumps(Payload()))
+    assert mark.exists()
+
+
+# --- pickles in every place that is read --------------------------------------------------------
+
+
+def test_in_each_file_of_a_run(smoke, faces, tmp_path, malicious):
+    settings = smoke(steps=4, precision="fp32").settings
+    run = vae.train_or_load(settings, faces, tmp_path)
+    for path in sorted(run.folder.iterdir()):
+        path.write_bytes(malicious)
+        assert vae.train_or_load(settings, faces, tmp_path).folder == run.folder
+        assert path.read_bytes() != malicious
+
+
+def test_in_a_run_that_vouches_for_it(smoke, faces, tmp_path, malicious, capsys):
+    """Hash and seal are right: whoever wrote this had the whole folder in hand."""
+    settings = smoke(steps=4, precision="fp32").settings
+    run = vae.train_or_load(settings, faces, tmp_path)
+    model = run.folder / "model.safetensors"
+    good = model.read_bytes()
+    model.write_bytes(malicious)
+    files = run.provenance["files"] | {model.name: storage.sha256(model)}
+    storage.write_sealed(run.folder / "provenance.json", run.provenance | {"files": files})
+    vae.train_or_load(settings, faces, tmp_path)
+    assert "is refused" in capsys.readouterr().out
+    assert model.read_bytes() == good
+
+
+def test_in_a_checkpoint(smoke, faces, tmp_path, malicious):
+    settings = smoke(steps=4, precision="fp32").settings
+    name = vae.train_or_load(settings, faces, tmp_path / "other").name
+    folder = storage.make_dir(tmp_path / "runs" / name)
+    checkpoint = folder / "checkpoint-2.safetensors"
+    checkpoint.write_bytes(malicious)
+    pointer = {"file": checkpoint.name, "sha256": storage.sha256(checkpoint), "step": 2}
+    storage.write_sealed(folder / "checkpoint.json", pointer)
+    run = vae.train_or_load(settings, faces, tmp_path / "runs")
+    assert len(run.history) == 4
+
+
+def test_in_prepared_data(smoke, tmp_path, malicious):
+    chosen = smoke(runs_dir=str(tmp_path))
+    before = load_faces(chosen).fingerprint
+    for path in tmp_path.glob("data/faces-*/images.*"):
+        path.write_bytes(malicious)
+        assert load_faces(chosen).fingerprint == before
+
+
+@pytest.mark.parametrize("name", ["face/train/0.png", "face/train.csv"])
+def test_in_a_data_folder(smoke, folder, tmp_path, malicious, name):
+    (folder / name).write_bytes(malicious)
+    runs = str(tmp_path / "runs")
+    chosen = smoke(data=f"folder:{folder}", runs_dir=runs, validation_size=2)
+    with pytest.raises(UserError, match=name):
+        load_faces(chosen)
+
+
+def test_in_an_executed_notebook_and_its_record(small, malicious):
+    small.write(p1_1=["1 + 1"])
+    assert small.make()
+    (task,) = small.plan()
+    for path in (task.target, task.record):
+        path.write_bytes(malicious)
+        assert report.reuse(task) is None
+        assert small.make()
+        assert report.reuse(task)
+
+
+def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
+    monkeypatch.setattr(params, "PARAMS", tmp_path)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "vae.yaml").write_bytes(malicious)
+    with pytest.raises(UserError, match=r"quick/vae\.yaml"):
+        params.load("quick", "vae")
+
+
+# --- YAML and assignments cannot reach code -----------------------------------------------------
+
+CALL = "!!python/object/apply:builtins.open [{!r}, 'w']"
+
+
+def test_yaml_tags_reach_no_code(tmp_path, monkeypatch):
+    mark = tmp_path / "was-here"
+    yaml.unsafe_load(CALL.format(str(mark))).close()
+    assert mark.exists()  # it would
+    mark.unlink()
+    with pytest.raises(UserError, match="not valid YAML"):
+        params.parse_assignments([f"vae.data={CALL.format(str(mark))}"])
+    monkeypatch.setattr(params, "PARAMS", tmp_path)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "vae.yaml").write_text(f"data: {CALL.format(str(mark))}\n")
+    with pytest.raises(UserError, match="cannot read"):
+        params.load("quick", "vae")
+    assert not mark.exists()
+
+
+# --- safetensors --------------------------------------------------------------------------------
+
+
+def safetensors(header, body=b"\0" * 16, length=None):
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def tensor(begin, end):
+    return {"dtype": "F32", "shape": [2], "data_offsets": [begin, end]}
+
+
+META = {"__metadata__": {"meta": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors({"a": tensor(0, 8)} | META, length=2**62),
+        safetensors({"a": tensor(0, 8), "b": tensor(4, 12)} | META),
+        safetensors({"a": tensor(0, 2**40)} | META),
+        safetensors({"a": tensor(0, 8)} | META, body=b""),
+        safetensors({"a": tensor(0, 8)}, body=b"\0" * 8),
+        safetensors({"a": tensor(0, 8), "__metadata__": {"meta": "{"}}, body=b"\0" * 8),
+        safetensors(b"[" * 10_000),
+        b"",
+    ],
+    ids=["oversized", "overlapping", "outside", "no body", "no meta", "bad meta", "deep", "empty"],
+)
+def test_a_file_that_lies_is_refused(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(storage.DamagedFileError, match="refused"):
+        storage.read_tensors(path, storage.sha256(path))
+
+
+def test_the_form_above_is_right(tmp_path):
+    """Else the tests above could not fail."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors({"a": tensor(0, 8)} | META, body=b"\0" * 8))
+    tensors, meta = storage.read_tensors(path, storage.sha256(path))
+    assert torch.equal(tensors["a"], torch.zeros(2))
+    assert meta == {}
+
+
+# --- text from data -----------------------------------------------------------------------------
+
+SYNTAX = "<script>alert(1)</script> #panic() $(touch x) `y` *z* | a"
+
+
+def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
+    """A column's name with HTML, Typst and shell syntax comes through the whole report as text."""
+    from dlcvlib.__main__ import main
+
+    for split, count in (("train", 80), ("test", 40)):
+        place = folder / "face" / split
+        for i in range(count):
+            if i > 5:
+                shutil.copy(place / f"{i % 6}.png", place / f"{i}.png")
+        rows = [(f"{i}.png", i % 2) for i in range(count)]
+        write_csv(place.with_suffix(".csv"), ["image_name", SYNTAX], rows)
+    strange = folder.rename(tmp_path / "<b>#x $(y)")
+    arguments = ["report", "--profile", "smoke", "--only", "1-5", "--data", f"folder:{strange}"]
+    more = ["--set", "vae.validation_size=10", "--set", "vae.tsne_perplexity=5"]
+    folders = ["--out", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
+    status = main([*arguments, *more, *folders])
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    page = BeautifulSoup((tmp_path / "out" / "report.html").read_text(), "html.parser")
+    assert page.find("script") is None
+    text = " ".join(page.get_text().split())
+    assert SYNTAX in text
+    policy = page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    assert policy.startswith("default-src 'none'")
+    assert "connect-src" not in policy
+    assert "script-src" not in policy

@@ -1,0 +1,139 @@
+"""Killed at any moment, again and again, a report ends as if it had never been."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from dlcvlib import storage
+
+KILLS = 20
+PROBLEMS = "1-2,2-2,3-2,4-1"
+"""One of each method's; what they show holds no times."""
+SETTINGS = {
+    "vae.steps": 40,
+    "gan.steps": 24,
+    "dann.steps": 40,
+    "pixelda.steps": 24,
+    "pixelda.adamatch_steps": 24,
+}
+
+
+class Report:
+    """A report in a process group of its own, whose trainings keep a checkpoint at every chance."""
+
+    def __init__(self, base):
+        self.base = base
+        startup = base / "ipython" / "profile_default" / "startup"
+        startup.mkdir(parents=True, exist_ok=True)
+        (startup / "often.py").write_text(
+            "from dlcvlib import training\ntraining.CHECKPOINT_SECONDS = 0.0\n"
+        )
+
+    def start(self):
+        assignments = [f"--set={name}={value}" for name, value in SETTINGS.items()]
+        arguments = [
+            "--profile",
+            "smoke",
+            "--only",
+            PROBLEMS,
+            *assignments,
+            "--set",
+            "vae.precision=fp32",
+        ]
+        folders = ["--out", str(self.base / "report"), "--runs-dir", str(self.base / "runs")]
+        return subprocess.Popen(
+            [sys.executable, "-m", "dlcvlib", "report", *arguments, *folders],
+            cwd=ROOT,
+            env=os.environ | {"IPYTHONDIR": str(self.base / "ipython")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def models(self):
+        return {
+            path.parent.name: storage.sha256(path)
+            for path in (self.base / "runs").glob("*/model.safetensors")
+        }
+
+    def results(self):
+        found = json.loads((self.base / "report" / "results.json").read_text())
+        found.pop("provenance")
+        return found
+
+
+def kill(process):
+    """SIGKILL to the process, its workers and its kernels at once, as when the power fails."""
+    top = psutil.Process(process.pid)
+    for one in [top, *top.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The report that nobody disturbed."""
+    report = Report(tmp_path_factory.mktemp("whole"))
+    process = report.start()
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return report
+
+
+def test_killed_at_random_moments(whole, tmp_path):
+    """At least `KILLS` times, by a clock that knows nothing of what is going on."""
+    report, rng = Report(tmp_path), random.Random(0)
+    kills = 0
+    while True:
+        process = report.start()
+        patience = rng.uniform(1, 25) if kills < KILLS else None
+        try:
+            output, _ = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            kill(process)
+            kills += 1
+            continue
+        assert process.returncode == 0, output
+        if kills >= KILLS:
+            break
+        # Done before its time: what is left to disturb is the rendering.
+    assert report.models() == whole.models()
+    assert report.results() == whole.results()
+    leftovers = [
+        path
+        for pattern in (f"{storage.TEMPORARY}*", "checkpoint*", "*.damaged", "*.failed.ipynb")
+        for path in tmp_path.rglob(pattern)
+    ]
+    assert leftovers == []
+
+
+def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path):
+    arguments = ["train", "vae", "--profile", "smoke", "--set", "vae.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlcvlib", *arguments, "--runs-dir", str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("vae-*/")):
+        assert process.poll() is None
+    # The folder is there before the first step: give it some.
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "vae stopped after step " in error
+    assert "run it again to go on from there" in error
+    (folder,) = tmp_path.glob("vae-*/")
+    pointer = storage.read_sealed(folder / "checkpoint.json")
+    assert f"stopped after step {pointer['step']} of 100000" in error
