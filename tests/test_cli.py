@@ -84,6 +84,16 @@ def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
     assert chapters["gan"].vae_changes == {"seed": 3, "kld_weight": 0.5}
 
 
+def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():
+    from dlcvlib.__main__ import _parameters, parser
+
+    words = ["report", "--seed", "3", "--set", "dann.channels=[4, 8]", "--data", "folder:x"]
+    chapters = _parameters(parser().parse_args(words))
+    assert chapters["pixelda"].dann == chapters["dann"]
+    assert chapters["pixelda"].seeds == [3, 4]
+    assert chapters["pixelda"].settings(3).channels == [4, 8]
+
+
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     """As the README has it: one notebook by itself; papermill would only warn."""
     from dlcvlib.params import NOTEBOOKS, PARAMS, ROOT

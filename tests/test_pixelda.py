@@ -63,6 +63,16 @@ def test_the_networks_are_the_originals():
     assert len(norms) == 3
 
 
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("instance", "InstanceNorm2d"), ("batch", "BatchNorm2d")]
+)
+def test_the_discriminators_norm(norm, kind):
+    layers = pixelda.Discriminator(4, norm).layers
+    names = [type(layer).__name__ for layer in layers]
+    assert names[:5] == ["Conv2d", "LeakyReLU", "Conv2d", kind, "LeakyReLU"]
+    assert names.count(kind) == 3
+
+
 def test_noise_changes_the_image_and_the_source_decides_it_too(method, batch):
     images = (batch[0] * 255).to(torch.uint8)
     z = method.noise(16)
