@@ -275,10 +275,10 @@ def test_gallery(found, digits):
 def test_ablation_changes_one_thing(chapter, pair):
     chosen = chapter(seeds=[0], task_weights=[0.5, 2.0])
     variants = pixelda_ablation.balance(chosen)
-    assert list(variants) == ["task weight 0.5", "task weight 1", "task weight 2"]
+    assert list(variants) == ["task weight 0.5", "task weight 2", "task weight 3"]
     frame, trained, pictures = pixelda_ablation.train(chosen, pair, variants)
     assert len(frame) == 3
-    assert [run.settings.task_weight for run in trained] == [0.5, 1.0, 2.0]
+    assert [run.settings.task_weight for run in trained] == [0.5, 2.0, 3.0]
     assert all(run.settings.steps == chosen.ablation_steps for run in trained)
     assert frame["kept"].between(0, 1).all()
     rows, names = pixelda_ablation.side_by_side(pictures)
