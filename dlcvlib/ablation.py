@@ -37,6 +37,19 @@ def mean_text(values: Sequence[float], places: int) -> str:
     return f"{mean:.{places}f}" + ("" if np.isnan(spread) else f" ± {spread:.{places}f}")
 
 
+def better(frame: pd.DataFrame, claim: str, worse: str, better: str) -> dict[str, Any]:
+    """Judge, by `compare`, the claim that one variant reads more of the target than another.
+
+    Args:
+        frame: one row a run: variant, accuracy (0 to 1).
+        claim: in words.
+        worse: a variant.
+        better: another.
+    """
+    wrong = 1 - frame.set_index("variant")["accuracy"]
+    return compare(claim, "target error rate", wrong.loc[[worse]], wrong.loc[[better]])
+
+
 def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> dict[str, Any]:
     """Judge, by `RULE`, the claim that `worse` has the higher values of a measure.
 

@@ -11,7 +11,9 @@ References:
         Adaptation. ICLR 2022. arXiv:2106.04732
     [2] Sohn et al.: FixMatch. NeurIPS 2020. arXiv:2001.07685 (weak and strong views)
 
-As in [1], the weights that are asked in the end are an average over the last steps.
+As in [1], the weights that are asked in the end are an average over the last steps. Where we depart
+from its published code: distribution alignment compares the means of the two batches at hand, not
+running ones, and both batches are of one size.
 """
 
 import math
@@ -107,9 +109,9 @@ class AdaMatch(Classifier):
         of_weak, of_strong = joint[len(source) :].chunk(2)
         # 2. Pseudo-labels of the target, and which of them to believe.
         with torch.no_grad():
-            sure = of_source[: len(x_s)].softmax(1)
-            pseudo = align(of_weak.softmax(1), sure)
-            mask = confident(pseudo, sure, self.settings.threshold).float()
+            known = of_source[: len(x_s)].softmax(1)
+            pseudo = align(of_weak.softmax(1), known)
+            mask = confident(pseudo, known, self.settings.threshold).float()
         # 3. Both losses.
         source_loss = F.cross_entropy(of_source, torch.cat([y_s, y_s]))
         each = F.cross_entropy(of_strong, pseudo.argmax(1), reduction="none")

@@ -242,30 +242,40 @@ def standings(methods: Sequence[Scores]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def best(methods: Sequence[Scores]) -> dict[str, str]:
-    """Pair -> the method of the highest mean accuracy, source only and target only aside."""
+def best(methods: Sequence[Scores]) -> dict[str, list[str]]:
+    """Pair -> the methods of the highest mean accuracy, source only and target only aside.
+
+    Nearly always it is one.
+    """
     means = together(methods[1:-1]).groupby(["pair", "method"], sort=False)["accuracy"].mean()
-    return {pair: group.idxmax()[1] for pair, group in means.groupby("pair", sort=False)}
+    return {
+        pair: group.index[group == group.max()].get_level_values("method").tolist()
+        for pair, group in means.groupby("pair", sort=False)
+    }
 
 
 def best_sentence(methods: Sequence[Scores], worth: pd.DataFrame) -> str:
-    """On which pairs AdaMatch is the best, and what its pseudo-labels were worth where it is not.
+    """On which pairs AdaMatch reads the most, and what its pseudo-labels were worth on the others.
 
     Args:
         methods: as for `standings`.
         worth: of `pseudo_label_worth`.
     """
     winners = best(methods)
-    won = [pair for pair, method in winners.items() if method == ADAMATCH]
-    text = f"{ADAMATCH} closes the most of the gap on {len(won)} of {len(winners)} pairs."
-    for pair, winner in winners.items():
-        if winner == ADAMATCH:
+    won = [pair for pair, names in winners.items() if ADAMATCH in names]
+    text = f"{ADAMATCH} reads the most of the target on {len(won)} of {len(winners)} pairs."
+    for pair, names in winners.items():
+        if ADAMATCH in names:
             continue
-        here = worth[worth["pair"] == pair][["covered", "right_covered"]].mean()
+        here = worth[worth["pair"] == pair][["covered", "right_covered", "right"]].mean()
+        text += f" On {pair} {' and '.join(names)} read{'s' * (len(names) == 1)} more. There "
+        if not here["covered"]:
+            text += f"{ADAMATCH} ends sure of nothing: it has learned from the source alone."
+            continue
         text += (
-            f" On {pair} {winner} does: there {ADAMATCH} ends sure of {here['covered']:.0%} of the "
-            f"target's training images, and {1 - here['right_covered']:.0%} of those pseudo-labels "
-            "are wrong; it learns its own mistakes."
+            f"{ADAMATCH} ends sure of {here['covered']:.0%} of the target's training images, and "
+            f"{1 - here['right_covered']:.0%} of those pseudo-labels are wrong: what it learns of "
+            "the target is no better than that."
         )
     return text
 
@@ -306,18 +316,15 @@ def over_seeds(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 def helps(before: Scores, after: Scores) -> pd.DataFrame:
     """For each pair the claim that a method is better than another, by `ablation.compare`."""
-    wrong = {
-        scores.method: dict(list((1 - scores.frame.set_index("pair")["accuracy"]).groupby("pair")))
-        for scores in (before, after)
-    }
+    frame = together([before, after]).rename(columns={"method": "variant"})
     return pd.DataFrame(
-        ablation.compare(
+        ablation.better(
+            rows,
             f"{after.method} is better than {before.method} on {pair}",
-            "error rate",
-            wrong[before.method][pair],
-            wrong[after.method][pair],
+            before.method,
+            after.method,
         )
-        for pair in before.frame["pair"].unique()
+        for pair, rows in frame.groupby("pair", sort=False)
     )
 
 

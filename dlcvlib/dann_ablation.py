@@ -53,12 +53,6 @@ def train(
     return pd.DataFrame(rows), trained
 
 
-def better(frame: pd.DataFrame, claim: str, worse: str, better: str) -> dict[str, Any]:
-    """Judge, by `ablation.compare`, the claim that one variant has the lower target error."""
-    wrong = dict(list((1 - frame.set_index("variant")["accuracy"]).groupby("variant")))
-    return ablation.compare(claim, "target error rate", wrong[worse], wrong[better])
-
-
 # --- the weight of the domain loss ------------------------------------------------------------
 
 
@@ -97,14 +91,18 @@ def verdicts(
     """
     main, most = params.domain_weight, sweep["weight"].max()
     name = _variant(main, "rising")
-    rows = [better(sweep, f"a weight of {main:g} is better than none", _variant(0, ""), name)]
+    rows = [
+        ablation.better(sweep, f"a weight of {main:g} is better than none", _variant(0, ""), name)
+    ]
     if most > main:
         heavy = _variant(most, "rising")
-        rows.append(better(sweep, f"a weight of {most:g} is worse than {main:g}", heavy, name))
+        rows.append(
+            ablation.better(sweep, f"a weight of {most:g} is worse than {main:g}", heavy, name)
+        )
     for weight in dict.fromkeys([main, most]):
         fixed, rising = (_variant(weight, schedule) for schedule in ("fixed", "rising"))
         claim = f"letting the domain classifier lose slowly is better (weight {weight:g})"
-        rows.append(better(sweep, claim, fixed, rising))
+        rows.append(ablation.better(sweep, claim, fixed, rising))
     return pd.concat([pd.DataFrame(rows), adaptation.helps(before, after)], ignore_index=True)
 
 

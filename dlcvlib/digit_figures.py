@@ -16,6 +16,7 @@ from torch import Tensor
 from dlcvlib.data.images import CLASSES, DigitData, LabelledImages
 from dlcvlib.feature_spaces import FeatureMap
 from dlcvlib.figures import CYCLE, WIDTH, image_rows
+from dlcvlib.pixelda_ablation import Redrawn
 
 SOURCE, TARGET = CYCLE[0], "#CC3311"
 """Blue and red, as the original has them; apart in lightness too."""
@@ -26,15 +27,43 @@ CLASS_COLORS = (
 """Paul Tol's muted colours, which colour-blind readers can tell apart, grey made darker."""
 
 
-def contact_sheet(digits: DigitData, columns: int = 2 * CLASSES) -> Figure:
-    """Two training images of each digit for every domain, two rows a domain."""
+EACH = 2
+"""Images of each digit side by side in a row."""
+HEADS = [str(digit) if n == 0 else "" for digit in range(CLASSES) for n in range(EACH)]
+
+
+def contact_sheet(digits: DigitData) -> Figure:
+    """Training images of each digit for every domain, two rows a domain."""
     rows, labels = [], []
     for name, domain in digits.domains.items():
         title = name + (" (drawn)" if domain.synthetic else "")
-        rows += by_class(domain.train, columns // CLASSES, 2)
+        rows += by_class(domain.train, EACH, 2)
         labels += [title, ""]
-    heads = [str(c) if n == 0 else "" for c in range(CLASSES) for n in range(columns // CLASSES)]
-    return image_rows(rows, labels, over=heads)
+    return image_rows(rows, labels, over=HEADS)
+
+
+def redrawn(found: Sequence[Redrawn], digits: DigitData, versions: int) -> Figure:
+    """For each pair source images, some versions of them, and target images of the same digits."""
+    rows, labels = [], []
+    for one in found:
+        source, target = one.pair.split("->")
+        rows += [*by_class(one.source, EACH, 1), *_versions(one, versions)]
+        rows += by_class(digits.domains[target].test, EACH, 1)
+        labels += [source, *(f"noise {n + 1}" for n in range(versions)), target]
+    return image_rows(rows, labels, over=HEADS)
+
+
+def redrawn_variants(pictures: Mapping[str, Redrawn]) -> Figure:
+    """The same source images over each variant's version of them."""
+    first = next(iter(pictures.values()))
+    rows = by_class(first.source, EACH, 1)
+    rows += [row for found in pictures.values() for row in _versions(found, 1)]
+    return image_rows(rows, ["source", *pictures], over=HEADS)
+
+
+def _versions(found: Redrawn, count: int) -> list[Tensor]:
+    labelled = (LabelledImages(images, found.source.labels) for images in found.versions[:count])
+    return [row for images in labelled for row in by_class(images, EACH, 1)]
 
 
 def sizes(digits: DigitData) -> pd.DataFrame:

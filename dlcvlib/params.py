@@ -83,6 +83,11 @@ class Parameters(BaseModel):
         namespace[seen] = True
         return params
 
+    @property
+    def uses(self) -> dict[str, "Parameters"]:
+        """Other chapters whose runs this one uses: chapter -> their parameters."""
+        return {}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some parameters changed, validated again."""
         return self.parse(self.model_dump() | changes, "replace")
@@ -256,6 +261,11 @@ class GANParams(FaceParams, GANSettings):
         faces = {name: getattr(self, name) for name in FaceParams.model_fields}
         return load(self.vae_profile, "vae", self.vae_changes | faces)
 
+    @property
+    def uses(self) -> dict[str, Parameters]:
+        """Chapter 1."""
+        return {"vae": self.vae}
+
     @model_validator(mode="after")
     def _vae_is_valid(self) -> Self:
         _ = self.vae
@@ -293,6 +303,13 @@ class DigitParams(Parameters):
         if len(set(pairs)) < len(pairs):
             raise ValueError("a pair is named twice")
         return pairs
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice: its runs would have no spread")
+        return seeds
 
 
 class ClassifierFields(TrainingFields):
@@ -418,6 +435,11 @@ class PixelDAParams(DigitParams, PixelDAFields):
         """
         digits = {name: getattr(self, name) for name in DigitParams.model_fields}
         return load(self.dann_profile, "dann", self.dann_changes | digits)
+
+    @property
+    def uses(self) -> dict[str, Parameters]:
+        """Chapter 3."""
+        return {"dann": self.dann}
 
     @model_validator(mode="after")
     def _dann_is_valid(self) -> Self:

@@ -13,7 +13,7 @@ References:
         Networks. CVPR 2017. arXiv:1612.05424
     [2] Mao et al.: Least Squares Generative Adversarial Networks. ICCV 2017. arXiv:1611.04076
 
-T is the classifier of chapter 3, so that the methods differ in their method alone; source and
+T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
 G and D see the geometric part, T the change of light and colour too: a generator should not learn
 to draw what the augmentation adds. Two slips of the original homework's code are parameters, off by
@@ -101,9 +101,9 @@ class Discriminator(nn.Module):
         widths = [3, *(channels << stage for stage in range(4))]
         normalise = nn.InstanceNorm2d if norm == "instance" else nn.BatchNorm2d
         layers: list[nn.Module] = []
-        for in_channels, out_channels in itertools.pairwise(widths):
+        for stage, (in_channels, out_channels) in enumerate(itertools.pairwise(widths)):
             layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
-            layers += [normalise(out_channels)] * (in_channels != 3)
+            layers += [normalise(out_channels)] * (stage > 0)
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 

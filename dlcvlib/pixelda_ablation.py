@@ -1,6 +1,6 @@
 """What 4-4 measures of PixelDA: digits kept, style taken on, losses balanced, two slips undone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,6 @@ LABELS = {
 DIGITS = {"accuracy": 3, "kept": 3, "distance": 2}
 DRAWS = 4
 """Versions of each source image that are judged."""
-SHOWN = 3
-"""Versions of it that a figure shows."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Redrawn:
         pair: its name.
         source: the source's test images.
         versions: (DRAWS, N, 3, 32, 32) uint8.
+        judge: its run.
         before: what the judge takes the source images for, (N,).
         after: what it takes each version for, (DRAWS, N).
     """
@@ -47,6 +46,7 @@ class Redrawn:
     pair: str
     source: LabelledImages
     versions: Tensor
+    judge: Run[Classifier]
     before: Tensor
     after: Tensor
 
@@ -61,7 +61,7 @@ def judge(params: PixelDAParams, pair: Pair, seed: int) -> Run[Classifier]:
     return classifier.train_or_load(params.dann.classifier(seed), pair.target, params.runs_dir)
 
 
-def redraw(run: Run[pixelda.PixelDA], pair: Pair, judge: Classifier) -> Redrawn:
+def redraw(run: Run[pixelda.PixelDA], pair: Pair, judge: Run[Classifier]) -> Redrawn:
     """Draw each source test image `DRAWS` times, with noise that only the run's seed decides."""
     torch.manual_seed(run.settings.seed)
     images = pair.source.test.images
@@ -72,8 +72,9 @@ def redraw(run: Run[pixelda.PixelDA], pair: Pair, judge: Classifier) -> Redrawn:
         pair.name,
         pair.source.test,
         versions,
-        judge.predict(images),
-        torch.stack([judge.predict(drawn) for drawn in versions]),
+        judge,
+        judge.method.predict(images),
+        torch.stack([judge.method.predict(drawn) for drawn in versions]),
     )
 
 
@@ -82,9 +83,7 @@ def redraw_all(
 ) -> dict[tuple[str, int], Redrawn]:
     """`redraw` for every pair and seed of PixelDA's scores."""
     return {
-        (name, seed): redraw(
-            run, digits.pairs[name], judge(params, digits.pairs[name], seed).method
-        )
+        (name, seed): redraw(run, digits.pairs[name], judge(params, digits.pairs[name], seed))
         for (name, seed), run in scores.trained.items()
     }
 
@@ -115,73 +114,30 @@ def kept_by_digit(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
         {"pair": pair, "seed": seed, "digit": digit, "kept": kept.float().mean().item()}
         for (pair, seed), found in redrawn.items()
         for digit in range(CLASSES)
-        if len(kept := found.kept[:, found.source.labels == digit])
+        if (kept := found.kept[:, found.source.labels == digit]).numel()
     )
 
 
 def survival_sentence(redrawn: Mapping[tuple[str, int], Redrawn]) -> str:
-    """How many digits survive, and which does worst, pair by pair."""
-    frame = kept_by_digit(redrawn)
-    parts = []
-    for pair, rows in frame.groupby("pair", sort=False):
-        kept = rows.groupby("digit")["kept"].mean()
-        parts.append(
-            f"{adaptation.mean_of(rows.groupby('seed')['kept'].mean())} on {pair} (worst the "
-            f"{kept.idxmin()}, {kept.min():.0%})"
-        )
+    """How many images still show their digit, and which digit does worst, pair by pair."""
+    shares: dict[str, list[float]] = {}
+    for (pair, _), found in redrawn.items():
+        shares.setdefault(pair, []).append(found.kept.float().mean().item())
+    by_digit = kept_by_digit(redrawn).groupby(["pair", "digit"])["kept"].mean()
+    parts = [
+        f"{adaptation.mean_of(kept)} on {pair} (worst the {by_digit[pair].idxmin()}, "
+        f"{by_digit[pair].min():.0%})"
+        for pair, kept in shares.items()
+    ]
     return (
         f"Of PixelDA's redrawn source images a classifier of the target reads {'; '.join(parts)}."
     )
 
 
-# --- pictures ---------------------------------------------------------------------------------
-
-
-def _examples(labels: Tensor, each: int) -> Tensor:
-    """Indices of the first `each` images of every digit."""
-    return torch.cat([(labels == digit).nonzero().flatten()[:each] for digit in range(CLASSES)])
-
-
-def gallery(
-    redrawn: Sequence[Redrawn], digits: DigitData, each: int = 2
-) -> tuple[list[Tensor], list[str]]:
-    """For each pair source images, their versions, and real target images of the same digits.
-
-    Returns:
-        Rows of images, and the name of each row.
-    """
-    rows, names = [], []
-    for found in redrawn:
-        source, target = found.pair.split("->")
-        chosen = _examples(found.source.labels, each)
-        rows += [found.source.images[chosen], *found.versions[:SHOWN, chosen]]
-        rows += [_alike(digits.domains[target].test, found.source.labels[chosen])]
-        names += [source, *(f"noise {n + 1}" for n in range(SHOWN)), target]
-    return rows, names
-
-
-def _alike(data: LabelledImages, labels: Tensor) -> Tensor:
-    """An image of each label, the next one each time; grey where a digit is lacking."""
-    images = []
-    for index, label in enumerate(labels):
-        found = data.images[data.labels == label]
-        place = int((labels[:index] == label).sum())
-        grey = torch.full_like(data.images[0], 128)
-        images.append(found[place] if place < len(found) else grey)
-    return torch.stack(images)
-
-
-def headings(redrawn: Sequence[Redrawn], each: int = 2) -> list[str]:
-    """The digit over the first of each digit's columns in `gallery`."""
-    labels = redrawn[0].source.labels
-    digits = labels[_examples(labels, each)].tolist()
-    return [str(d) if d not in digits[:i] else "" for i, d in enumerate(digits)]
-
-
 def failures(found: Redrawn, count: int = 16) -> tuple[list[Tensor], list[str]]:
     """Versions that the judge takes for another digit, one an image, spread over the digits.
 
-    Images that it could read before come first; where there are none, the others.
+    Of images that it could read before; where there are none, of the others.
 
     Returns:
         Two rows of at most `count` images, source and version; and a text a column, such as "3→8".
@@ -200,20 +156,12 @@ def failures(found: Redrawn, count: int = 16) -> tuple[list[Tensor], list[str]]:
     return rows, [f"{a}→{b}" for a, b in zip(labels[order].tolist(), taken.tolist(), strict=True)]
 
 
-def side_by_side(pictures: Mapping[str, Redrawn], each: int = 2) -> tuple[list[Tensor], list[str]]:
-    """The same source images over each variant's version of them: rows, and their names."""
-    first = next(iter(pictures.values()))
-    chosen = _examples(first.source.labels, each)
-    rows = [first.source.images[chosen], *(p.versions[0, chosen] for p in pictures.values())]
-    return rows, ["source", *pictures]
-
-
 # --- one thing changed ------------------------------------------------------------------------
 
 
 def train(
     params: PixelDAParams, pair: Pair, variants: Mapping[str, Mapping[str, Any]]
-) -> tuple[pd.DataFrame, list[Run[pixelda.PixelDA]], dict[str, Redrawn]]:
+) -> tuple[pd.DataFrame, list[Run[Classifier]], dict[str, Redrawn]]:
     """PixelDAs that differ in one thing, `ablation_steps` long, over the seeds.
 
     Args:
@@ -224,33 +172,33 @@ def train(
     Returns:
         One row a run: variant, seed, accuracy (target test), kept (share of digits that the judge
         reads in redrawn source test images), distance (proxy A-distance of those from the target's
-        test images, in the judge's features); the runs; and each variant's first redrawn images.
+        test images, in the judge's features); the runs, the judges' too; and each variant's redrawn
+        images of the first seed.
     """
     rows, trained, shown = [], [], {}
     for name, changes in variants.items():
         for seed in params.seeds:
             settings = params.settings(seed).replace(steps=params.ablation_steps, **changes)
             run = pixelda.train_or_load(settings, pair.adaptation(), params.runs_dir)
-            reader = judge(params, pair, seed).method
-            found = redraw(run, pair, reader)
+            found = redraw(run, pair, judge(params, pair, seed))
             rows.append(
                 {
                     "variant": name,
                     "seed": seed,
                     "accuracy": run.method.accuracy(pair.target.test),
                     "kept": found.kept.float().mean().item(),
-                    "distance": distance(reader, found.versions[0], pair.target.test.images),
+                    "distance": distance(found, pair.target.test.images),
                 }
             )
-            trained.append(run)
+            trained += [run, found.judge]
             shown.setdefault(name, found)
     return pd.DataFrame(rows), trained, shown
 
 
-def distance(judge: Classifier, images: Tensor, others: Tensor) -> float:
-    """Proxy A-distance of two sets of images in the judge's features: 0 alike, 2 told apart."""
-    count = min(len(images), len(others), 1000)
-    features = judge.features(torch.cat([images[:count], others[:count]]))
+def distance(found: Redrawn, target: Tensor) -> float:
+    """Proxy A-distance of redrawn and target images in the judge's features: 0 alike, 2 apart."""
+    count = min(len(found.source), len(target), 1000)
+    features = found.judge.method.features(torch.cat([found.versions[0, :count], target[:count]]))
     return feature_spaces.proxy_a_distance(features, np.arange(2 * count) < count)
 
 
@@ -285,11 +233,8 @@ SLIPS = {
 
 def slip_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
     """For each slip the claim that it costs target accuracy, by `ablation.compare`."""
-    wrong = dict(list((1 - frame.set_index("variant")["accuracy"]).groupby("variant")))
     return pd.DataFrame(
-        ablation.compare(
-            f"it costs accuracy: {slip}", "target error rate", wrong[slip], wrong[NEITHER]
-        )
+        ablation.better(frame, f"it costs accuracy: {slip}", slip, NEITHER)
         for slip in SLIPS
         if slip != NEITHER
     )

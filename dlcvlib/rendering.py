@@ -432,14 +432,13 @@ def _seeds(params: Parameters) -> str:
 
 
 def _runs(document: Document, folders: set[str]) -> list[dict[str, Any]]:
-    """What the runs say of themselves, as far as their folders are still there."""
+    """What the runs say of themselves, as far as their records are there and whole."""
     wanted = ("seconds", "images_per_second", "device", "precision", "threads")
     found = []
     for name in document.runs():
         for folder in folders:
-            mark = ROOT / folder / name / "provenance.json"
-            if mark.is_file():
-                record = json.loads(mark.read_text(encoding="utf-8"))
+            record = storage.sealed(ROOT / folder / name / "provenance.json")
+            if record:
                 found.append({"run": name} | {key: record[key] for key in wanted})
                 break
     return found

@@ -5,7 +5,6 @@ holds its content hash and the key of all that decides it. A notebook whose key 
 not run again.
 """
 
-import json
 import os
 import queue
 import shutil
@@ -25,11 +24,22 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib import fingerprints, storage
+from dlcvlib import fingerprints, original, storage
 from dlcvlib.errors import UserError
-from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters
+from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters, load
 
-DECIDING = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "pandas", "seaborn")
+DECIDING = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "matplotlib",
+    "pandas",
+    "seaborn",
+)
 """Libraries whose version decides what a notebook shows."""
 KERNEL_STARTS = 3
 
@@ -176,7 +186,10 @@ def plan(
         program = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
         identity = {
             "text": fingerprints.json_hash({"cells": [cell.source for cell in cells]}),
-            "parameters": {k: v for k, v in parameters.items() if k != "runs_dir"},
+            "parameters": _deciding(params[chapter]),
+            "original": fingerprints.json_hash(
+                original.report() | {"parameters": load("original", chapter).model_dump()}
+            ),
             "data": {parameters["data"]: fingerprints_of_data[chapter]},
             "code": {
                 path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
@@ -187,6 +200,14 @@ def plan(
         target = out / "notebooks" / source.name
         tasks.append(Task(source, target, chapter, parameters, identity))
     return tasks
+
+
+def _deciding(params: Parameters) -> dict[str, Any]:
+    """A chapter's parameters and those of the chapters that it uses, by name."""
+    named = params.model_dump()
+    for chapter, theirs in params.uses.items():
+        named |= {f"{chapter}.{name}": value for name, value in theirs.model_dump().items()}
+    return {name: value for name, value in named.items() if not name.endswith("runs_dir")}
 
 
 def explain(tasks: Sequence[Task]) -> str:
@@ -202,18 +223,18 @@ def explain(tasks: Sequence[Task]) -> str:
 
 def why(task: Task) -> list[str]:
     """The reasons to run a notebook; none if the executed one is whole and still true."""
-    try:
-        record = json.loads(task.record.read_text(encoding="utf-8"))
-        before = record["identity"]
-        if not task.target.is_file() or storage.sha256(task.target) != record["sha256"]:
-            return [f"{task.target} is damaged"]
-        return [
-            f"{part} changed: {', '.join(names)}" if names != [part] else f"its {part} changed"
-            for part, now in task.identity.items()
-            if (names := _changed(part, before[part], now))
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not task.record.is_file() or not task.target.is_file():
         return ["it has not been run yet"]
+    record = storage.sealed(task.record)
+    if record is None:
+        return [f"{task.record} is damaged"]
+    if storage.sha256(task.target) != record["sha256"]:
+        return [f"{task.target} is damaged"]
+    return [
+        f"{part} changed: {', '.join(names)}" if names != [part] else f"its {part} changed"
+        for part, now in task.identity.items()
+        if (names := _changed(part, record["identity"][part], now))
+    ]
 
 
 def _changed(part: str, before: Any, now: Any) -> list[str]:
@@ -243,7 +264,6 @@ def _run(
                 except Exception as error:
                     # Or the main thread would wait for ever.
                     outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
-                say.finished(outcome)
                 finished.put(outcome)
 
     with _kernel_environment(jobs, say):
@@ -257,6 +277,7 @@ def _run(
                     break
                 except queue.Empty:
                     say.status()
+            say.finished(outcome)
             yield outcome
 
 

@@ -125,14 +125,21 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise DamagedFileError(f"{path} is missing")
+    if (value := sealed(path)) is not None:
+        return value
+    aside = set_aside(path)
+    raise DamagedFileError(f"{path} is damaged and set aside as {aside.name}")
+
+
+def sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None if it is not whole; the file is left as it is."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value.pop(SEAL) == _seal(value):
             return value
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         pass
-    aside = set_aside(path)
-    raise DamagedFileError(f"{path} is damaged and set aside as {aside.name}")
+    return None
 
 
 def _seal(value: Mapping[str, Any]) -> str:

@@ -231,7 +231,10 @@ class Progress:
             TrainingError: naming the first step and term that is not finite.
         """
         names = list(self.pending[0])
-        table = torch.stack([torch.stack([row[n].float() for n in names]) for row in self.pending])
+        # A schedule's value, or what a checkpoint held, may lie on another device than a loss.
+        device = next(iter(self.pending[-1].values())).device
+        rows = [torch.stack([row[n].float().to(device) for n in names]) for row in self.pending]
+        table = torch.stack(rows)
         if table.isfinite().all():
             return table
         at, term = (~table.isfinite()).nonzero()[0].tolist()

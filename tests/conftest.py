@@ -1,6 +1,7 @@
 """Fixtures: small faces in memory and on disk, and one smoke report that several tests read."""
 
 import csv
+import json
 import os
 import resource
 from contextlib import contextmanager
@@ -187,6 +188,9 @@ def small(tmp_path, smoke):
 
         def plan(self, **changes):
             return report.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
+
+        def results(self):
+            return json.loads((self.out / "results.json").read_text())
 
         def contents(self):
             """All that a reader sees: file -> bytes."""

@@ -122,9 +122,20 @@ def test_the_views_are_the_methods_own():
     assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
 
 
-def test_pseudo_labels_are_aligned_and_masked(settings, pair):
-    method = adamatch.AdaMatch(settings())
-    data = pair.adaptation()
+def test_pseudo_labels_are_aligned_and_masked(settings, pair, monkeypatch):
+    """By hand: nine in ten say 0 at .6, one 1 at .9; the source says both equally often, surely."""
+    method, data = adamatch.AdaMatch(settings(threshold=0.8)), pair.adaptation()
+    source, target = torch.zeros(60, 10), torch.zeros(60, 10)
+    source[::2, 0], source[1::2, 1] = 1, 1
+    target[:, 0], target[:, 1] = 0.6, 0.4
+    target[::10, 0], target[::10, 1] = 0.1, 0.9
+    answers = iter([source, target])
+    monkeypatch.setattr(method, "_over", lambda function, images: next(answers))
     labels, sure = method.pseudo_labels(data)
-    assert labels.shape == sure.shape == (len(data.target),)
-    assert sure.dtype == torch.bool
+    # Means: .55 and .45 of the target against .5 and .5, so times .909 and 1.111.
+    assert labels.tolist() == ([1] + [0] * 9) * 6
+    assert sure.tolist() == ([True] + [False] * 9) * 6
+    # .6 becomes .551 by that; without it a threshold of .58 would be passed.
+    method.settings = method.settings.replace(threshold=0.58)
+    answers = iter([source, target])
+    assert method.pseudo_labels(data)[1].tolist() == sure.tolist()

@@ -113,25 +113,28 @@ def test_resume_is_exact_even_twice(method, pair, tmp_path, monkeypatch):
     module, kind, settings = method
     chosen, data = settings(steps=9), pair.adaptation()
     whole = module.train_or_load(chosen, data, tmp_path / "whole")
-    original = kind.step
+    original, taken = kind.step, []
 
-    def interrupted(stop):
+    def until(stop):
         def step(self, batch):
             if self.done == stop:
                 raise KeyboardInterrupt
+            taken.append(self.done)
             return original(self, batch)
 
         return step
 
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     for stop in (3, 7):
-        monkeypatch.setattr(kind, "step", interrupted(stop))
+        monkeypatch.setattr(kind, "step", until(stop))
         with pytest.raises(KeyboardInterrupt):
             module.train_or_load(chosen, data, tmp_path / "resumed")
-    monkeypatch.setattr(kind, "step", original)
+    monkeypatch.setattr(kind, "step", until(None))
     resumed = module.train_or_load(chosen, data, tmp_path / "resumed")
     ours, theirs = (training.module_tensors(run.method) for run in (resumed, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert resumed.history.equals(whole.history)
+    assert taken == list(range(9)), "each step once: resumed, not begun again"
 
 
 def test_two_runs_are_the_same_and_another_seed_is_not(method, pair, tmp_path):
@@ -274,13 +277,20 @@ def test_standings_on_a_hand_made_case():
 
 def test_where_adamatch_is_not_the_best_its_labels_are_blamed():
     methods = five(a=[0.2, 0.4, 0.6, 0.8, 1.0], b=[0.2, 0.7, 0.6, 0.5, 1.0])
-    assert adaptation.best(methods) == {"a": "AdaMatch", "b": "DANN"}
-    rows = [("a", 0, 0.9, 0.9, 0.8), ("b", 0, 0.5, 0.75, 0.6)]
-    worth = pd.DataFrame(rows, columns=["pair", "seed", "covered", "right_covered", "right"])
-    text = adaptation.best_sentence(methods, worth)
-    assert "on 1 of 2 pairs" in text
-    assert "On b DANN does: there AdaMatch ends sure of 50%" in text
+    assert adaptation.best(methods) == {"a": ["AdaMatch"], "b": ["DANN"]}
+
+    def sentence(*rows):
+        columns = ["pair", "seed", "covered", "right_covered", "right"]
+        return adaptation.best_sentence(methods, pd.DataFrame(rows, columns=columns))
+
+    text = sentence(("a", 0, 0.9, 0.9, 0.8), ("b", 0, 0.5, 0.75, 0.6))
+    assert "on 1 of 2 pairs. On b DANN reads more. There AdaMatch ends sure of 50%" in text
     assert "25% of those pseudo-labels are wrong" in text
+    assert "sure of nothing" in sentence(("b", 0, 0.0, math.nan, 0.6))
+
+
+def test_a_tie_is_told():
+    assert adaptation.best(five(a=[0.2, 0.8, 0.6, 0.8, 1.0])) == {"a": ["DANN", "AdaMatch"]}
 
 
 def test_pseudo_labels_are_judged_by_the_true_ones(chapter, digits):
@@ -291,6 +301,7 @@ def test_pseudo_labels_are_judged_by_the_true_ones(chapter, digits):
         labels, sure = found.trained[row.pair, 0].method.pseudo_labels(pair.adaptation())
         right = (labels == pair.target.train.labels).double()
         assert row.right == pytest.approx(right.mean().item())
+        assert row.right_covered == pytest.approx(right[sure].mean().item(), nan_ok=True)
         assert row.covered == pytest.approx(sure.double().mean().item())
 
 

@@ -86,6 +86,11 @@ def test_bad_parameters_are_named(changes, message):
         params.load("quick", "vae", changes)
 
 
+def test_a_seed_cannot_stand_for_two():
+    with pytest.raises(UserError, match="named twice"):
+        params.load("quick", "dann", {"seeds": [0, 0]})
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(UserError, match=r"steps.*latent_dim"):
         params.load("quick", "vae", {"steps": 0, "latent_dim": 0})

@@ -1,5 +1,6 @@
 """PixelDA: networks, each loss against its formula, who moves when, and what 4-4 measures."""
 
+import dataclasses
 import math
 
 import pandas as pd
@@ -8,7 +9,8 @@ import torch
 from conftest import moved, weights
 from torch import nn
 
-from dlcvlib import params, pixelda, pixelda_ablation
+from dlcvlib import digit_figures, params, pixelda, pixelda_ablation
+from dlcvlib.data.images import LabelledImages
 from dlcvlib.errors import UserError
 from dlcvlib.pixelda_ablation import Redrawn
 
@@ -85,13 +87,23 @@ def test_noise_changes_the_image_and_the_source_decides_it_too(method, batch):
 
 def test_the_label_stays_with_its_image(settings, batch, monkeypatch):
     """Whatever the generator draws of an image is trained on under that image's label."""
-    method, seen = pixelda.PixelDA(settings(augmentation="none")), []
-    monkeypatch.setattr(method, "generator", lambda images, z: images.clone().requires_grad_())
+    method = pixelda.PixelDA(settings(augmentation="none"))
+    marked = torch.arange(16).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) / 16
+    shown, asked = [], []
+    logits, task_loss = method.logits, pixelda.task_loss
+    monkeypatch.setattr(method, "logits", lambda x: shown.append(x) or logits(x))
     monkeypatch.setattr(
-        pixelda, "task_loss", lambda logits, labels, twice: seen.append(labels) or logits.sum() * 0
+        pixelda, "task_loss", lambda z, y, twice: asked.append(y) or task_loss(z, y, twice)
     )
-    method._task_loss(batch[0], batch[1], method.generator(batch[0], None))
-    assert torch.equal(seen[0], torch.cat([batch[1], batch[1]]))
+    # A generator that changes an image and leaves its mark.
+    weight = method.generator.spread[0].weight
+    method.generator.forward = lambda images, z: images + 0.001 * z.mean() * weight.mean()
+    method.step((marked, torch.arange(16) % 10, batch[2]))
+    assert len(shown) == 2
+    for images, labels in zip(shown, asked, strict=True):
+        marks = (images.mean((1, 2, 3)) * 16).round().long()
+        assert torch.equal(marks, torch.cat([torch.arange(16)] * 2))
+        assert torch.equal(labels, marks % 10)
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -227,7 +239,7 @@ def found(pair):
     versions = torch.zeros(4, len(source), 3, 32, 32, dtype=torch.uint8)
     versions[1:3] = 255
     after = torch.stack([source.labels, source.labels, wrong, wrong])
-    return Redrawn("usps->mnistm", source, versions, source.labels.clone(), after)
+    return Redrawn("usps->mnistm", source, versions, None, source.labels.clone(), after)
 
 
 def test_preservation(found):
@@ -252,24 +264,36 @@ def test_failures_are_failures(found):
 
 
 def test_no_failure_is_no_error(found):
-    perfect = Redrawn(
-        found.pair, found.source, found.versions, found.before, found.source.labels.expand(4, -1)
-    )
+    perfect = dataclasses.replace(found, after=found.source.labels.expand(4, -1))
     rows, texts = pixelda_ablation.failures(perfect)
     assert [len(row) for row in rows] == [0, 0]
     assert texts == []
 
 
-def test_gallery(found, digits):
-    rows, names = pixelda_ablation.gallery([found], digits)
+def test_the_figure_sets_digits_over_their_versions(found, digits):
+    figure = digit_figures.redrawn([found], digits, versions=3)
+    names = [ax.get_yticklabels()[0].get_text() for ax in figure.axes]
     assert names == ["usps", "noise 1", "noise 2", "noise 3", "mnistm"]
-    assert all(row.shape == (20, 3, 32, 32) for row in rows)
-    heads = pixelda_ablation.headings([found])
+    heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert [h for h in heads if h] == [str(d) for d in range(10)]
-    target = digits.domains["mnistm"].test
-    for image, label in zip(rows[-1], [d for d in range(10) for _ in range(2)], strict=True):
-        match = (target.images == image).flatten(1).all(1)
-        assert target.labels[match].tolist() == [label]
+
+
+def test_a_digit_that_is_lacking_leaves_its_place_grey(found, digits):
+    """Every row keeps its columns, so that the headings stand over their digits."""
+    some = found.source.labels != 4
+    source = LabelledImages(found.source.images[some], found.source.labels[some])
+    less = dataclasses.replace(
+        found,
+        source=source,
+        versions=found.versions[:, some],
+        before=found.before[some],
+        after=found.after[:, some],
+    )
+    figure = digit_figures.redrawn([less], digits, 3)
+    assert len({ax.images[0].get_array().shape for ax in figure.axes}) == 1
+    by_digit = pixelda_ablation.kept_by_digit({("usps->mnistm", 0): less})
+    assert set(by_digit["digit"]) == set(range(10)) - {4}
+    assert by_digit["kept"].notna().all()
 
 
 def test_ablation_changes_one_thing(chapter, pair):
@@ -278,12 +302,12 @@ def test_ablation_changes_one_thing(chapter, pair):
     assert list(variants) == ["task weight 0.5", "task weight 2", "task weight 3"]
     frame, trained, pictures = pixelda_ablation.train(chosen, pair, variants)
     assert len(frame) == 3
-    assert [run.settings.task_weight for run in trained] == [0.5, 2.0, 3.0]
-    assert all(run.settings.steps == chosen.ablation_steps for run in trained)
+    assert [run.settings.task_weight for run in trained[::2]] == [0.5, 2.0, 3.0]
+    assert all(run.settings.steps == chosen.ablation_steps for run in trained[::2])
+    assert {run.name for run in trained[1::2]} == {pixelda_ablation.judge(chosen, pair, 0).name}
     assert frame["kept"].between(0, 1).all()
-    rows, names = pixelda_ablation.side_by_side(pictures)
-    assert names == ["source", *variants]
-    assert len(rows) == 4
+    figure = digit_figures.redrawn_variants(pictures)
+    assert [ax.get_yticklabels()[0].get_text() for ax in figure.axes] == ["source", *variants]
     assert "would need labels" in pixelda_ablation.balance_sentence(frame, chosen)
 
 

@@ -107,7 +107,9 @@ def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
 
         with pytest.raises(training.Stopped, match=f"step {stop + 1} of 20"):
             fit(settings, faces, tmp_path / "cut", interrupt)
-    resumed, again = fit(settings, faces, tmp_path / "cut")
+    steps = []
+    resumed, again = fit(settings, faces, tmp_path / "cut", steps.append)
+    assert steps == list(range(14, 20)), "resumed, not begun again"
     assert equal(whole, resumed)
     assert history == again
 

@@ -102,6 +102,24 @@ def test_an_executed_notebook(small, damage, suffix, capsys):
     assert report.reuse(task)
 
 
+def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):
+    """The first and last page do without a run whose record is damaged, and do not quote it."""
+    run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path / "runs")
+    cell = f"""
+import pandas as pd
+from types import SimpleNamespace
+from dlcvlib.exhibits import Page
+runs = [SimpleNamespace(name={run.name!r})]
+Page("1-1").table(pd.DataFrame({{"a": [1]}}), "numbers", "Caption.", runs=runs)
+"""
+    small.write(p1_1=[cell])
+    assert small.make()
+    assert [r["run"] for r in small.results()["provenance"]["runs"]] == [run.name]
+    damage(run.folder / "provenance.json")
+    assert small.make()
+    assert small.results()["provenance"]["runs"] == []
+
+
 def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
     """Half-written files under temporary names are swept and change nothing."""
     settings = smoke(steps=6, precision="fp32").settings

@@ -1,6 +1,5 @@
 """Two at once: each thing is made once, the other waits, says for whom, and takes it."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -71,8 +70,8 @@ def test_two_commands_in_one_checkout(tmp_path, command):
     ]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    waited = [output for output in outputs if f"by process {os.getpid()}" not in output]
-    assert any("waiting for it" in output for output in waited)
+    waited = [output for output in outputs if "waiting for it" in output]
+    assert waited
     if command == "report":
         assert sum("1-2 unchanged" in output for output in outputs) == 1
     runs = [path for path in (tmp_path / "runs").glob("vae-*") if path.is_dir()]
