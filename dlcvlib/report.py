@@ -372,10 +372,10 @@ def _began(path: Path) -> bool:
 def _running(path: Path) -> str:
     """The cell of a half-executed notebook that papermill was in, in words."""
     cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
-    for number, cell in enumerate(cells, 1):
-        if cell.metadata.get("papermill", {}).get("status") in ("running", "failed"):
-            return f"cell {number} ({cell.source.partition(chr(10))[0]!r})"
-    return "a cell"
+    begun = [n for n, c in enumerate(cells) if c.metadata.get("papermill", {}).get("start_time")]
+    if not begun:
+        return "a cell"
+    return f"cell {begun[-1] + 1} ({next(iter(cells[begun[-1]].source.splitlines()), '')!r})"
 
 
 def unfinished(notebook: nbformat.NotebookNode) -> str:
