@@ -37,6 +37,22 @@ def mean_text(values: Sequence[float], places: int) -> str:
     return f"{mean:.{places}f}" + ("" if np.isnan(spread) else f" ± {spread:.{places}f}")
 
 
+def not_chosen(frame: pd.DataFrame, over: str, main: str) -> str:
+    """How far variants lie apart on the target, and that the main one was not chosen by that.
+
+    Args:
+        frame: one row a run: variant, accuracy (0 to 1).
+        over: what is varied, in words.
+        main: what the main runs use.
+    """
+    means = frame.groupby("variant", sort=False)["accuracy"].mean()
+    return (
+        f"Over {over} the mean target accuracy lies between {means.min():.1%} ({means.idxmin()}) "
+        f"and {means.max():.1%} ({means.idxmax()}). The main runs use {main}: a choice by target "
+        "accuracy would need labels that the method must not have."
+    )
+
+
 def better(frame: pd.DataFrame, claim: str, worse: str, better: str) -> dict[str, Any]:
     """Judge, by `compare`, the claim that one variant reads more of the target than another.
 

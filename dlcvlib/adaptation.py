@@ -228,7 +228,7 @@ def standings(methods: Sequence[Scores]) -> pd.DataFrame:
         for scores in methods:
             mine = scores.frame.loc[scores.frame["pair"] == pair, "accuracy"]
             ends = [known.get(name, np.nan) for name in (low.method, scores.method, high.method)]
-            inside = scores in between
+            inside = scores.method in closed
             rows.append(
                 {
                     "pair": pair,

@@ -108,13 +108,8 @@ def verdicts(
 
 def chosen_weight(sweep: pd.DataFrame, params: DANNParams) -> str:
     """How far the weight moves the target's accuracy; it is not chosen by it, and says so."""
-    means = sweep.groupby("variant", sort=False)["accuracy"].mean()
-    return (
-        f"Over the weights and schedules the mean target accuracy lies between {means.min():.1%} "
-        f"({means.idxmin()}) and {means.max():.1%} ({means.idxmax()}). The main runs use "
-        f"{_variant(params.domain_weight, params.domain_schedule)}: a choice by target accuracy "
-        "would need labels that the method must not have."
-    )
+    main = _variant(params.domain_weight, params.domain_schedule)
+    return ablation.not_chosen(sweep, "the weights and schedules", main)
 
 
 # --- where it hurts ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Fingerprints of what decides a result: source code without comments, parameters, versions."""
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,14 +19,18 @@ def source_hash(paths: Iterable[Path]) -> str:
     """Hex digest of Python sources that comments, docstrings and layout do not change."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [line for line in node.body if not _is_bare_string(line)] or [
-                    ast.Pass()
-                ]
-        digest.update(f"{path.name}\n{ast.unparse(tree)}\n".encode())
+        digest.update(f"{path.name}\n{_code(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _code(source: str) -> str:
+    """A module without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_bare_string(line)] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def _is_bare_string(node: ast.stmt) -> bool:
@@ -46,19 +51,24 @@ def imported(source: str) -> list[Path]:
     found: set[Path] = set()
     waiting = [source]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                package, _, module = name.partition(".")
-                path = PACKAGE / f"{module.replace('.', '/')}.py"
-                if package == PACKAGE.name and path.is_file() and path not in found:
-                    found.add(path)
-                    waiting.append(path.read_text(encoding="utf-8"))
+        new = _imports(waiting.pop()) - found
+        found |= new
+        waiting += [path.read_text(encoding="utf-8") for path in new]
     return sorted(found)
+
+
+@functools.cache
+def _imports(source: str) -> frozenset[Path]:
+    """Modules of this package that a piece of code names in its import statements."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    own = (name.split(".")[1:] for name in names if name.startswith(f"{PACKAGE.name}."))
+    paths = (PACKAGE.joinpath(*parts).with_suffix(".py") for parts in own)
+    return frozenset(path for path in paths if path.is_file())
 
 
 def json_hash(value: Mapping[str, Any]) -> str:

@@ -85,8 +85,17 @@ class Parameters(BaseModel):
 
     @property
     def uses(self) -> dict[str, "Parameters"]:
-        """Other chapters whose runs this one uses: chapter -> their parameters."""
+        """Other chapters whose runs this one uses: chapter -> their parameters.
+
+        Raises:
+            UserError: if `<chapter>_changes` holds what that chapter refuses.
+        """
         return {}
+
+    @model_validator(mode="after")
+    def _uses_are_valid(self) -> Self:
+        _ = self.uses
+        return self
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some parameters changed, validated again."""
@@ -253,23 +262,14 @@ class GANParams(FaceParams, GANSettings):
 
     @property
     def vae(self) -> VAEParams:
-        """Chapter 1's parameters, on this chapter's faces.
-
-        Raises:
-            UserError: if `vae_changes` holds what chapter 1 refuses.
-        """
-        faces = {name: getattr(self, name) for name in FaceParams.model_fields}
+        """Chapter 1's parameters, on this chapter's faces."""
+        faces = _values(FaceParams, self)
         return load(self.vae_profile, "vae", self.vae_changes | faces)
 
     @property
     def uses(self) -> dict[str, Parameters]:
         """Chapter 1."""
         return {"vae": self.vae}
-
-    @model_validator(mode="after")
-    def _vae_is_valid(self) -> Self:
-        _ = self.vae
-        return self
 
 
 class DigitParams(Parameters):
@@ -398,8 +398,8 @@ class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
     """What decides a trained PixelDA."""
 
 
-class AdaMatchSettings(AdaptationFields, TrainingSettings):
-    """What decides a trained AdaMatch; its two augmentations are the strong and the weak view."""
+class AdaMatchFields(Parameters):
+    """What AdaMatch has beyond a classifier that sees the target's images."""
 
     threshold: Rate = Field(
         description="share of the source's confidence from which a pseudo-label counts"
@@ -407,7 +407,11 @@ class AdaMatchSettings(AdaptationFields, TrainingSettings):
     ema_decay: Probability = Field(description="decay of the averaged weights of AdaMatch")
 
 
-class PixelDAParams(DigitParams, PixelDAFields):
+class AdaMatchSettings(AdaMatchFields, AdaptationFields, TrainingSettings):
+    """What decides a trained AdaMatch; its two augmentations are the strong and the weak view."""
+
+
+class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     adamatch_steps: Positive = Field(description="training steps of AdaMatch")
@@ -415,8 +419,6 @@ class PixelDAParams(DigitParams, PixelDAFields):
         description="images of each domain in a batch of AdaMatch"
     )
     adamatch_learning_rate: Rate = Field(description="AdaMatch's learning rate at its highest")
-    threshold: Rate = AdaMatchSettings.model_fields["threshold"]
-    ema_decay: Probability = AdaMatchSettings.model_fields["ema_decay"]
     task_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
         description="weights of the classifier's loss that 4-4 compares"
     )
@@ -428,12 +430,8 @@ class PixelDAParams(DigitParams, PixelDAFields):
 
     @property
     def dann(self) -> DANNParams:
-        """Chapter 3's parameters, on this chapter's digits.
-
-        Raises:
-            UserError: if `dann_changes` holds what chapter 3 refuses.
-        """
-        digits = {name: getattr(self, name) for name in DigitParams.model_fields}
+        """Chapter 3's parameters, on this chapter's digits."""
+        digits = _values(DigitParams, self)
         return load(self.dann_profile, "dann", self.dann_changes | digits)
 
     @property
@@ -441,15 +439,9 @@ class PixelDAParams(DigitParams, PixelDAFields):
         """Chapter 3."""
         return {"dann": self.dann}
 
-    @model_validator(mode="after")
-    def _dann_is_valid(self) -> Self:
-        _ = self.dann
-        return self
-
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
-        own = {name: getattr(self, name) for name in PixelDAFields.model_fields}
-        return _part(PixelDASettings, self.dann, seed=seed, **own)
+        return _part(PixelDASettings, self.dann, seed=seed, **_values(PixelDAFields, self))
 
     def adamatch(self, seed: int) -> AdaMatchSettings:
         """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
@@ -460,10 +452,9 @@ class PixelDAParams(DigitParams, PixelDAFields):
             steps=self.adamatch_steps,
             batch_size=self.adamatch_batch_size,
             learning_rate=self.adamatch_learning_rate,
-            threshold=self.threshold,
-            ema_decay=self.ema_decay,
             augmentation="strong",
             target_augmentation="geometric",
+            **_values(AdaMatchFields, self),
         )
 
 
@@ -471,6 +462,11 @@ def _part(cls: type[P], params: Parameters, **more: Any) -> P:
     """The parameters that a class of settings asks for."""
     names = [name for name in cls.model_fields if name not in more]
     return cls(**{name: getattr(params, name) for name in names}, **more)
+
+
+def _values(cls: type[Parameters], params: Parameters) -> dict[str, Any]:
+    """The parameters that a class has, by name."""
+    return {name: getattr(params, name) for name in cls.model_fields}
 
 
 CHAPTERS: dict[str, type[Parameters]] = {

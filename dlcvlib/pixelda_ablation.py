@@ -100,12 +100,7 @@ def preservation(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
         spread = found.versions.float().std(0).mean().item() / 255
         kept = found.kept.float().mean().item()
         rows.append({"pair": pair, "before": right, "kept": kept, "spread": spread})
-    groups = pd.DataFrame(rows).groupby("pair", sort=False)
-    return pd.DataFrame(
-        {"pair": pair}
-        | {column: adaptation.mean_of(group[column]) for column in ("before", "kept", "spread")}
-        for pair, group in groups
-    )
+    return adaptation.over_seeds(pd.DataFrame(rows), ["before", "kept", "spread"])
 
 
 def kept_by_digit(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
@@ -202,23 +197,21 @@ def distance(found: Redrawn, target: Tensor) -> float:
     return feature_spaces.proxy_a_distance(features, np.arange(2 * count) < count)
 
 
-def balance_sentence(frame: pd.DataFrame, params: PixelDAParams) -> str:
-    """How far the weight moves the target's accuracy; it is not chosen by it, and says so."""
-    means = frame.groupby("variant", sort=False)[["accuracy", "kept"]].mean()
-    return (
-        f"Over the weights of the task loss the target accuracy lies between "
-        f"{means['accuracy'].min():.1%} ({means['accuracy'].idxmin()}) and "
-        f"{means['accuracy'].max():.1%} ({means['accuracy'].idxmax()}); most digits are kept at "
-        f"{means['kept'].idxmax()} ({means['kept'].max():.0%}). The main runs use "
-        f"{params.task_weight:g}: a choice by target accuracy would need labels that the method "
-        "must not have."
-    )
-
-
 def balance(params: PixelDAParams) -> dict[str, dict[str, Any]]:
     """The weights of the task loss that are compared: variant -> changed settings."""
     weights = sorted({params.task_weight, *params.task_weights})
-    return {f"task weight {weight:g}": {"task_weight": weight} for weight in weights}
+    return {_weight(weight): {"task_weight": weight} for weight in weights}
+
+
+def _weight(weight: float) -> str:
+    return f"task weight {weight:g}"
+
+
+def balance_sentence(frame: pd.DataFrame, params: PixelDAParams) -> str:
+    """At which weight most digits are kept, and how far it moves the target's accuracy."""
+    kept = frame.groupby("variant", sort=False)["kept"].mean()
+    text = ablation.not_chosen(frame, "the weights", _weight(params.task_weight))
+    return f"{text} Most digits are kept at {kept.idxmax()} ({kept.max():.0%})."
 
 
 NEITHER = "neither slip"

@@ -125,9 +125,8 @@ def render(
 
 
 def _publish(folder: Path, out: Path) -> None:
-    """Move everything in `folder` to `out`, in the place of what was there: no disk can be full."""
-    made = list(folder.iterdir())
-    for path in made:
+    """Move everything in `folder` to `out`, in the place of what was there; that needs no space."""
+    for path in list(folder.iterdir()):
         if path.is_dir() and (out / path.name).exists():
             (out / path.name).replace(folder / f"old {path.name}")
         path.replace(out / path.name)

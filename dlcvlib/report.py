@@ -1,8 +1,8 @@
 """Run the notebooks headless and keep what is still true: plan, execute, render.
 
 An executed notebook is kept under `<out>/notebooks/` with a record beside it, written last, that
-holds its content hash and the key of all that decides it. A notebook whose key is unchanged is
-not run again.
+holds its content hash and all that decides it. A notebook of which that is unchanged is not run
+again.
 """
 
 import os
@@ -53,11 +53,6 @@ class Task:
     chapter: str
     parameters: dict[str, Any]
     identity: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Hash of all that decides the result."""
-        return fingerprints.json_hash(self.identity)
 
     @property
     def title(self) -> str:
@@ -288,11 +283,12 @@ def reuse(task: Task) -> Outcome | None:
     try:
         record = storage.read_sealed(task.record)
         storage.check(task.target, record["sha256"])
-        if record["key"] == task.key:
-            return Outcome(task, record["seconds"], reused=True)
     except storage.DamagedFileError as error:
         print(f"{error}; running it again")
-    return None
+        return None
+    if record["identity"] != task.identity:
+        return None
+    return Outcome(task, record["seconds"], reused=True)
 
 
 def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = None) -> Outcome:
@@ -316,7 +312,6 @@ def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = No
         return Outcome(task, seconds, f"{error}\nThe notebook is kept in {task.failed}")
     storage.write_text(task.target, text)
     record = {
-        "key": task.key,
         "identity": task.identity,
         "sha256": storage.sha256(task.target),
         "seconds": seconds,

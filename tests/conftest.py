@@ -230,6 +230,33 @@ def disk_full_beyond():
     return limit
 
 
+@pytest.fixture
+def before_step(monkeypatch):
+    """A context in which something is done before one step; checkpoints come at every chance."""
+    from dlcvlib import training
+
+    @contextmanager
+    def patched(kind, number, action):
+        original = kind.step
+
+        def step(self, batch):
+            if self.done == number:
+                action()
+            return original(self, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+            patch.setattr(kind, "step", step)
+            yield
+
+    return patched
+
+
+def interrupt():
+    """As Ctrl-C, at once."""
+    raise KeyboardInterrupt
+
+
 def flip(path):
     """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import weights
+from conftest import interrupt, weights
 
 from dlcvlib import (
     ablation,
@@ -109,27 +109,20 @@ def test_target_labels_change_nothing_bit_for_bit(method, pair, change, tmp_path
 # --- resume and determinism -------------------------------------------------------------------
 
 
-def test_resume_is_exact_even_twice(method, pair, tmp_path, monkeypatch):
+def test_resume_is_exact_even_twice(method, pair, tmp_path, monkeypatch, before_step):
     module, kind, settings = method
     chosen, data = settings(steps=9), pair.adaptation()
     whole = module.train_or_load(chosen, data, tmp_path / "whole")
     original, taken = kind.step, []
 
-    def until(stop):
-        def step(self, batch):
-            if self.done == stop:
-                raise KeyboardInterrupt
-            taken.append(self.done)
-            return original(self, batch)
+    def counted(self, batch):
+        taken.append(self.done)
+        return original(self, batch)
 
-        return step
-
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(kind, "step", counted)
     for stop in (3, 7):
-        monkeypatch.setattr(kind, "step", until(stop))
-        with pytest.raises(KeyboardInterrupt):
+        with before_step(kind, stop, interrupt), pytest.raises(KeyboardInterrupt):
             module.train_or_load(chosen, data, tmp_path / "resumed")
-    monkeypatch.setattr(kind, "step", until(None))
     resumed = module.train_or_load(chosen, data, tmp_path / "resumed")
     ours, theirs = (training.module_tensors(run.method) for run in (resumed, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

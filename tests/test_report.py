@@ -244,15 +244,15 @@ def test_explain(small):
 
 def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
     """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
-    keys = []
+    identities = []
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
         chosen = {"pixelda": params.load("smoke", "pixelda", changes)}
         small.write(p4_1=["1"])
         (task,) = report.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
         assert "dann.channels" in task.identity["parameters"]
         assert not any("runs_dir" in name for name in task.identity["parameters"])
-        keys.append(task.key)
-    assert keys[0] != keys[1]
+        identities.append(task.identity)
+    assert identities[0] != identities[1]
 
 
 def test_code_that_a_notebook_does_not_import_does_not_decide_it():

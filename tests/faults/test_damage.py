@@ -1,8 +1,9 @@
 """A damaged cache: every file that is read again is noticed, named, set aside and made again."""
 
 import pytest
+from conftest import interrupt
 
-from dlcvlib import adaptation, dcgan, features, params, report, storage, training, vae
+from dlcvlib import adaptation, dcgan, features, params, report, storage, vae
 from dlcvlib.data.faces import load_faces
 
 
@@ -38,21 +39,11 @@ def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-*.safetensors"])
-def test_a_checkpoint(smoke, faces, tmp_path, damage, name, capsys, monkeypatch):
+def test_a_checkpoint(smoke, faces, tmp_path, damage, name, capsys, before_step):
     settings = smoke(steps=12, precision="fp32").settings
     whole = vae.train_or_load(settings, faces, tmp_path / "whole")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    original = vae.VAE.step
-
-    def step(self, batch):
-        if self.done == 8:
-            raise KeyboardInterrupt
-        return original(self, batch)
-
-    monkeypatch.setattr(vae.VAE, "step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with before_step(vae.VAE, 8, interrupt), pytest.raises(KeyboardInterrupt):
         vae.train_or_load(settings, faces, tmp_path / "cut")
-    monkeypatch.setattr(vae.VAE, "step", original)
     folder = tmp_path / "cut" / whole.name
     (path,) = folder.glob(name)
     damage(path)

@@ -1,42 +1,33 @@
 """A full disk: one error that names the path and the space, and what was there before is whole."""
 
 import re
+from contextlib import ExitStack
 
 import pytest
 
-from dlcvlib import storage, training, vae
+from dlcvlib import storage, vae
 from dlcvlib.errors import UserError
 
 NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
 
 
 def test_at_a_checkpoint_the_last_good_one_stays(
-    smoke, faces, tmp_path, monkeypatch, disk_full_beyond
+    smoke, faces, tmp_path, before_step, disk_full_beyond
 ):
     """The disk fills up after step 9; with room again the run ends as if nothing had been."""
     settings = smoke(steps=20, precision="fp32").settings
     whole = vae.train_or_load(settings, faces, tmp_path / "whole")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    original = vae.VAE.step
-
-    def step(self, batch):
-        if self.done == 9:
-            limit.__enter__()
-        return original(self, batch)
-
-    monkeypatch.setattr(vae.VAE, "step", step)
-    limit = disk_full_beyond(20_000)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(
+            before_step(vae.VAE, 9, lambda: stack.enter_context(disk_full_beyond(20_000)))
+        )
         with pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors")):
             vae.train_or_load(settings, faces, tmp_path / "full")
-    finally:
-        limit.__exit__(None, None, None)
     folder = tmp_path / "full" / whole.name
     pointer = storage.read_sealed(folder / "checkpoint.json")
     assert pointer["step"] == 9
     storage.read_tensors(folder / pointer["file"], pointer["sha256"])
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
-    monkeypatch.setattr(vae.VAE, "step", original)
     resumed = vae.train_or_load(settings, faces, tmp_path / "full")
     files = [run.folder / "model.safetensors" for run in (whole, resumed)]
     assert storage.sha256(files[0]) == storage.sha256(files[1])

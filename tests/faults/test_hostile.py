@@ -16,28 +16,28 @@ from dlcvlib.data.faces import load_faces
 from dlcvlib.errors import UserError
 
 
+class Payload:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.mark)!r}, 'w')",)
+
+
 @pytest.fixture
 def malicious(tmp_path):
     """A pickle that leaves a mark when it is loaded, and the check that it has not been."""
     mark = tmp_path / "was-here"
-
-    class Payload:
-        def __reduce__(self):
-            return exec, (f"open({str(mark)!r}, 'w')",)
-
-    yield pickle.dumps(Payload())
+    yield pickle.dumps(Payload(mark))
     assert not mark.exists()
 
 
 def test_the_pickle_would_work(tmp_path):
     """Else the tests below could not fail."""
     mark = tmp_path / "was-here"
-
-    class Payload:
-        def __reduce__(self):
-            return exec, (f"open({str(mark)!r}, 'w')",)
-
-    pickle.loads(pickle.dumps(Payload()))
+    pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()
 
 
