@@ -92,7 +92,9 @@ def redrawings(runs: Mapping[str, Run[PixelDA]], digits: DigitData) -> widgets.W
     pair = _dropdown("pair", list(runs))
     digit = _dropdown("digit", [str(number) for number in range(CLASSES)])
     image = widgets.IntSlider(0, 0, 1, description="image", continuous_update=False)
-    again = widgets.Button(description="Draw the noise again", icon="refresh")
+    again = widgets.Button(
+        description="Draw the noise again", icon="refresh", layout={"width": "auto"}
+    )
     source, redrawn = widgets.Image(width=96), widgets.Image()
     draws = 0
 

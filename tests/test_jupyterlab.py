@@ -35,13 +35,15 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def lab(tmp_path, request):
     """A running JupyterLab with a page that has run a notebook in profile smoke.
 
-    The parameter is (problem, chapter).
+    The parameter is (problem, chapter, other parameters).
     """
-    problem, chapter = request.param
+    problem, chapter, changes = request.param
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     notebook = nbformat.read(source, as_version=4)
     count = sum(cell.cell_type == "code" for cell in notebook.cells)
-    values = params.load("smoke", chapter, {"runs_dir": str(tmp_path / "runs")}).model_dump()
+    values = params.load(
+        "smoke", chapter, changes | {"runs_dir": str(tmp_path / "runs")}
+    ).model_dump()
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     nbformat.write(notebook, tmp_path / "it.ipynb")
@@ -120,7 +122,7 @@ def wait_for_another(picture, before):
     assert picture.evaluate("node => node.decode().then(() => node.naturalWidth > 0)")
 
 
-@pytest.mark.parametrize("lab", [("1-5", "vae")], indirect=True)
+@pytest.mark.parametrize("lab", [("1-5", "vae", {})], indirect=True)
 def test_run_all_then_move_a_slider(lab):
     lab.wait_for_selector(".widget-image", timeout=30_000, state="attached")
     decoded = lab.locator(".widget-image").nth(1)
@@ -133,7 +135,23 @@ def test_run_all_then_move_a_slider(lab):
     wait_for_another(decoded, before)
 
 
-@pytest.mark.parametrize("lab", [("3-4", "dann")], indirect=True)
+@pytest.mark.parametrize("lab", [("2-2", "gan", {"steps": 100})], indirect=True)
+def test_run_all_then_draw_walk_and_go_back_in_training(lab):  # smoke's 12 steps: all alike
+    lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
+    picture = lab.locator(".widget-image").first
+    picture.scroll_into_view_if_needed()
+    step, _, walk = (lab.locator(".widget-slider .noUi-handle").nth(n) for n in range(3))
+    for act in (
+        lab.get_by_role("button", name="New samples").click,
+        lambda: walk.press("ArrowRight"),
+        lambda: step.press("ArrowLeft"),
+    ):
+        before = picture.get_attribute("src")
+        act()
+        wait_for_another(picture, before)
+
+
+@pytest.mark.parametrize("lab", [("3-4", "dann", {})], indirect=True)
 def test_run_all_then_point_at_the_map(lab):
     lab.wait_for_selector(".js-plotly-plot .scatterlayer .point", timeout=60_000, state="attached")
     plot = lab.locator(".js-plotly-plot")
@@ -152,3 +170,16 @@ def test_run_all_then_point_at_the_map(lab):
         arg=everything,
         timeout=20_000,
     )
+
+
+@pytest.mark.parametrize("lab", [("4-4", "pixelda", {})], indirect=True)
+def test_run_all_then_pick_an_image_and_draw_the_noise_again(lab):
+    lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
+    source, redrawn = (lab.locator(".widget-image").nth(n) for n in (0, 1))
+    source.scroll_into_view_if_needed()
+    before = source.get_attribute("src"), redrawn.get_attribute("src")
+    lab.get_by_role("button", name="Draw the noise again").click()
+    wait_for_another(redrawn, before[1])
+    assert source.get_attribute("src") == before[0]
+    lab.locator(".widget-slider .noUi-handle").last.press("ArrowRight")
+    wait_for_another(source, before[0])
