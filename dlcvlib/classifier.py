@@ -8,6 +8,7 @@ five of its code; images may be normalised one by one (`instance_norm`), which t
 contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -114,6 +115,11 @@ class Classifier:
             chunks = float_chunks(images, device_of(self.extractor))
             found = torch.cat([function(chunk).cpu() for chunk in chunks])
         return found.float() if found.is_floating_point() else found
+
+
+def learned(class_loss: Tensor) -> Tensor:
+    """How far a class loss lies below that of guessing: from 0 (it guesses, or worse) to 1."""
+    return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
 
 
 def adam(modules: Sequence[nn.Module], settings: TrainingSettings) -> torch.optim.Adam:

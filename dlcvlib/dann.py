@@ -16,7 +16,8 @@ References:
 Both domains' images pass through F in one batch, as in the original's code, so that BatchNorm sees
 their mixture, in training and through its running statistics in evaluation too. Where we depart
 from the original: the two domains are drawn independently, so that an epoch does not end with the
-shorter one.
+shorter one. Where we depart from the papers too: a "patient" schedule, because D sees at once which
+domain an image is of, and its reversed gradient can flatten the features before L has read a digit.
 """
 
 import math
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib import runs
-from dlcvlib.classifier import CODE, Classifier, adam, move
+from dlcvlib.classifier import CODE, Classifier, adam, learned, move
 from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.images import Adaptation
@@ -38,7 +39,7 @@ from dlcvlib.runs import Run
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: float | Tensor) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
@@ -47,7 +48,7 @@ class _ReverseGradient(torch.autograd.Function):
         return -ctx.weight * gradient, None
 
 
-def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
     """x forward, -weight times the gradient backward ([1], section 3, eq. 8 and 9)."""
     return _ReverseGradient.apply(x, weight)
 
@@ -100,8 +101,8 @@ class DANN(Classifier):
         is_source = torch.arange(len(features), device=features.device) < len(x_s)
         if self.settings.domain_update == "alternating":
             self._train_domain_classifier(features.detach(), is_source.float())
-        weight = self.domain_weight()
         class_loss = F.cross_entropy(self.classifier(features[: len(x_s)]), y_s)
+        weight = self.domain_weight(class_loss)
         domain_logits = self.domain(reverse_gradient(features, weight))
         domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
         move(class_loss + domain_loss, self.optimizers.values())
@@ -109,18 +110,25 @@ class DANN(Classifier):
             "class": class_loss,
             "domain": domain_loss,
             "domain_accuracy": ((domain_logits > 0) == is_source).float().mean(),
-            "domain_weight": torch.tensor(weight),
+            "domain_weight": weight,
         }
 
     def _train_domain_classifier(self, features: Tensor, is_source: Tensor) -> None:
         loss = F.binary_cross_entropy_with_logits(self.domain(features), is_source)
         move(loss, [self.optimizers["domain"]])
 
-    def domain_weight(self) -> float:
-        """The weight of the reversed gradient at the step that `done` says."""
-        rises = self.settings.domain_schedule == "rising"
-        factor = rising(self.done / self.settings.steps) if rises else 1.0
-        return self.settings.domain_weight * factor
+    def domain_weight(self, class_loss: Tensor) -> Tensor:
+        """The weight of the reversed gradient at the step that `done` says: scalar.
+
+        Fixed, or `rising`, or patient: rising, times how far the batch's class loss shows the
+        labels `learned`.
+        """
+        settings = self.settings
+        weight = torch.full_like(class_loss, settings.domain_weight)
+        if settings.domain_schedule == "fixed":
+            return weight
+        weight *= rising(self.done / settings.steps)
+        return weight * learned(class_loss) if settings.domain_schedule == "patient" else weight
 
     def domain_accuracy(self, source: Tensor, target: Tensor) -> float:
         """Mean share of either domain's images (N, 3, 32, 32) uint8 that D knows; 0.5 is chance."""

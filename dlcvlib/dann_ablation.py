@@ -1,6 +1,7 @@
 """Comparisons of chapter 3: DANN with one thing changed, and where it helps or hurts."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,13 +18,14 @@ LABELS = {
     "source": "source accuracy",
     "domain_accuracy": "domain accuracy",
 }
+SCHEDULES = ("patient", "rising", "fixed")
 DIGITS = {"accuracy": 3, "source": 3, "domain_accuracy": 3}
 
 
 def train(
     params: DANNParams, pair: Pair, variants: Mapping[str, Mapping[str, Any]]
 ) -> tuple[pd.DataFrame, list[Run[dann.DANN]]]:
-    """DANNs that differ in one thing, `ablation_steps` long, over the seeds.
+    """DANNs that differ in one thing, over the seeds; `ablation_steps` long unless it changes that.
 
     Args:
         params: the chapter's parameters.
@@ -37,7 +39,7 @@ def train(
     rows, trained = [], []
     for name, changes in variants.items():
         for seed in params.seeds:
-            settings = params.settings(seed).replace(steps=params.ablation_steps, **changes)
+            settings = params.settings(seed).replace(**{"steps": params.ablation_steps, **changes})
             run = dann.train_or_load(settings, pair.adaptation(), params.runs_dir)
             held_out = run.history.dropna(subset="validation_accuracy").iloc[-1]
             rows.append(
@@ -57,15 +59,15 @@ def train(
 
 
 def weight_sweep(params: DANNParams, pair: Pair) -> tuple[pd.DataFrame, list[Run[dann.DANN]]]:
-    """Each weight of the domain loss, rising and fixed; the frame of `train` with both as columns.
+    """Each weight of the domain loss, patient, rising and fixed; the frame has both as columns.
 
     A weight of 0 knows no schedule. The domain classifier then still learns, but nobody listens.
     """
     variants = {
         _variant(weight, schedule): {"domain_weight": weight, "domain_schedule": schedule}
-        for schedule in ("rising", "fixed")
+        for schedule in SCHEDULES
         for weight in sorted({0.0, params.domain_weight, *params.domain_weights})
-        if weight or schedule == "rising"
+        if weight or schedule == SCHEDULES[0]
     }
     frame, trained = train(params, pair, variants)
     chosen = frame["variant"].map(variants)
@@ -79,23 +81,28 @@ def _variant(weight: float, schedule: str) -> str:
 
 
 def verdicts(
-    sweep: pd.DataFrame, before: Scores, after: Scores, params: DANNParams
+    sweep: pd.DataFrame,
+    waits: pd.DataFrame,
+    before: Scores,
+    after: Scores,
+    params: DANNParams,
 ) -> pd.DataFrame:
     """The claims of 3-6, each judged by `ablation.RULE`.
 
     Args:
         sweep: of `weight_sweep`.
+        waits: of `waiting`.
         before: source only.
         after: DANN.
         params: the chapter's parameters.
     """
     main, most = params.domain_weight, sweep["weight"].max()
-    name = _variant(main, "rising")
+    name = _variant(main, params.domain_schedule)
     rows = [
         ablation.better(sweep, f"a weight of {main:g} is better than none", _variant(0, ""), name)
     ]
     if most > main:
-        heavy = _variant(most, "rising")
+        heavy = _variant(most, params.domain_schedule)
         rows.append(
             ablation.better(sweep, f"a weight of {most:g} is worse than {main:g}", heavy, name)
         )
@@ -103,6 +110,9 @@ def verdicts(
         fixed, rising = (_variant(weight, schedule) for schedule in ("fixed", "rising"))
         claim = f"letting the domain classifier lose slowly is better (weight {weight:g})"
         rows.append(ablation.better(sweep, claim, fixed, rising))
+    hasty = "rising" if "rising" in set(waits["variant"]) else "fixed"
+    claim = f"the domain classifier should wait for the labels (against {hasty})"
+    rows.append(ablation.better(waits, claim, hasty, "patient"))
     return pd.concat([pd.DataFrame(rows), adaptation.helps(before, after)], ignore_index=True)
 
 
@@ -110,6 +120,64 @@ def chosen_weight(sweep: pd.DataFrame, params: DANNParams) -> str:
     """How far the weight moves the target's accuracy; it is not chosen by it, and says so."""
     main = _variant(params.domain_weight, params.domain_schedule)
     return ablation.not_chosen(sweep, "the weights and schedules", main)
+
+
+# --- before the labels are learned ------------------------------------------------------------
+
+
+def plateaus(before: Scores) -> pd.DataFrame:
+    """How long a classifier of the source alone only guesses: one row a run, slowest pair first.
+
+    Returns:
+        pair, seed, steps: the first logged step with a class loss below 90 % of guessing's; the
+        run's length if there is none.
+    """
+    rows = []
+    for (pair, seed), run in before.trained.items():
+        better = run.history.loc[run.history["class"] < 0.9 * math.log(CLASSES), "step"]
+        rows.append((pair, seed, better.min() if len(better) else run.settings.steps))
+    frame = pd.DataFrame(rows, columns=["pair", "seed", "steps"])
+    slowness = -frame.groupby("pair")["steps"].transform("mean")
+    return frame.iloc[slowness.argsort(kind="stable")]
+
+
+def plateau_sentence(frame: pd.DataFrame) -> str:
+    """How long each pair's source is only guessed at, on the mean of the seeds.
+
+    Args:
+        frame: of `plateaus`.
+    """
+    means = frame.groupby("pair", sort=False)["steps"].mean()
+    parts = [f"{steps:,.0f} steps on {pair}" for pair, steps in means.items()]
+    return (
+        "Until a classifier of the source alone is better than a guess, its class loss 10% below "
+        f"that of guessing, it takes {', '.join(parts)}."
+    )
+
+
+def waiting(params: DANNParams, pair: Pair) -> tuple[pd.DataFrame, list[Run[dann.DANN]]]:
+    """`train` with a patient schedule and without, as long as the main runs, which are one of them.
+
+    The variant of the main runs is the last.
+    """
+    main = params.domain_schedule
+    other = "rising" if main == "patient" else "patient"
+    return train(
+        params,
+        pair,
+        {name: {"steps": params.steps, "domain_schedule": name} for name in (other, main)},
+    )
+
+
+def class_losses(frame: pd.DataFrame, trained: Sequence[Run[dann.DANN]]) -> pd.DataFrame:
+    """The class loss along runs of `train`: variant, seed, step, class."""
+    return pd.concat(
+        [
+            run.history[["step", "class"]].assign(variant=row.variant, seed=row.seed)
+            for row, run in zip(frame.itertuples(), trained, strict=True)
+        ],
+        ignore_index=True,
+    )
 
 
 # --- where it hurts ---------------------------------------------------------------------------

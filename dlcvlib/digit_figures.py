@@ -268,7 +268,7 @@ def weight_sweep(frame: pd.DataFrame) -> Figure:
     labels = {"accuracy": "target accuracy", "domain_accuracy": "domain accuracy, held out"}
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
-        common = {"x": "weight", "y": column, "hue": "schedule", "palette": CYCLE[:2], "ax": ax}
+        common = {"x": "weight", "y": column, "hue": "schedule", "palette": CYCLE[:3], "ax": ax}
         sns.lineplot(
             some, style="schedule", markers=True, dashes=False, errorbar=("sd", 1), **common
         )

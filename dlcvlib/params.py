@@ -343,8 +343,8 @@ class DANNFields(AdaptationFields):
     domain_width: Positive = Field(description="width of the domain classifier's hidden layers")
     domain_layers: Positive = Field(description="hidden layers of the domain classifier")
     domain_weight: Weight = Field(description="weight of the reversed domain gradient, at its most")
-    domain_schedule: Literal["fixed", "rising"] = Field(
-        description="fixed, or rising from 0 as the DANN paper has it"
+    domain_schedule: Literal["fixed", "rising", "patient"] = Field(
+        description="fixed; rising (the paper's); patient: once labels are learned"
     )
     domain_update: Literal["joint", "alternating"] = Field(
         description="joint, or alternating: a step of D alone before the joint one"

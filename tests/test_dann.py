@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -128,13 +129,27 @@ def test_the_papers_schedule(progress, value):
     assert dann.rising(progress) == pytest.approx(value, abs=1e-7)
 
 
-def test_weight_along_a_run(settings):
-    rising = dann.DANN(settings(domain_weight=0.5, domain_schedule="rising"))
-    fixed = dann.DANN(settings(domain_weight=0.5, domain_schedule="fixed"))
+GUESSING = math.log(10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "class_loss", "value"),
+    [
+        ("fixed", GUESSING, lambda progress: 0.5),
+        ("rising", GUESSING, lambda progress: 0.5 * dann.rising(progress)),
+        ("patient", GUESSING, lambda progress: 0.0),
+        ("patient", 2 * GUESSING, lambda progress: 0.0),
+        ("patient", GUESSING / 4, lambda progress: 0.5 * dann.rising(progress) * 3 / 4),
+        ("patient", 0.0, lambda progress: 0.5 * dann.rising(progress)),
+    ],
+)
+def test_weight_along_a_run(settings, schedule, class_loss, value):
+    method = dann.DANN(settings(domain_weight=0.5, domain_schedule=schedule))
     for done in (0, 4, 8):
-        rising.done = fixed.done = done
-        assert rising.domain_weight() == pytest.approx(0.5 * dann.rising(done / 8))
-        assert fixed.domain_weight() == 0.5
+        method.done = done
+        weight = method.domain_weight(torch.tensor(class_loss, requires_grad=True))
+        assert weight.item() == pytest.approx(value(done / 8), abs=1e-6)
+        assert not weight.requires_grad
 
 
 # --- who moves when ---------------------------------------------------------------------------
@@ -215,9 +230,22 @@ def test_another_line_of_code_is_another_run(settings):
 def test_weight_sweep(chapter, pair):
     chosen = chapter(domain_weights=[0.1, 1.0], domain_weight=0.1)
     frame, trained = dann_ablation.weight_sweep(chosen, pair)
-    variants = ["0, no adaptation", "0.1, rising", "1, rising", "0.1, fixed", "1, fixed"]
-    assert list(frame["variant"].unique()) == variants
-    assert len(frame) == len(trained) == 5 * len(chosen.seeds)
+    some = [f"{w}, {schedule}" for schedule in ("patient", "rising", "fixed") for w in (0.1, 1)]
+    assert list(frame["variant"].unique()) == ["0, no adaptation", *some]
+    assert len(frame) == len(trained) == 7 * len(chosen.seeds)
     assert all(run.settings.steps == chosen.ablation_steps for run in trained)
     assert frame["accuracy"].between(0, 1).all()
     assert "would need labels" in dann_ablation.chosen_weight(frame, chosen)
+
+
+@pytest.mark.parametrize(("main", "other"), [("patient", "rising"), ("fixed", "patient")])
+def test_waiting_for_the_labels_or_not(chapter, pair, main, other):
+    chosen = chapter(domain_schedule=main, seeds=[0])
+    frame, trained = dann_ablation.waiting(chosen, pair)
+    assert frame["variant"].tolist() == [other, main]
+    assert trained[1].settings == chosen.settings(0)
+    curves = dann_ablation.class_losses(frame, trained)
+    assert curves.groupby("variant")["step"].max().to_dict() == {
+        main: chosen.steps,
+        other: chosen.steps,
+    }
