@@ -390,6 +390,9 @@ class PixelDAFields(TrainingFields):
     adversarial_weight: Weight = Field(description="weight of the adversarial loss in G's loss")
     task_weight: Weight = Field(description="weight of the classifier's loss in G's loss")
     content_weight: Weight = Field(description="weight of the content-similarity loss; 0 is none")
+    patient: bool = Field(
+        description="T learns from generated images only once the labels are learned"
+    )
     softmax_twice: bool = Field(description="a slip of the original: cross-entropy of a Softmax")
     classifier_with_generator: bool = Field(description="another: T moves with G, not with D")
 

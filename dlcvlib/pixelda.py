@@ -16,9 +16,11 @@ References:
 T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
 G and D see the geometric part, T the change of light and colour too: a generator should not learn
-to draw what the augmentation adds. Two slips of the original homework's code are parameters, off by
-default: a Softmax before a cross-entropy that has one inside, and T in G's optimiser, where [1] has
-it move with D.
+to draw what the augmentation adds. Where we depart from [1] too: generated images teach a `patient`
+T only as far as it has `learned` the source's labels; G's early ones, which show no digit, would
+keep it from learning any. Two slips of the original homework's code are parameters, off by default:
+a Softmax before a cross-entropy that has one inside, and T in G's optimiser, where [1] has it move
+with D.
 """
 
 import itertools
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib import runs
-from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, move
+from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, learned, move
 from dlcvlib.dann import two_domains
 from dlcvlib.data.augmentation import AUGMENTATIONS, photometric, unchanged
 from dlcvlib.data.batches import to_float
@@ -168,7 +170,7 @@ class PixelDA(Classifier):
         fake = self.generator(x_s, self.noise(len(x_s), x_s.device))
         terms = self._train_discriminator(x_t, fake.detach())
         if not self.settings.classifier_with_generator:
-            terms |= self._train_classifier(x_s, y_s, fake.detach())
+            self._train_classifier(x_s, y_s, fake.detach())
         return terms | self._train_generator(x_s, y_s, fake)
 
     def _train_discriminator(self, x_t: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -180,10 +182,11 @@ class PixelDA(Classifier):
         right = (of_target > middle).float().mean() + (of_fake <= middle).float().mean()
         return {"discriminator": loss, "discriminator_accuracy": right / 2}
 
-    def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        loss = self._task_loss(x_s, y_s, fake)
-        move(loss, [self.optimizers["classifier"]])
-        return {"class": loss}
+    def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> None:
+        of_source, of_fake = self._task_logits(x_s, fake)
+        known = learned(F.cross_entropy(of_source, y_s)) if self.settings.patient else 1.0
+        loss = self._task_loss(of_source, y_s) + known * self._task_loss(of_fake, y_s)
+        move(loss / 2, [self.optimizers["classifier"]])
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings, moved = self.settings, [self.optimizers["generator"]]
@@ -196,19 +199,27 @@ class PixelDA(Classifier):
         for module in frozen:
             module.requires_grad_(False)
         fooled = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
-        task = self._task_loss(x_s, y_s, fake)
+        of_source, of_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
         content = content_loss(x_s, fake)
-        loss = settings.adversarial_weight * fooled + settings.task_weight * task
+        loss = settings.adversarial_weight * fooled
+        loss = loss + settings.task_weight * (of_source + of_fake) / 2
         move(loss + settings.content_weight * content, moved)
         for module in frozen:
             module.requires_grad_(True)
-        return {"generator": fooled, "task": task, "content": content}
+        return {
+            "generator": fooled,
+            "class": of_source,
+            "class_generated": of_fake,
+            "content": content,
+        }
 
-    def _task_loss(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> Tensor:
-        """The task loss of source and generated images, in other light where that is asked for."""
+    def _task_logits(self, x_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """T's logits of source and generated images, in other light where that is asked for."""
         light = photometric if self.settings.augmentation == "strong" else unchanged
-        logits = self.logits(light(torch.cat([x_s, fake])))
-        return task_loss(logits, torch.cat([y_s, y_s]), self.settings.softmax_twice)
+        return self.logits(light(torch.cat([x_s, fake]))).chunk(2)
+
+    def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return task_loss(logits, labels, self.settings.softmax_twice)
 
     def noise(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """z, uniform in -1..1: (count, latent_dim)."""

@@ -157,7 +157,7 @@ def failures(found: Redrawn, count: int = 16) -> tuple[list[Tensor], list[str]]:
 def train(
     params: PixelDAParams, pair: Pair, variants: Mapping[str, Mapping[str, Any]]
 ) -> tuple[pd.DataFrame, list[Run[Classifier]], dict[str, Redrawn]]:
-    """PixelDAs that differ in one thing, `ablation_steps` long, over the seeds.
+    """PixelDAs that differ in one thing, over the seeds; `ablation_steps` long if it is not that.
 
     Args:
         params: the chapter's parameters.
@@ -173,7 +173,7 @@ def train(
     rows, trained, shown = [], [], {}
     for name, changes in variants.items():
         for seed in params.seeds:
-            settings = params.settings(seed).replace(steps=params.ablation_steps, **changes)
+            settings = params.settings(seed).replace(**{"steps": params.ablation_steps, **changes})
             run = pixelda.train_or_load(settings, pair.adaptation(), params.runs_dir)
             found = redraw(run, pair, judge(params, pair, seed))
             rows.append(
@@ -214,6 +214,17 @@ def balance_sentence(frame: pd.DataFrame, params: PixelDAParams) -> str:
     return f"{text} Most digits are kept at {kept.idxmax()} ({kept.max():.0%})."
 
 
+WAITS, HASTY = "waits", "does not wait"
+
+
+def waiting(params: PixelDAParams) -> dict[str, dict[str, Any]]:
+    """A patient T and one that is not, as long as the main runs: variant -> changed settings."""
+    return {
+        name: {"steps": params.steps, "patient": patient}
+        for name, patient in ((WAITS, True), (HASTY, False))
+    }
+
+
 NEITHER = "neither slip"
 SLIPS = {
     NEITHER: {"softmax_twice": False, "classifier_with_generator": False},
@@ -224,19 +235,25 @@ SLIPS = {
 """The original's two slips, one by one and together."""
 
 
-def slip_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each slip the claim that it costs target accuracy, by `ablation.compare`."""
+def verdicts(slips: pd.DataFrame, waits: pd.DataFrame) -> pd.DataFrame:
+    """The claims that each slip, and haste, cost target accuracy, by `ablation.compare`.
+
+    Args:
+        slips: of `train` with `SLIPS`.
+        waits: of `train` with `waiting`.
+    """
+    rows = [(slips, slip, slip, NEITHER) for slip in SLIPS if slip != NEITHER]
+    rows.append((waits, "T does not wait", HASTY, WAITS))
     return pd.DataFrame(
-        ablation.better(frame, f"it costs accuracy: {slip}", slip, NEITHER)
-        for slip in SLIPS
-        if slip != NEITHER
+        ablation.better(frame, f"it costs accuracy: {name}", worse, better)
+        for frame, name, worse, better in rows
     )
 
 
-def slip_sentence(verdicts: pd.DataFrame) -> str:
-    """What each slip costs, in words."""
+def verdict_sentence(verdicts: pd.DataFrame) -> str:
+    """What each slip, and haste, cost, in words."""
     parts = [
         f"{row.claim.removeprefix('it costs accuracy: ')} {row.difference:+.1%} (*{row.verdict}*)"
         for row in verdicts.itertuples()
     ]
-    return f"What the slips add to the target's error rate: {'; '.join(parts)}."
+    return f"What they add to the target's error rate: {'; '.join(parts)}."
