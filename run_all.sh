@@ -5,7 +5,8 @@
 #   ./run_all.sh test [options of pytest]
 #   ./run_all.sh lab [options of jupyter lab]
 #
-# DLCV_ENV names another environment: a folder for the venv, or conda's environment name.
+# DLCV_ENV names another environment: a folder for the venv, which is made anew if an installation
+# into it was cut short, or conda's environment name.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -13,7 +14,7 @@ task=report
 case "${1:-}" in
     test | lab) task=$1 && shift ;;
     smoke | quick | full | original) set -- --profile "$@" ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 extra=""
 if [ "$task" = test ]; then extra=test; fi
@@ -23,11 +24,38 @@ satisfies() { "$1" dlcvlib/environment.py $extra >/dev/null 2>&1; }
 
 # The exact versions last tested first; the ranges of pyproject.toml where those cannot be had.
 install() {
-    echo "Installing the project into $("$1" -c 'import sys; print(sys.prefix)') …"
-    "$1" -m pip install --quiet -c constraints.txt -e ".${extra:+[$extra]}" || {
-        echo "The versions of constraints.txt cannot all be had here; taking what pyproject.toml allows."
-        "$1" -m pip install --quiet -e ".${extra:+[$extra]}"
+    echo "Installing the project into $("$1" -c 'import sys; print(sys.prefix)') …" >&2
+    "$1" -m pip install --quiet -c constraints.txt -e ".${extra:+[$extra]}" >&2 || {
+        echo "The versions of constraints.txt cannot all be had here; taking what pyproject.toml allows." >&2
+        "$1" -m pip install --quiet -e ".${extra:+[$extra]}" >&2
     }
+}
+
+# Makes a venv that has everything. One at a time; what was cut short, by a kill say, is made anew.
+# Runs in a command substitution, where a failure does not end the script by itself.
+set_up() {
+    local folder=$1 python lock="import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print('Another run_all.sh is installing into $1; waiting for it.', file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)"
+    for python in python3.13 python3.12 python3.11 python3 python; do
+        "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break
+    done || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found." >&2 && exit 1; }
+    # The lock is this subshell's and its children's: a dead one holds none.
+    exec 9>"$folder.lock"
+    "$python" -c "$lock" || exit 1
+    if [ -e "$folder.installing" ]; then
+        echo "An installation into $folder was cut short; making it anew." >&2
+        rm -rf "$folder"
+    elif satisfies "$folder/bin/python"; then
+        return
+    fi
+    touch "$folder.installing"
+    [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" >&2 || exit 1
+    install "$folder/bin/python" || exit 1
+    rm "$folder.installing"
 }
 
 # Prints the path of the Python to use.
@@ -36,26 +64,22 @@ environment() {
         command -v python
         return
     fi
-    local conda
+    local conda python
     conda=$(command -v mamba || command -v conda || true)
     if [ -n "$conda" ]; then
         local name=${DLCV_ENV:-dlcv-report}
         "$conda" env list | grep -q "^$name " || "$conda" env create -y -n "$name" -f environment.yml >&2
-        "$conda" run -n "$name" python -c 'import sys; print(sys.executable)'
+        python=$("$conda" run -n "$name" python -c 'import sys; print(sys.executable)')
+        satisfies "$python" || install "$python" || exit 1
+        echo "$python"
         return
     fi
-    local folder=${DLCV_ENV:-.venv} python
-    if [ ! -x "$folder/bin/python" ]; then
-        for python in python3.13 python3.12 python3.11 python3 python; do
-            "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break
-        done || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found." >&2 && exit 1; }
-        "$python" -m venv "$folder" >&2
-    fi
+    local folder=${DLCV_ENV:-.venv}
+    if [ -e "$folder.installing" ] || ! satisfies "$folder/bin/python"; then set_up "$folder"; fi
     echo "$folder/bin/python"
 }
 
 python=$(environment)
-satisfies "$python" || install "$python"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 case $task in

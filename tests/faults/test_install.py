@@ -1,0 +1,115 @@
+"""`run_all.sh` is killed while it installs, and started twice at once; with a stand-in for pip."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import packaging
+import pytest
+
+from dlcvlib.params import ROOT
+
+PIP = """
+import pathlib, sys, sysconfig, time
+if pathlib.Path("broken").exists():
+    sys.exit("no such package")
+if pathlib.Path("slow").exists():
+    pathlib.Path("pip-runs").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.05)
+with open("installed", "a") as log:
+    log.write("installed\\n")
+package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
+package.mkdir()
+package.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: needed\\nVersion: 1.0\\n")
+"""
+PROJECT = """
+[project]
+name = "stand-in"
+requires-python = ">=3.11"
+dependencies = ["needed>=1"]
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose only dependency the stand-in for pip installs; it says whether it could."""
+    for name in ("run_all.sh", "dlcvlib/environment.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "dlcvlib" / "__main__.py").write_text(
+        "import importlib.metadata\nprint('has', importlib.metadata.version('needed'))\n"
+    )
+    stand_ins = tmp_path / "stand-ins"
+    (stand_ins / "pip").mkdir(parents=True)
+    (stand_ins / "pip" / "__init__.py").touch()
+    (stand_ins / "pip" / "__main__.py").write_text(PIP)
+    (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
+    return tmp_path
+
+
+def start(checkout):
+    hidden = ("VIRTUAL_ENV", "CONDA_PREFIX", "DLCV_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.Popen(
+        ["./run_all.sh"],
+        cwd=checkout,
+        env=environment | {"PYTHONPATH": str(checkout / "stand-ins")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("moment", [".venv.installing", ".venv/bin/python", "pip-runs"])
+def test_killed_while_installing(checkout, moment):
+    (checkout / "slow").touch()
+    process = start(checkout)
+    wait_for(checkout / moment)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (checkout / "slow").unlink()
+    out, said = start(checkout).communicate(timeout=120)
+    assert "was cut short; making it anew" in said
+    assert out == "has 1.0\n"
+    again = start(checkout)
+    assert again.communicate(timeout=120) == ("has 1.0\n", "")
+    assert (checkout / "installed").read_text() == "installed\n"
+    assert not (checkout / ".venv.installing").exists()
+
+
+def test_an_installation_that_fails_ends_it(checkout):
+    (checkout / "broken").touch()
+    process = start(checkout)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert out == ""
+    assert said.endswith("no such package\n")
+    (checkout / "broken").unlink()
+    assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
+
+
+def test_two_at_once_install_once(checkout):
+    (checkout / "slow").touch()
+    first = start(checkout)
+    wait_for(checkout / "pip-runs")
+    second = start(checkout)
+    for line in second.stderr:
+        assert line == "Another run_all.sh is installing into .venv; waiting for it.\n"
+        break
+    (checkout / "go").touch()
+    assert first.communicate(timeout=120)[0] == "has 1.0\n"
+    assert second.communicate(timeout=120) == ("has 1.0\n", "")
+    assert (checkout / "installed").read_text() == "installed\n"
