@@ -175,7 +175,7 @@ def _load_data(chosen):
 
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
-    from dlcvlib import report
+    from dlcvlib import planning, report
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
@@ -186,7 +186,9 @@ def _report(arguments: argparse.Namespace) -> int:
     ]
     fingerprints = {name: _load_data(chapters[name]).fingerprint for name in needed}
     if arguments.explain:
-        print(report.explain(report.plan(chapters, fingerprints, wanted, arguments.out)))
+        print(planning.explain(planning.plan(chapters, fingerprints, wanted, arguments.out)))
+        for folder in sorted({chapters[name].runs_dir for name in needed}):
+            print(planning.explain_runs(Path(folder)))
         return 0
     complete = report.make_report(
         chapters,

@@ -46,6 +46,11 @@ def modules(*names: str) -> list[Path]:
     return [PACKAGE / f"{name}.py" for name in names]
 
 
+def module_hashes(names: Iterable[str]) -> dict[str, str]:
+    """Hex digests, as of `source_hash`, of this package's modules, by name as in `modules`."""
+    return {name: source_hash(modules(name)) for name in sorted(names)}
+
+
 def imported(source: str) -> list[Path]:
     """Modules of this package that a piece of code imports, directly or through others, sorted."""
     found: set[Path] = set()

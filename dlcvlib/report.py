@@ -1,8 +1,7 @@
-"""Run the notebooks headless and keep what is still true: plan, execute, render.
+"""Run the notebooks headless, keep what is still true, and have the report written.
 
 An executed notebook is kept under `<out>/notebooks/` with a record beside it, written last, that
-holds its content hash and all that decides it. A notebook of which that is unchanged is not run
-again.
+holds its content hash and all that decides it.
 """
 
 import os
@@ -16,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import papermill
@@ -24,54 +22,11 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib import fingerprints, original, storage
-from dlcvlib.errors import UserError
-from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters, load
+from dlcvlib import storage
+from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
+from dlcvlib.planning import Task, plan
 
-DECIDING = (
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "scikit-image",
-    "matplotlib",
-    "pandas",
-    "seaborn",
-)
-"""Libraries whose version decides what a notebook shows."""
 KERNEL_STARTS = 3
-
-
-@dataclass(frozen=True)
-class Task:
-    """One notebook to run, and where its result goes."""
-
-    source: Path
-    target: Path
-    chapter: str
-    parameters: dict[str, Any]
-    identity: dict[str, Any]
-
-    @property
-    def title(self) -> str:
-        """The notebook's heading."""
-        cells = nbformat.read(self.source, as_version=4).cells
-        return cells[0].source.partition("\n")[0].lstrip("# ")
-
-    @property
-    def problem(self) -> str:
-        """Such as "1-3"."""
-        return self.source.name[:3]
-
-    @property
-    def record(self) -> Path:
-        return self.target.with_suffix(".json")
-
-    @property
-    def failed(self) -> Path:
-        return self.target.with_suffix(".failed.ipynb")
 
 
 @dataclass(frozen=True)
@@ -154,88 +109,6 @@ def make_report(
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
     print(f"{out / 'report.html'}\n{out / 'report.pdf'}\n{out / 'results.json'}")
     return not failures
-
-
-def plan(
-    params: Mapping[str, Parameters],
-    fingerprints_of_data: Mapping[str, str],
-    only: Sequence[str],
-    out: Path,
-    notebooks: Path = NOTEBOOKS,
-) -> list[Task]:
-    """The notebooks to run, in order, each with the key of all that decides its result."""
-    sources = {path.name[:3]: path for path in sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))}
-    if unknown := [name for name in only if name not in sources]:
-        raise UserError(
-            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)})"
-        )
-    chapters = list(CHAPTERS)
-    versions = fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]}
-    tasks = []
-    for problem, source in sources.items():
-        if only and problem not in only:
-            continue
-        chapter = chapters[int(problem[0]) - 1]
-        parameters = params[chapter].model_dump()
-        cells = nbformat.read(source, as_version=4).cells
-        program = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        identity = {
-            "text": fingerprints.json_hash({"cells": [cell.source for cell in cells]}),
-            "parameters": _deciding(params[chapter]),
-            "original": fingerprints.json_hash(
-                original.report() | {"parameters": load("original", chapter).model_dump()}
-            ),
-            "data": {parameters["data"]: fingerprints_of_data[chapter]},
-            "code": {
-                path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
-                for path in fingerprints.imported(program)
-            },
-            "versions": versions,
-        }
-        target = out / "notebooks" / source.name
-        tasks.append(Task(source, target, chapter, parameters, identity))
-    return tasks
-
-
-def _deciding(params: Parameters) -> dict[str, Any]:
-    """A chapter's parameters and those of the chapters that it uses, by name."""
-    named = params.model_dump()
-    for chapter, theirs in params.uses.items():
-        named |= {f"{chapter}.{name}": value for name, value in theirs.model_dump().items()}
-    return {name: value for name, value in named.items() if not name.endswith("runs_dir")}
-
-
-def explain(tasks: Sequence[Task]) -> str:
-    """What a report would run and why, and what it would use again, a line a notebook."""
-    lines = []
-    for task in tasks:
-        reasons = why(task)
-        lines.append(
-            f"{task.problem} " + (f"runs: {'; '.join(reasons)}" if reasons else "is reused")
-        )
-    return "\n".join(lines)
-
-
-def why(task: Task) -> list[str]:
-    """The reasons to run a notebook; none if the executed one is whole and still true."""
-    if not task.record.is_file() or not task.target.is_file():
-        return ["it has not been run yet"]
-    record = storage.sealed(task.record)
-    if record is None:
-        return [f"{task.record} is damaged"]
-    if storage.sha256(task.target) != record["sha256"]:
-        return [f"{task.target} is damaged"]
-    return [
-        f"{part} changed: {', '.join(names)}" if names != [part] else f"its {part} changed"
-        for part, now in task.identity.items()
-        if (names := _changed(part, record["identity"][part], now))
-    ]
-
-
-def _changed(part: str, before: Any, now: Any) -> list[str]:
-    if not isinstance(now, dict):
-        return [part] * (before != now)
-    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 def _run(

@@ -15,7 +15,7 @@ need the same run share it.
 import copy
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -77,21 +77,24 @@ class Run(Generic[M]):
         return self.provenance["seconds"]
 
 
-def run_name(kind: str, settings: TrainingSettings, data: str, code: Iterable[str]) -> str:
-    """`<kind>-<hash>` of all that decides the trained model.
+def identity_of(settings: TrainingSettings, data: str, code: Iterable[str]) -> dict[str, Any]:
+    """All that decides a trained model.
 
     Args:
-        kind: the method's name.
-        settings: its settings.
+        settings: the method's.
         data: fingerprint of the data.
         code: modules of this package that define the method, such as "vae".
     """
-    identity = {
+    return {
         "settings": settings.model_dump(),
         "data": data,
-        "code": fingerprints.source_hash(fingerprints.modules(*code, "training", "data/batches")),
+        "code": fingerprints.module_hashes([*code, "training", "data/batches"]),
         "torch": torch.__version__,
     }
+
+
+def run_name(kind: str, identity: Mapping[str, Any]) -> str:
+    """`<kind>-<hash>`: the name of a run of a method of that kind."""
     return f"{kind}-{fingerprints.json_hash(identity)[:10]}"
 
 
@@ -124,19 +127,19 @@ def train_or_load(
         UserError: if `runs_dir` cannot be written.
         TrainingError: if a loss or a gradient is not finite.
     """
-    name = run_name(kind, settings, data, code)
-    folder = storage.make_dir(Path(runs_dir)) / name
+    identity = identity_of(settings, data, code)
+    folder = storage.make_dir(Path(runs_dir)) / run_name(kind, identity)
     if (run := _load(folder, create, settings)) is not None:
         return run
     if not PartialState().is_main_process:
         # Under `accelerate launch` the main process alone locks and writes.
-        _train(folder, kind, create, batches, settings, data, evaluate, keep)
+        _train(folder, kind, identity, create, batches, settings, evaluate, keep)
         PartialState().wait_for_everyone()
         return _whole(folder, create, settings)
     with storage.sole(folder, "trained"):
         if (run := _load(folder, create, settings)) is not None:
             return run
-        _train(folder, kind, create, batches, settings, data, evaluate, keep)
+        _train(folder, kind, identity, create, batches, settings, evaluate, keep)
     PartialState().wait_for_everyone()
     return _whole(folder, create, settings)
 
@@ -151,10 +154,10 @@ def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) ->
 def _train(
     folder: Path,
     kind: str,
+    identity: dict[str, Any],
     create: Callable[[], M],
     batches: Callable[[torch.device], Batch],
     settings: TrainingSettings,
-    data: str,
     evaluate: Callable[[M], dict[str, float]] | None,
     keep: Sequence[str],
 ) -> None:
@@ -187,7 +190,8 @@ def _train(
     images = settings.steps * settings.batch_size * outcome["processes"]
     provenance = {
         "kind": kind,
-        "data": data,
+        "data": identity["data"],
+        "code": identity["code"],
         **outcome,
         "images_per_second": images / outcome["seconds"],
         "parameters": sum(p.numel() for m in method.modules.values() for p in m.parameters()),

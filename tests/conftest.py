@@ -161,7 +161,7 @@ def small(tmp_path, smoke):
 
     import nbformat
 
-    from dlcvlib import report
+    from dlcvlib import planning, report
 
     class Small:
         out = tmp_path / "report"
@@ -187,7 +187,7 @@ def small(tmp_path, smoke):
             return {"vae": smoke(runs_dir=str(tmp_path / "runs"), **changes)}
 
         def plan(self, **changes):
-            return report.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
+            return planning.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
 
         def results(self):
             return json.loads((self.out / "results.json").read_text())

@@ -221,7 +221,7 @@ def test_the_domains_are_drawn_independently(pair, settings):
 
 def test_another_line_of_code_is_another_run(settings):
     names = {
-        runs.run_name("dann", settings(), "data", code)
+        runs.run_name("dann", runs.identity_of(settings(), "data", code))
         for code in (["classifier"], ["classifier", "dann"])
     }
     assert len(names) == 2

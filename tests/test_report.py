@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS
 from matplotlib import pyplot as plt
 
-from dlcvlib import exhibits, fingerprints, params, rendering, report
+from dlcvlib import exhibits, fingerprints, params, planning, rendering, report, storage, vae
 from dlcvlib.errors import UserError
 from dlcvlib.exhibits import MIME, Page, markdown_table
 
@@ -226,7 +226,7 @@ def test_explain(small):
     small.write(p1_1=[GOOD], p1_2=["from dlcvlib import metrics"])
 
     def explained(**changes):
-        return report.explain(small.plan(**changes)).splitlines()
+        return planning.explain(small.plan(**changes)).splitlines()
 
     assert explained() == ["1-1 runs: it has not been run yet", "1-2 runs: it has not been run yet"]
     assert small.make()
@@ -242,13 +242,27 @@ def test_explain(small):
     assert explained()[0] == f"1-1 runs: {target} is damaged"
 
 
+def test_explain_names_stale_and_unfinished_models(smoke, faces, tmp_path, monkeypatch):
+    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    assert planning.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
+    kept = fingerprints.module_hashes
+    changed = lambda names: kept(names) | {"vae": "another"}  # noqa: E731
+    monkeypatch.setattr(fingerprints, "module_hashes", changed)
+    first, second = planning.explain_runs(tmp_path).splitlines()
+    assert first.endswith("that can be used: 0")
+    assert second == f"{run.name} is stale: code changed: vae"
+    (tmp_path / run.name / "provenance.json").unlink()
+    storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
+    assert planning.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
+
+
 def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
     """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
     identities = []
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
         chosen = {"pixelda": params.load("smoke", "pixelda", changes)}
         small.write(p4_1=["1"])
-        (task,) = report.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
+        (task,) = planning.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
         assert "dann.channels" in task.identity["parameters"]
         assert not any("runs_dir" in name for name in task.identity["parameters"])
         identities.append(task.identity)

@@ -54,7 +54,7 @@ def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_p
         (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
 
     def name():
-        return runs.run_name("vae", smoke().settings, "f", ["vae"])
+        return runs.run_name("vae", runs.identity_of(smoke().settings, "f", ["vae"]))
 
     first = name()
     (tmp_path / "vae.py").write_text('"""Other words."""\n# why\nx = 1  # one\n\n\n')
@@ -65,7 +65,7 @@ def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_p
 
 def test_parameters_that_decide_nothing_do_not_matter(smoke):
     a, b = smoke().settings, smoke(tsne_perplexity=5, runs_dir="elsewhere").settings
-    assert runs.run_name("vae", a, "f", ["vae"]) == runs.run_name("vae", b, "f", ["vae"])
+    assert runs.identity_of(a, "f", ["vae"]) == runs.identity_of(b, "f", ["vae"])
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "history.csv"])
