@@ -28,6 +28,8 @@ from dlcvlib import storage
 from dlcvlib.params import TrainingSettings
 
 CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_COST = 0.6
+"""Seconds that a checkpoint may take; slower ones come less often, so that they stay at 2 %."""
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 GRADIENT = "gradient_"
@@ -153,6 +155,7 @@ def fit(
     validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
     validate_every = max(1, settings.steps // validations)
     started = saved = time.monotonic()
+    pause = CHECKPOINT_SECONDS
     before = state.seconds
     with _interrupts() as interrupted, _progress(label, settings.steps, state.step) as progress:
         while state.step < settings.steps:
@@ -181,11 +184,12 @@ def fit(
                     row |= {f"validation_{name}": value for name, value in evaluate().items()}
                 progress(state.step, row)
             now = time.monotonic()
-            if interrupted() or (now - saved > CHECKPOINT_SECONDS and not last):
+            if interrupted() or (now - saved > pause and not last):
                 state.seconds = before + now - started
                 if accelerator.is_main_process:
                     state.save(folder, method)
                 saved = time.monotonic()
+                pause = CHECKPOINT_SECONDS * max(1.0, (saved - now) / CHECKPOINT_COST)
             if interrupted():
                 raise Stopped(
                     f"{label} stopped after step {state.step} of {settings.steps}; "

@@ -187,6 +187,33 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_is_not_kept(
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+@pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])
+def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, saves):
+    """On a clock by which a step takes a second: every 30 s, or at 2 % of the time."""
+    now = 0.0
+    taken = []
+
+    class Stepping(Diverging):
+        def step(self, batch):
+            nonlocal now
+            now += 1
+            loss = self.net(torch.ones(1, 1)).square().mean()
+            self.optimizers["sgd"].zero_grad()
+            loss.backward()
+            return {"loss": loss}
+
+    def save(*_):
+        nonlocal now
+        now += cost
+        taken.append(now)
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    monkeypatch.setattr(training.Progress, "save", save)
+    settings = smoke(steps=1000).settings
+    training.fit(Stepping(), lambda step: step, settings, tmp_path, label="")
+    assert len(taken) == saves
+
+
 def test_gradient_norms():
     method = Diverging()
     method.net.weight.grad, method.net.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
