@@ -107,6 +107,15 @@ def accelerator_for(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=mixed)
 
 
+def prepare(method: Method, precision: str) -> Accelerator:
+    """Move a method's modules to the device, channels last, to train there in that precision."""
+    accelerator = accelerator_for(precision)
+    for name, module in method.modules.items():
+        module.to(accelerator.device, memory_format=torch.channels_last)
+        setattr(method, name, accelerator.prepare_model(module.train()))
+    return accelerator
+
+
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's generators for one step; neighbouring seeds and steps do not collide."""
     torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % 2**63)
@@ -139,11 +148,8 @@ def fit(
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
-    accelerator = accelerator_for(settings.precision)
+    accelerator = prepare(method, settings.precision)
     modules, optimizers = method.modules, method.optimizers
-    for name, module in modules.items():
-        module.to(accelerator.device, memory_format=torch.channels_last)
-        setattr(method, name, accelerator.prepare_model(module.train()))
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

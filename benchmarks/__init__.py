@@ -1,0 +1,1 @@
+"""How fast this project trains, against plain loops and against the machine; see `__main__`."""

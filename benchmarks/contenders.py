@@ -1,0 +1,162 @@
+"""What is timed: for each method the plain loop, our loop, and our step alone on a fixed batch."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import plain
+from dlcvlib import adamatch, dann, dcgan, params, pixelda, training, vae
+from dlcvlib.data.augmentation import AUGMENTATIONS, unchanged
+from dlcvlib.data.batches import Batches, random_flips
+from dlcvlib.data.digits import load_digits
+from dlcvlib.data.faces import load_faces
+from dlcvlib.data.images import LabelledImages
+from dlcvlib.figures import to_png
+from dlcvlib.params import TrainingSettings
+
+WARM_UP = 10
+"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with profile quick's settings.
+
+    Attributes:
+        name: of the method.
+        settings: its settings.
+        create: makes it.
+        batches: device -> (step -> batch).
+        plain: the plain loop on PNGs, a generator that yields after each step.
+    """
+
+    name: str
+    settings: TrainingSettings
+    create: Callable[[], training.Method]
+    batches: Callable[[torch.device], Callable[[int], Any]]
+    plain: Callable[[], Iterator[None]]
+
+    def plain_rate(self, steps: int) -> float:
+        """Steps a second of the plain loop."""
+        torch.manual_seed(0)
+        loop = self.plain()
+        for _ in range(WARM_UP):
+            next(loop)
+        started = time.perf_counter()
+        for _ in range(steps):
+            next(loop)
+        seconds = time.perf_counter() - started
+        loop.close()
+        return steps / seconds
+
+    def our_rate(self, steps: int, folder: Path) -> float:
+        """Steps a second of `training.fit`, with all that it does but evaluation."""
+        torch.manual_seed(0)
+        times = []
+
+        def on(device: torch.device) -> Callable[[int], Any]:
+            draw = self.batches(device)
+
+            def batch(step: int) -> Any:
+                times.append(time.perf_counter())
+                return draw(step)
+
+            return batch
+
+        settings = self.settings.replace(steps=WARM_UP + steps)
+        device = training.accelerator_for(settings.precision).device
+        training.fit(self.create(), on(device), settings, folder, label=self.name)
+        training.clear_checkpoints(folder)
+        return (steps - 1) / (times[-1] - times[WARM_UP])
+
+    def step_rate(self, steps: int) -> float:
+        """Steps a second of the method's step alone, on one batch that lies on the device."""
+        torch.manual_seed(0)
+        method = self.create()
+        batch = self.batches(training.prepare(method, self.settings.precision).device)(0)
+        for _ in range(WARM_UP):
+            method.step(batch)
+        started = time.perf_counter()
+        for _ in range(steps):
+            method.step(batch)
+        return steps / (time.perf_counter() - started)
+
+
+def contenders(precision: str, folder: Path) -> list[Contender]:
+    """All five methods on profile quick's embedded data, whose images are PNGs in `folder` too."""
+    changes = {"precision": precision, "runs_dir": str(folder / "runs")}
+    face, gan, digit, pixel = (
+        params.load("quick", chapter, changes) for chapter in ("vae", "gan", "dann", "pixelda")
+    )
+    faces, digits = load_faces(face), load_digits(digit)
+    pair = digits.pairs["usps->mnistm"]
+    data = pair.adaptation()
+    write(faces.train.images, torch.zeros(len(faces.train.images)), folder / "faces")
+    for name, domain in (("source", pair.source), ("target", pair.target)):
+        write_labelled(domain.train, folder / name)
+
+    def face_batches(settings: TrainingSettings) -> Callable:
+        flips = random_flips(settings.horizontal_flip, vertical=False)
+        images = [faces.train.images]
+        return lambda device: Batches(images, settings.batch_size, settings.seed, device, flips)
+
+    def pair_batches(settings: TrainingSettings, source: str, target: str) -> Callable:
+        views = AUGMENTATIONS.get(source, unchanged), AUGMENTATIONS.get(target, unchanged)
+        return dann.two_domains(data, settings, settings.seed, *views)
+
+    places = folder / "source", folder / "target"
+    v, g, d = face.settings, gan.settings, digit.settings(0)
+    p, a = pixel.settings(0), pixel.adamatch(0)
+    return [
+        Contender(
+            "VAE",
+            v,
+            lambda: vae.VAE(v),
+            face_batches(v),
+            lambda: plain.train_vae(v, folder / "faces"),
+        ),
+        Contender(
+            "DCGAN",
+            g,
+            lambda: dcgan.DCGAN(g),
+            face_batches(g),
+            lambda: plain.train_dcgan(g, folder / "faces"),
+        ),
+        Contender(
+            "DANN",
+            d,
+            lambda: dann.DANN(d),
+            pair_batches(d, "strong", "geometric"),
+            lambda: plain.train_dann(d, *places),
+        ),
+        Contender(
+            "PixelDA",
+            p,
+            lambda: pixelda.PixelDA(p),
+            pair_batches(p, "geometric", "geometric"),
+            lambda: plain.train_pixelda(p, *places),
+        ),
+        Contender(
+            "AdaMatch",
+            a,
+            lambda: adamatch.AdaMatch(a),
+            pair_batches(a, "none", "none"),
+            lambda: plain.train_adamatch(a, *places),
+        ),
+    ]
+
+
+def write_labelled(data: LabelledImages, folder: Path) -> None:
+    """Images and labels as PNGs."""
+    write(data.images, data.labels, folder)
+
+
+def write(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:
+    """Images (N, 3, H, W) uint8 as PNGs that are named by label and number."""
+    folder.mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        (folder / f"{int(label)}-{number:06d}.png").write_bytes(to_png(image, scale=1))

@@ -1,0 +1,71 @@
+"""The benchmarks' loops run and learn something; what they measure is not tested."""
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import __main__, contenders, plain
+from dlcvlib import params
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """PNGs of faces, of a source and of a target: a few of noise each."""
+    base = tmp_path_factory.mktemp("png")
+    for name, size in (("faces", 64), ("source", 32), ("target", 32)):
+        images = torch.randint(0, 256, (20, 3, size, size), dtype=torch.uint8)
+        contenders.write(images, torch.arange(20) % 10, base / name)
+    return base
+
+
+def test_pngs_carry_their_labels(folders):
+    images, labels = next(plain.batches(folders / "source", 20, plain.FLIP))
+    assert images.shape == (20, 3, 32, 32)
+    assert 0 <= images.min() < 0.1 < 0.9 < images.max() <= 1
+    assert sorted(labels.tolist()) == sorted([*range(10)] * 2)
+
+
+@pytest.mark.parametrize("name", ["vae", "dcgan", "dann", "pixelda", "adamatch"])
+def test_plain_loops_move_the_weights(folders, monkeypatch, name):
+    made = []
+    adam = plain.adam
+    monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
+    pair = folders / "source", folders / "target"
+    vae, gan, dann, pixelda = (
+        params.load("smoke", chapter, {"batch_size": 8})
+        for chapter in ("vae", "gan", "dann", "pixelda")
+    )
+    loop = {
+        "vae": lambda: plain.train_vae(vae.settings, folders / "faces"),
+        "dcgan": lambda: plain.train_dcgan(gan.settings, folders / "faces"),
+        "dann": lambda: plain.train_dann(dann.settings(0), *pair),
+        "pixelda": lambda: plain.train_pixelda(pixelda.settings(0), *pair),
+        "adamatch": lambda: plain.train_adamatch(pixelda.adamatch(0), *pair),
+    }[name]()
+    next(loop)
+    before = [p.clone() for module in made for p in module.parameters()]
+    next(loop)
+    loop.close()
+    after = [p for module in made for p in module.parameters()]
+    assert before
+    assert all(p.isfinite().all() for p in after)
+    changed = [not torch.equal(p, q) for p, q in zip(before, after, strict=True)]
+    assert sum(changed) > 0.9 * len(changed)
+
+
+def test_summary_is_of_ratios_round_by_round():
+    frame = pd.DataFrame(
+        {
+            "method": "VAE",
+            "precision": "bf16",
+            "plain": [1.0, 2.0, 4.0],
+            "ours": [3.0, 6.0, 8.0],
+            "batch_size": 10,
+            "against_plain": [3.0, 3.0, 2.0],
+            "share_of_step": [0.9, 1.0, 0.8],
+        }
+    )
+    (row,) = __main__.summary(frame).to_dict("records")
+    assert row["plain, images/s"] == 20
+    assert row["against_plain"] == 3.0
+    assert row["share_of_step, quartiles"] == "0.85 to 0.95"
