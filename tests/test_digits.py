@@ -311,14 +311,12 @@ def test_geometric_moves_by_no_more_than_it_says():
     assert 0.5 < away <= 32 * augmentation.SHIFT + 1.5
 
 
-def test_photometric_inverts_half_of_the_channels_each_by_itself():
+def test_photometric_inverts_half():
     torch.manual_seed(0)
     gradient = torch.linspace(0, 1, 32).expand(400, 3, 32, 32)
     changed = augmentation.photometric(gradient)
-    rising = changed[..., -8:].mean((2, 3)) > changed[..., :8].mean((2, 3))
-    assert ((rising.float().mean(0) - 0.5).abs() < 0.1).all()
-    alike = (rising == rising[:, :1]).all(1)
-    assert 0.15 < alike.float().mean() < 0.35
+    rising = changed[..., -8:].mean((1, 2, 3)) > changed[..., :8].mean((1, 2, 3))
+    assert 0.4 < rising.float().mean() < 0.6
 
 
 def test_no_augmentation_changes_nothing(pictures):

@@ -47,8 +47,6 @@ def geometric(images: Tensor) -> Tensor:
 def photometric(images: Tensor) -> Tensor:
     """Other light and ink: inverted or not, less or more contrast, other colours, noise ([1]).
 
-    Each colour channel is inverted or not by itself, which makes colour images of black and white.
-
     Args:
         images: (N, 3, H, W) in 0..1, and so is what comes back.
     """
@@ -57,7 +55,7 @@ def photometric(images: Tensor) -> Tensor:
     def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.empty(count, channels, 1, 1, device=device).uniform_(low, high)
 
-    images = torch.where(uniform(0, 1, 3) < 0.5, 1 - images, images)
+    images = torch.where(uniform(0, 1) < 0.5, 1 - images, images)
     mean = images.mean((2, 3), keepdim=True)
     images = mean + (images - mean) * uniform(0.5, 1.3) * uniform(0.7, 1.3, 3)
     images = images + uniform(-0.3, 0.3) + uniform(-0.2, 0.2, 3)
