@@ -194,7 +194,7 @@ def test_without_weight_the_features_do_not_hear_of_the_domain(settings, batch):
 
 def test_it_learns_a_separable_toy(chapter, pair):
     toy = chapter(
-        steps=120, batch_size=20, channels=[8, 16, 16, 16], augmentation="none", learning_rate=3e-3
+        steps=300, batch_size=20, channels=[8, 16, 16, 16], augmentation="none", learning_rate=3e-3
     )
     run = classifier.train_or_load(toy.classifier(0), pair.source, toy.runs_dir)
     assert run.method.accuracy(pair.source.test) == 1.0

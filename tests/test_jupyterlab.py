@@ -95,15 +95,17 @@ def opened(address, count):
         started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|1)\]:"))
         dialog = page.locator("dialog.jp-Dialog")
         for _ in range(10):
-            if dialog.count():  # on a slow machine, that the kernel is not ready yet
-                print(dialog.first.inner_text())
-                dialog.first.locator(".jp-mod-accept").click()
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_text("Run All Cells", exact=True).click()
             with contextlib.suppress(TimeoutError):
+                if dialog.count():  # on a slow machine, that the kernel is not ready yet
+                    print(dialog.first.inner_text())
+                    dialog.first.locator(".jp-mod-accept").click(timeout=5_000)
+                page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5_000)
+                page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
                 started.first.wait_for(state="attached", timeout=15_000)
                 break
-        done = page.locator(".jp-InputPrompt", has_text=re.compile(rf"\[{count}\]:"))
+        # What ran twice ends with twice the number.
+        ends = "|".join(str(times * count) for times in range(1, 11))
+        done = page.locator(".jp-InputPrompt", has_text=re.compile(rf"\[({ends})\]:"))
         done.first.wait_for(state="attached", timeout=240_000)
         assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
         assert page.get_by_text("Traceback").count() == 0

@@ -309,7 +309,7 @@ def test_out_that_cannot_be_written(small):
 def two_chapters(monkeypatch):
     """As if a second chapter existed already."""
     chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
-    monkeypatch.setattr(report, "CHAPTERS", chapters)
+    monkeypatch.setattr(planning, "CHAPTERS", chapters)
     monkeypatch.setattr(rendering, "CHAPTERS", chapters)
 
 
