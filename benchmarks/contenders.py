@@ -10,11 +10,10 @@ import torch
 
 from benchmarks import plain
 from dlcvlib import adamatch, dann, dcgan, params, pixelda, training, vae
-from dlcvlib.data.augmentation import AUGMENTATIONS, unchanged
+from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
-from dlcvlib.data.images import LabelledImages
 from dlcvlib.figures import to_png
 from dlcvlib.params import TrainingSettings
 
@@ -97,7 +96,7 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
     data = pair.adaptation()
     write(faces.train.images, torch.zeros(len(faces.train.images)), folder / "faces")
     for name, domain in (("source", pair.source), ("target", pair.target)):
-        write_labelled(domain.train, folder / name)
+        write(domain.train.images, domain.train.labels, folder / name)
 
     def face_batches(settings: TrainingSettings) -> Callable:
         flips = random_flips(settings.horizontal_flip, vertical=False)
@@ -105,7 +104,7 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
         return lambda device: Batches(images, settings.batch_size, settings.seed, device, flips)
 
     def pair_batches(settings: TrainingSettings, source: str, target: str) -> Callable:
-        views = AUGMENTATIONS.get(source, unchanged), AUGMENTATIONS.get(target, unchanged)
+        views = AUGMENTATIONS[source], AUGMENTATIONS[target]
         return dann.two_domains(data, settings, settings.seed, *views)
 
     places = folder / "source", folder / "target"
@@ -148,11 +147,6 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
             lambda: plain.train_adamatch(a, *places),
         ),
     ]
-
-
-def write_labelled(data: LabelledImages, folder: Path) -> None:
-    """Images and labels as PNGs."""
-    write(data.images, data.labels, folder)
 
 
 def write(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:

@@ -110,7 +110,7 @@ def verdicts(
         fixed, rising = (_variant(weight, schedule) for schedule in ("fixed", "rising"))
         claim = f"letting the domain classifier lose slowly is better (weight {weight:g})"
         rows.append(ablation.better(sweep, claim, fixed, rising))
-    hasty = "rising" if "rising" in set(waits["variant"]) else "fixed"
+    (hasty,) = set(waits["variant"]) - {"patient"}
     claim = f"the domain classifier should wait for the labels (against {hasty})"
     rows.append(ablation.better(waits, claim, hasty, "patient"))
     return pd.concat([pd.DataFrame(rows), adaptation.helps(before, after)], ignore_index=True)

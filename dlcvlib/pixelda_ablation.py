@@ -256,4 +256,4 @@ def verdict_sentence(verdicts: pd.DataFrame) -> str:
         f"{row.claim.removeprefix('it costs accuracy: ')} {row.difference:+.1%} (*{row.verdict}*)"
         for row in verdicts.itertuples()
     ]
-    return f"What they add to the target's error rate: {'; '.join(parts)}."
+    return f"What each adds to the target's error rate: {'; '.join(parts)}."

@@ -1,13 +1,12 @@
 """A person's JupyterLab, driven by headless Chromium: run all, move, point, look again."""
 
 import contextlib
+import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import nbformat
@@ -40,7 +39,6 @@ def lab(tmp_path, request):
     problem, chapter, changes = request.param
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     notebook = nbformat.read(source, as_version=4)
-    count = sum(cell.cell_type == "code" for cell in notebook.cells)
     values = params.load(
         "smoke", chapter, changes | {"runs_dir": str(tmp_path / "runs")}
     ).model_dump()
@@ -54,6 +52,8 @@ def lab(tmp_path, request):
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", "--ip=127.0.0.1"]
     command += [
         "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--LabApp.expose_app_in_browser=True",
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
@@ -69,9 +69,18 @@ def lab(tmp_path, request):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
                 break
             except OSError:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(0.5)
                 assert server.poll() is None, (tmp_path / "lab.log").read_text()
-                time.sleep(0.5)
-        with opened(f"http://127.0.0.1:{port}/lab/tree/it.ipynb", count) as page:
+        # Else the page may ask which kernel, in a dialog, before the server has listed any.
+        session = {"path": "it.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/sessions",
+            json.dumps(session | {"name": "it.ipynb"}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=60).close()
+        with opened(f"http://127.0.0.1:{port}/lab/tree/it.ipynb") as page:
             yield page
     finally:
         server.terminate()
@@ -79,34 +88,24 @@ def lab(tmp_path, request):
 
 
 @contextlib.contextmanager
-def opened(address, count):
-    """A page on the notebook, all of its `count` code cells run without an error."""
-    from playwright.sync_api import TimeoutError, sync_playwright
+def opened(address):
+    """A page on the notebook, all of its cells run without an error."""
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        # Run All before the kernel is connected does nothing at all; then again is harmless.
-        page.wait_for_selector(
-            '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=60_000
         )
-        started = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|1)\]:"))
-        dialog = page.locator("dialog.jp-Dialog")
-        for _ in range(10):
-            with contextlib.suppress(TimeoutError):
-                if dialog.count():  # on a slow machine, that the kernel is not ready yet
-                    print(dialog.first.inner_text())
-                    dialog.first.locator(".jp-mod-accept").click(timeout=5_000)
-                page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5_000)
-                page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
-                started.first.wait_for(state="attached", timeout=15_000)
-                break
-        # What ran twice ends with twice the number.
-        ends = "|".join(str(times * count) for times in range(1, 11))
-        done = page.locator(".jp-InputPrompt", has_text=re.compile(rf"\[({ends})\]:"))
-        done.first.wait_for(state="attached", timeout=240_000)
+        page.evaluate(
+            "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
+            ".then(succeeded => { window.succeeded = succeeded }) }"
+        )
+        page.wait_for_function("window.succeeded !== undefined", timeout=240_000)
+        assert page.evaluate("succeeded")
         assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
         assert page.get_by_text("Traceback").count() == 0
         yield page

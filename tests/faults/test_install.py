@@ -1,10 +1,10 @@
 """`run_all.sh` is killed while it installs, and started twice at once; with a stand-in for pip."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import packaging
@@ -13,13 +13,12 @@ import pytest
 from dlcvlib.params import ROOT
 
 PIP = """
-import pathlib, sys, sysconfig, time
+import pathlib, sys, sysconfig
 if pathlib.Path("broken").exists():
     sys.exit("no such package")
-if pathlib.Path("slow").exists():
+if pathlib.Path("go").exists():
     pathlib.Path("pip-runs").touch()
-    while not pathlib.Path("go").exists():
-        time.sleep(0.05)
+    pathlib.Path("go").read_text()
 with open("installed", "a") as log:
     log.write("installed\\n")
 package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
@@ -66,21 +65,22 @@ def start(checkout):
     )
 
 
-def wait_for(path):
-    deadline = time.monotonic() + 120
+def wait_for(path, process):
+    """Until the process has made the file; it must not end before."""
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+        assert process.poll() is None, process.stderr.read()
 
 
 @pytest.mark.parametrize("moment", [".venv.installing", ".venv/bin/python", "pip-runs"])
 def test_killed_while_installing(checkout, moment):
-    (checkout / "slow").touch()
+    os.mkfifo(checkout / "go")  # the stand-in waits until something is written to it
     process = start(checkout)
-    wait_for(checkout / moment)
+    wait_for(checkout / moment, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (checkout / "slow").unlink()
+    (checkout / "go").unlink()
     out, said = start(checkout).communicate(timeout=120)
     assert "was cut short; making it anew" in said
     assert out == "has 1.0\n"
@@ -102,14 +102,14 @@ def test_an_installation_that_fails_ends_it(checkout):
 
 
 def test_two_at_once_install_once(checkout):
-    (checkout / "slow").touch()
+    os.mkfifo(checkout / "go")
     first = start(checkout)
-    wait_for(checkout / "pip-runs")
+    wait_for(checkout / "pip-runs", first)
     second = start(checkout)
     for line in second.stderr:
         assert line == "Another run_all.sh is installing into .venv; waiting for it.\n"
         break
-    (checkout / "go").touch()
+    (checkout / "go").write_text("go")
     assert first.communicate(timeout=120)[0] == "has 1.0\n"
     assert second.communicate(timeout=120) == ("has 1.0\n", "")
     assert (checkout / "installed").read_text() == "installed\n"
