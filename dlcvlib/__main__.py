@@ -67,11 +67,15 @@ def parser() -> argparse.ArgumentParser:
         "--only", default="", metavar="N-M,…", help="only these problems, such as 1-1,1-3"
     )
     report.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="chapters run side by side (default 1)"
+        "--jobs",
+        type=count,
+        metavar="N",
+        help="chapters run side by side, which share the cores out among them (default: one a "
+        "core; with a GPU, one)",
     )
     report.add_argument(
         "--cell-timeout",
-        type=int,
+        type=count,
         metavar="S",
         help="seconds after which a notebook's cell counts as hanging (default: never)",
     )
@@ -107,6 +111,13 @@ def parser() -> argparse.ArgumentParser:
         help="put the values of quick into the parameters cells of the chapter's notebooks",
     )
     return top
+
+
+def count(text: str) -> int:
+    """At least 1, of an argument's text."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

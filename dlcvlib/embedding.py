@@ -16,6 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from dlcvlib import fingerprints, storage
+from dlcvlib.stopwatch import timed
 
 PCA_DIMENSIONS = 50
 
@@ -38,6 +39,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         **fingerprints.versions("scikit-learn"),
     }
 
+    @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), random_state=seed)

@@ -13,6 +13,7 @@ JSON payload under `MIME` that `dlcvlib.report` reads:
     text      Markdown                                                        (prose, abstract)
     runs      names of the training runs it came from
     values    what it adds to results.json under this notebook's key
+    seconds   by kind of work, since the exhibit before it (see `dlcvlib.stopwatch`)
 """
 
 import base64
@@ -26,6 +27,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+
+from dlcvlib import stopwatch
 
 MIME = "application/vnd.dlcv.v1+json"
 PIXEL_DPI = 200
@@ -158,6 +161,7 @@ class Page:
     @staticmethod
     def _display(data: dict[str, str], payload: dict[str, Any]) -> None:
         text = payload.get("label") or payload["kind"]
+        payload["seconds"] = stopwatch.take()
         display({**data, MIME: payload, "text/plain": f"<{text}>"}, raw=True)
 
 

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,10 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import Preprocessor
 from traitlets import Any as AnyTrait
 
-from dlcvlib import environment, fingerprints, storage
+from dlcvlib import environment, fingerprints, stopwatch, storage
 from dlcvlib.exhibits import MIME, PIXEL_DPI, markdown_table
 from dlcvlib.params import CHAPTERS, ROOT, Parameters
+from dlcvlib.stopwatch import timed
 
 TITLE = "Image models, repeated"
 SUBTITLE = (
@@ -61,11 +63,13 @@ class Document:
         payloads: problem -> its exhibits' payloads, in order.
         files: name -> content of every picture and CSV.
         labels: anchor ("fig-1-3-worst") -> label ("Figure 1-3.4").
+        cell_seconds: problem -> how long its cells ran, all together.
     """
 
     payloads: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    cell_seconds: dict[str, float] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> Iterator[dict[str, Any]]:
         """All payloads of a kind, in the order of the report."""
@@ -97,7 +101,8 @@ def render(
         failures: problem -> title and error of a notebook that failed.
         seconds: problem -> how long it took.
         params: chapter -> its parameters.
-        about: profile, command and start time of this report.
+        about: profile, command and start time of this report, and the most memory, in bytes, that
+            its processes have had together.
         out: where it is written.
         whole: False while chapters are still to come.
     """
@@ -119,6 +124,8 @@ def render(
             for file, content in document.files.items():
                 storage.write_bytes(figures / file, content)
             storage.write_bytes(folder / "report.pdf", to_pdf(markdown, figures))
+            # Again, because now it is known how long the writing took.
+            provenance = describe(document, seconds, params, about)
             found = results(document, provenance, failures)
             storage.write_json(folder / "results.json", found)
         _publish(folder, out)
@@ -137,6 +144,8 @@ def gather(notebooks: Mapping[str, nbformat.NotebookNode]) -> Document:
     document = Document()
     for problem, notebook in notebooks.items():
         payloads = document.payloads.setdefault(problem, [])
+        durations = (cell.metadata.get("papermill", {}).get("duration") for cell in notebook.cells)
+        document.cell_seconds[problem] = sum(duration or 0.0 for duration in durations)
         for output in _outputs(notebook):
             payload = output.data.get(MIME)
             if payload is None:
@@ -362,6 +371,16 @@ def _colophon(provenance: Mapping[str, Any], params: Mapping[str, Parameters]) -
             images_per_second=runs["images_per_second"].map("{:,.0f}".format),
         ).rename(columns={"images_per_second": "images/s"})
         parts.append(markdown_table(shown, numeric) + "\n\n: **Training runs**")
+    spent = provenance["seconds_by_work"]
+    work = pd.DataFrame(spent.items(), columns=["work", "seconds"])
+    work["share"] = (work["seconds"] / work["seconds"].sum()).map("{:.1%}".format)
+    work["seconds"] = work["seconds"].map("{:,.1f}".format)
+    parts.append(
+        markdown_table(work, [False, True, True])
+        + "\n\n: **Where the time went**: of all notebooks, when each was last run, and of this "
+        f"process, which has not written this page yet. Peak memory of all processes together, "
+        f"this time: {provenance['memory_peak_mb']:,.0f} MB."
+    )
     times = pd.DataFrame(provenance["notebooks"].items(), columns=["notebook", "seconds"])
     times["seconds"] = times["seconds"].map("{:,.1f}".format)
     parts.append(
@@ -417,8 +436,23 @@ def describe(
         + (f" and {len(off) - 5} more" if len(off) > 5 else ""),
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
         "notebooks": dict(seconds),
+        "seconds_by_work": _by_work(document, seconds),
+        "memory_peak_mb": about["memory"] / 1e6,
         "runs": runs,
     }
+
+
+def _by_work(document: Document, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by kind of work: of the notebooks, when each was last run, and of this process."""
+    inside: Counter[str] = Counter()
+    for payloads in document.payloads.values():
+        for payload in payloads:
+            inside.update(payload["seconds"])
+    cells = sum(document.cell_seconds.values())
+    spent = inside + Counter(stopwatch.so_far())
+    spent["evaluation and figures"] = cells - inside.total()
+    spent["starting the notebooks"] = sum(seconds.values()) - cells
+    return dict(spent.most_common())
 
 
 def _seeds(params: Parameters) -> str:
@@ -460,6 +494,7 @@ def commit() -> str:
 # --- HTML and PDF -----------------------------------------------------------------------------
 
 
+@timed("writing HTML")
 def to_html(markdown: str, files: Mapping[str, bytes]) -> str:
     """One self-contained page: pictures become data URIs, formulas MathML."""
     html = _pandoc(
@@ -475,6 +510,7 @@ def to_html(markdown: str, files: Mapping[str, bytes]) -> str:
     return re.sub(r'src="(\d-\d\.\d+-[\w-]+\.(?:png|svg))"', embed, html)
 
 
+@timed("writing PDF")
 def to_pdf(markdown: str, folder: Path) -> bytes:
     """The printed report; its pictures lie in `folder`."""
     source = folder / "report.typ"

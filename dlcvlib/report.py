@@ -12,18 +12,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
+import torch
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib import storage
-from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
+from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
@@ -45,7 +47,7 @@ def make_report(
     *,
     profile: str,
     only: Sequence[str] = (),
-    jobs: int = 1,
+    jobs: int | None = None,
     cell_timeout: int | None = None,
     out: Path = Path("report"),
     command: str = "",
@@ -60,7 +62,7 @@ def make_report(
         fingerprints_of_data: chapter -> fingerprint of its data.
         profile: its name, for the first page.
         only: problems such as "1-3"; all if empty.
-        jobs: chapters run side by side.
+        jobs: chapters run side by side; if None, one a core, but one where there is a GPU.
         cell_timeout: seconds after which a cell counts as hanging.
         out: where everything is written.
         command: what was typed, for the first page.
@@ -86,7 +88,7 @@ def make_report(
             {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about,
+            about | {"memory": say.memory},
             out,
             whole=whole,
         )
@@ -96,7 +98,7 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         with _board(len(tasks)) as say:
-            for outcome in _run(tasks, jobs, cell_timeout, say):
+            for outcome in _run(tasks, jobs or _jobs(), cell_timeout, say):
                 outcomes.append(outcome)
                 chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
                 ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
@@ -147,6 +149,18 @@ def _run(
                     say.status()
             say.finished(outcome)
             yield outcome
+
+
+def _jobs() -> int:
+    # A small network gains less from a second thread than two of them from one each.
+    return 1 if torch.accelerator.is_available() else min(_cores(), len(CHAPTERS))
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def reuse(task: Task) -> Outcome | None:
@@ -282,8 +296,7 @@ def _kernel_environment(jobs: int, say: "_Say"):
     folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
     changes = {"DLCV_STATUS": str(folder)}
     if jobs > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        changes["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // jobs))
+        changes["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     say.folder = folder
@@ -298,12 +311,27 @@ def _kernel_environment(jobs: int, say: "_Say"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _memory() -> int:
+    """Resident bytes of this process and all that it has started; shared pages count for each."""
+    total = 0
+    for process in [(this := psutil.Process()), *this.children(recursive=True)]:
+        with suppress(psutil.Error):  # it may have ended
+            total += process.memory_info().rss
+    return total
+
+
 class _Say:
-    """The overall progress: one moving line on a terminal, plain lines elsewhere."""
+    """The overall progress: one moving line on a terminal, plain lines elsewhere.
+
+    Attributes:
+        folder: where the kernels report.
+        memory: the most that was found at once, in bytes.
+    """
 
     def __init__(self, bar: tqdm) -> None:
         self.bar = bar
         self.folder: Path | None = None
+        self.memory = 0
 
     def __call__(self, text: str) -> None:
         if self.bar.disable:
@@ -312,7 +340,8 @@ class _Say:
             self.bar.set_postfix_str(text)
 
     def status(self) -> None:
-        """Show what the kernels last reported of their training."""
+        """Show what the kernels last reported of their training, and note their memory."""
+        self.memory = max(self.memory, _memory())
         if self.bar.disable or self.folder is None:
             return
         texts = []

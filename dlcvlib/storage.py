@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from dlcvlib import fingerprints
 from dlcvlib.errors import UserError
+from dlcvlib.stopwatch import timed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -248,7 +249,8 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         print(f"{path} is being {doing} by {who}; waiting for it", flush=True)
-        lock.acquire()
+        with timed("waiting for another process"):
+            lock.acquire()
     try:
         write_text(holder, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}")
         yield

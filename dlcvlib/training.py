@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from dlcvlib import storage
 from dlcvlib.params import TrainingSettings
+from dlcvlib.stopwatch import timed
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 0.6
@@ -163,7 +164,11 @@ def fit(
     started = saved = time.monotonic()
     pause = CHECKPOINT_SECONDS
     before = state.seconds
-    with _interrupts() as interrupted, _progress(label, settings.steps, state.step) as progress:
+    with (
+        _interrupts() as interrupted,
+        _progress(label, settings.steps, state.step) as progress,
+        timed(f"training: {label}"),
+    ):
         while state.step < settings.steps:
             # With several processes each has batches and noise of its own.
             draw = state.step * accelerator.num_processes + accelerator.process_index
@@ -187,7 +192,9 @@ def fit(
                 row = state.flush(folder)
                 row["learning_rate"] = factor * settings.learning_rate
                 if validating:
-                    row |= {f"validation_{name}": value for name, value in evaluate().items()}
+                    with timed("validation"):
+                        values = evaluate()
+                    row |= {f"validation_{name}": value for name, value in values.items()}
                 progress(state.step, row)
             now = time.monotonic()
             if interrupted() or (now - saved > pause and not last):

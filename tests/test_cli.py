@@ -45,6 +45,13 @@ def test_bad_arguments_give_one_line_and_status_2(words, message, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--jobs", "--cell-timeout"])
+def test_there_is_no_report_by_nobody_in_no_time(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["report", option, "0"])
+    assert f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
+
+
 def test_unknown_problem(tmp_path, capsys):
     words = ["report", "--profile", "smoke", "--only", "7-7", "--out", str(tmp_path / "report")]
     assert main([*words, "--set", f"vae.runs_dir={tmp_path}"]) == 2

@@ -311,12 +311,14 @@ def test_geometric_moves_by_no_more_than_it_says():
     assert 0.5 < away <= 32 * augmentation.SHIFT + 1.5
 
 
-def test_photometric_inverts_half():
+def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
     torch.manual_seed(0)
-    gradient = torch.linspace(0, 1, 32).expand(400, 3, 32, 32)
+    gradient = torch.linspace(0, 1, 32).expand(800, 3, 32, 32)
     changed = augmentation.photometric(gradient)
-    rising = changed[..., -8:].mean((1, 2, 3)) > changed[..., :8].mean((1, 2, 3))
-    assert 0.4 < rising.float().mean() < 0.6
+    rising = changed[..., -8:].mean((2, 3)) > changed[..., :8].mean((2, 3))
+    assert ((0.4 < rising.float().mean(0)) & (rising.float().mean(0) < 0.6)).all()
+    odd = rising.sum(1) % 3 != 0
+    assert 0.2 < odd.float().mean() < 0.3
 
 
 def test_no_augmentation_changes_nothing(pictures):

@@ -55,7 +55,10 @@ def photometric(images: Tensor) -> Tensor:
     def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.empty(count, channels, 1, 1, device=device).uniform_(low, high)
 
-    images = torch.where(uniform(0, 1) < 0.5, 1 - images, images)
+    # One in four has a channel the other way round than the rest, such as blue ink on yellow.
+    channels = torch.arange(3, device=device).view(3, 1, 1)
+    odd = channels == torch.randint(12, (count, 1, 1, 1), device=device)
+    images = torch.where((uniform(0, 1) < 0.5) ^ odd, 1 - images, images)
     mean = images.mean((2, 3), keepdim=True)
     images = mean + (images - mean) * uniform(0.5, 1.3) * uniform(0.7, 1.3, 3)
     images = images + uniform(-0.3, 0.3) + uniform(-0.2, 0.2, 3)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dlcvlib import storage
 from dlcvlib.data import decoding
 from dlcvlib.errors import UserError
+from dlcvlib.stopwatch import timed
 
 FORMAT = 3
 """Raised when the cached form changes, so that older caches are made anew."""
@@ -100,6 +101,7 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
     return Columns(images, columns, prepared.train, tuple(meta["notes"]), meta["digests"])
 
 
+@timed("data")
 def _make(folder: Path, prepared: Prepared, label: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Decode or draw everything."""
     # Only this set's lock is held: another's temporary files may be in the making.
