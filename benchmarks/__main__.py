@@ -15,7 +15,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import contenders
-from dlcvlib import environment, fingerprints, storage, training
+from dlcvlib import devices, environment, fingerprints, storage
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def main() -> None:
     print(table.to_string(index=False, float_format="{:.2f}".format))
     machine = {
         "threads": torch.get_num_threads(),
-        "device": str(training.accelerator_for("fp32").device),
+        "device": str(devices.default()),
         "python": environment.python_version(),
         **fingerprints.versions("torch", "torchvision"),
     }
@@ -61,7 +61,8 @@ def rates(precision: str, rounds: int, steps: int) -> pd.DataFrame:
             for method in methods:
                 row = {
                     "method": method.name,
-                    "precision": training.resolve_precision(precision),
+                    "wanted": precision,
+                    "precision": method.precision(),
                     "round": turn,
                     "plain": method.plain_rate(steps),
                     "ours": method.our_rate(steps, Path(folder) / "run"),
@@ -83,8 +84,8 @@ def rates(precision: str, rounds: int, steps: int) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Median and quartiles of both ratios, and median images a second, a row a method."""
     rows = []
-    for (precision, name), group in frame.groupby(["precision", "method"], sort=False):
-        row = {"precision": precision, "method": name}
+    for (wanted, name), group in frame.groupby(["wanted", "method"], sort=False):
+        row = {"wanted": wanted, "method": name, "precision": group["precision"].iloc[0]}
         for rate in ("plain", "ours"):
             row[f"{rate}, images/s"] = (group[rate] * group["batch_size"]).median()
         for ratio in ("against_plain", "share_of_step"):
@@ -100,10 +101,10 @@ def plot(frame: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     labels = {"against_plain": "times the plain loop", "share_of_step": "share of the step alone"}
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
-        for number, (precision, rows) in enumerate(frame.groupby("precision", sort=False)):
+        for number, (wanted, rows) in enumerate(frame.groupby("wanted", sort=False)):
             medians = rows.groupby("method", sort=False)[column].median()
             places = [place + 0.4 * number for place in range(len(medians))]
-            ax.bar(places, medians, width=0.38, label=precision)
+            ax.bar(places, medians, width=0.38, label=wanted)
             for place, name in zip(places, medians.index, strict=True):
                 values = rows.loc[rows["method"] == name, column]
                 ax.plot([place] * len(values), values, "k.", markersize=3)

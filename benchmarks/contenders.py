@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import plain
-from dlcvlib import adamatch, dann, dcgan, params, pixelda, training, vae
+from dlcvlib import adamatch, dann, dcgan, devices, params, pixelda, training, vae
 from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
@@ -35,9 +35,14 @@ class Contender:
 
     name: str
     settings: TrainingSettings
-    create: Callable[[], training.Method]
+    create: Callable[[], devices.Method]
     batches: Callable[[torch.device], Callable[[int], Any]]
     plain: Callable[[], Iterator[None]]
+
+    def precision(self) -> str:
+        """What `fit` trains it in."""
+        batch = self.batches(devices.default())
+        return devices.choose(self.settings, self.create(), batch)[0]
 
     def plain_rate(self, steps: int) -> float:
         """Steps a second of the plain loop."""
@@ -67,16 +72,16 @@ class Contender:
             return batch
 
         settings = self.settings.replace(steps=WARM_UP + steps)
-        device = training.accelerator_for(settings.precision).device
-        training.fit(self.create(), on(device), settings, folder, label=self.name)
+        training.fit(self.create(), on(devices.default()), settings, folder, label=self.name)
         training.clear_checkpoints(folder)
-        return (steps - 1) / (times[-1] - times[WARM_UP])
+        return (steps - 1) / (times[-1] - times[-steps])
 
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""
         torch.manual_seed(0)
         method = self.create()
-        batch = self.batches(training.prepare(method, self.settings.precision).device)(0)
+        devices.prepare(method, self.precision())
+        batch = self.batches(devices.default())(0)
         for _ in range(WARM_UP):
             method.step(batch)
         started = time.perf_counter()

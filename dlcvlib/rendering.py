@@ -369,7 +369,7 @@ def _colophon(provenance: Mapping[str, Any], params: Mapping[str, Parameters]) -
         shown = runs.assign(
             seconds=runs["seconds"].map("{:,.1f}".format),
             images_per_second=runs["images_per_second"].map("{:,.0f}".format),
-        ).rename(columns={"images_per_second": "images/s"})
+        ).rename(columns={"images_per_second": "images/s", "precision_why": "because"})
         parts.append(markdown_table(shown, numeric) + "\n\n: **Training runs**")
     spent = provenance["seconds_by_work"]
     work = pd.DataFrame(spent.items(), columns=["work", "seconds"])
@@ -466,7 +466,14 @@ def _seeds(params: Parameters) -> str:
 
 def _runs(document: Document, folders: set[str]) -> list[dict[str, Any]]:
     """What the runs say of themselves, as far as their records are there and whole."""
-    wanted = ("seconds", "images_per_second", "device", "precision", "threads")
+    wanted = (
+        "seconds",
+        "images_per_second",
+        "device",
+        "precision",
+        "precision_why",
+        "threads",
+    )
     found = []
     for name in document.runs():
         for folder in folders:

@@ -26,10 +26,10 @@ import yaml
 from accelerate import PartialState
 from torch import nn
 
-from dlcvlib import fingerprints, storage, training
+from dlcvlib import devices, fingerprints, storage, training
 from dlcvlib.params import TrainingSettings
 
-M = TypeVar("M", bound=training.Method)
+M = TypeVar("M", bound=devices.Method)
 Batch = Callable[[int], Any]
 
 
@@ -88,7 +88,7 @@ def identity_of(settings: TrainingSettings, data: str, code: Iterable[str]) -> d
     return {
         "settings": settings.model_dump(),
         "data": data,
-        "code": fingerprints.module_hashes([*code, "training", "data/batches"]),
+        "code": fingerprints.module_hashes([*code, "devices", "training", "data/batches"]),
         "torch": torch.__version__,
     }
 
@@ -170,10 +170,9 @@ def _train(
             _keep(folder / _snapshot(method.done), method, keep)
         return evaluate(method)
 
-    device = training.accelerator_for(settings.precision).device
     outcome = training.fit(
         method,
-        batches(device),
+        batches(devices.default()),
         settings,
         folder,
         label=kind,
@@ -209,7 +208,7 @@ def _snapshot(step: int) -> str:
     return f"snapshot-{step}.safetensors"
 
 
-def _keep(path: Path, method: training.Method, names: Sequence[str]) -> None:
+def _keep(path: Path, method: devices.Method, names: Sequence[str]) -> None:
     """Write some modules as they are now; half precision is enough to draw pictures from."""
     tensors = {
         key: value.half() if value.is_floating_point() else value
@@ -243,14 +242,10 @@ def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> 
     method = _create(create, settings)
     training.load_modules(method, tensors)
     for module in method.modules.values():
-        module.to(_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+        module.to(devices.default(), memory_format=torch.channels_last).eval().requires_grad_(False)
     return Run(
         folder.name, method, settings, pd.read_csv(folder / "history.csv"), provenance, folder
     )
-
-
-def _device() -> torch.device:
-    return training.accelerator_for("fp32").device
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -16,15 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dlcvlib import storage
+from dlcvlib import devices, storage
+from dlcvlib.devices import Method
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
 
@@ -39,22 +38,6 @@ VALIDATIONS = 10
 VALIDATION_STEPS = 80
 WARM_UP = 0.1
 """Share of a cosine schedule in which the learning rate rises."""
-
-
-class Method(Protocol):
-    """What `fit` trains.
-
-    Attributes:
-        modules: name -> network; `fit` moves them to the device.
-        optimizers: name -> optimiser of their parameters.
-        done: steps taken so far, set by `fit`: what schedules depend on.
-    """
-
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    done: int
-
-    def step(self, batch: Any) -> dict[str, Tensor]: ...
 
 
 class TrainingError(Exception):
@@ -87,36 +70,6 @@ def schedule_marks(schedule: str, steps: int) -> dict[str, float]:
     return {}
 
 
-def resolve_precision(precision: str) -> str:
-    """ "auto" becomes "bf16" where the hardware multiplies in bfloat16, else "fp32"."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return (
-        "bf16"
-        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        else "fp32"
-    )
-
-
-def accelerator_for(precision: str) -> Accelerator:
-    """An accelerator of the resolved precision, whatever an earlier run has used."""
-    mixed = "bf16" if resolve_precision(precision) == "bf16" else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed)
-
-
-def prepare(method: Method, precision: str) -> Accelerator:
-    """Move a method's modules to the device, channels last, to train there in that precision."""
-    accelerator = accelerator_for(precision)
-    for name, module in method.modules.items():
-        module.to(accelerator.device, memory_format=torch.channels_last)
-        setattr(method, name, accelerator.prepare_model(module.train()))
-    return accelerator
-
-
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's generators for one step; neighbouring seeds and steps do not collide."""
     torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % 2**63)
@@ -143,13 +96,14 @@ def fit(
             values join the history.
 
     Returns:
-        {"history": rows as dicts, "seconds": time spent training, "device", "precision"}.
+        {"history": rows as dicts, "seconds": time spent training, "device", "precision", …}.
 
     Raises:
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
-    accelerator = prepare(method, settings.precision)
+    precision, why = devices.choose(settings, method, batch)
+    accelerator = devices.prepare(method, precision)
     modules, optimizers = method.modules, method.optimizers
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
@@ -213,8 +167,9 @@ def fit(
     return {
         "history": state.history,
         "seconds": before + time.monotonic() - started,
-        "device": _device_name(accelerator.device),
-        "precision": resolve_precision(settings.precision),
+        "device": devices.name_of(accelerator.device),
+        "precision": precision,
+        "precision_why": why,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
     }
@@ -394,10 +349,6 @@ def _pointer(folder: Path) -> dict[str, Any] | None:
     except storage.DamagedFileError as error:
         print(f"{error}; starting this run anew")
         return None
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextlib.contextmanager

@@ -57,6 +57,7 @@ def test_summary_is_of_ratios_round_by_round():
     frame = pd.DataFrame(
         {
             "method": "VAE",
+            "wanted": "auto",
             "precision": "bf16",
             "plain": [1.0, 2.0, 4.0],
             "ours": [3.0, 6.0, 8.0],

@@ -50,7 +50,7 @@ def test_a_changed_setting_or_data_trains_again(smoke, faces, tmp_path, counted)
 def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_path):
     monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
     (tmp_path / "data").mkdir()
-    for name in ("vae", "training", "data/batches"):
+    for name in ("vae", "devices", "training", "data/batches"):
         (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
 
     def name():

@@ -87,7 +87,7 @@ def equal(a, b):
 
 
 def test_training_is_deterministic(smoke, faces, tmp_path):
-    settings = smoke().settings
+    settings = smoke(precision="fp32").settings
     first, history = fit(settings, faces, tmp_path / "a")
     second, again = fit(settings, faces, tmp_path / "b")
     assert equal(first, second)
@@ -97,7 +97,7 @@ def test_training_is_deterministic(smoke, faces, tmp_path):
 
 
 def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
-    settings = smoke(steps=20).settings
+    settings = smoke(steps=20, precision="fp32").settings
     whole, history = fit(settings, faces, tmp_path / "whole")
     for stop in (7, 13):
 
@@ -115,7 +115,7 @@ def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, capsys):
-    settings = smoke(steps=20).settings
+    settings = smoke(steps=20, precision="fp32").settings
 
     def interrupt(step):
         if step == 9:
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, caps
 
 
 def test_history_names_steps_and_validation(smoke, faces, tmp_path):
-    _, history = fit(smoke(steps=20).settings, faces, tmp_path)
+    _, history = fit(smoke(steps=20, precision="fp32").settings, faces, tmp_path)
     assert [row["step"] for row in history] == [float(s) for s in range(1, 21)]
     assert {"mse", "kld", "learning_rate", "validation_mse", "validation_kld"} <= history[-1].keys()
 
@@ -152,7 +152,7 @@ class Diverging:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
-    settings = smoke(steps=50).settings
+    settings = smoke(steps=50, precision="fp32").settings
     with pytest.raises(training.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
         training.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
 
@@ -176,7 +176,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_is_not_kept(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", checkpoint_seconds)
     message = "the gradient of 'sgd' is not finite at step 6 .*checkpoint"
     with pytest.raises(training.TrainingError, match=message) as error:
-        training.fit(Exploding(), lambda step: step, smoke(steps=4000).settings, tmp_path, label="")
+        training.fit(
+            Exploding(),
+            lambda step: step,
+            smoke(steps=4000, precision="fp32").settings,
+            tmp_path,
+            label="",
+        )
     files = list(tmp_path.glob("checkpoint-*.safetensors"))
     if checkpoint_seconds:
         assert "none yet" in str(error.value)
@@ -209,7 +215,7 @@ def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, sa
 
     monkeypatch.setattr(training.time, "monotonic", lambda: now)
     monkeypatch.setattr(training.Progress, "save", save)
-    settings = smoke(steps=1000).settings
+    settings = smoke(steps=1000, precision="fp32").settings
     training.fit(Stepping(), lambda step: step, settings, tmp_path, label="")
     assert len(taken) == saves
 
@@ -218,11 +224,6 @@ def test_gradient_norms():
     method = Diverging()
     method.net.weight.grad, method.net.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
     assert training.gradient_norms(method.optimizers)["gradient_sgd"] == 5.0
-
-
-def test_precision_is_resolved():
-    assert training.resolve_precision("fp32") == "fp32"
-    assert training.resolve_precision("auto") in ("bf16", "fp32")
 
 
 def test_to_float_is_exact():
