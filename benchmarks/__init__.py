@@ -1,1 +1,1 @@
-"""How fast this project trains, against plain loops and against the machine; see `__main__`."""
+"""How fast this project trains, how that grows, and what memory it takes; see `__main__`."""

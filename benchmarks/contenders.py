@@ -21,6 +21,30 @@ WARM_UP = 10
 """Steps before the clock starts."""
 
 
+Batch = Callable[[int], Any]
+
+
+def fit_rate(
+    settings: TrainingSettings,
+    create: Callable[[], devices.Method],
+    batches: Callable[[torch.device], Batch],
+    steps: int,
+    folder: Path,
+) -> float:
+    """Steps a second of `training.fit` without evaluation, after a few to warm up."""
+    torch.manual_seed(0)
+    draw, times = batches(devices.default()), []
+
+    def batch(step: int) -> Any:
+        times.append(time.perf_counter())
+        return draw(step)
+
+    settings = settings.replace(steps=WARM_UP + steps)
+    training.fit(create(), batch, settings, folder, label="benchmark")
+    training.clear_checkpoints(folder)
+    return (steps - 1) / (times[-1] - times[-steps])
+
+
 @dataclass(frozen=True)
 class Contender:
     """A method with profile quick's settings.
@@ -36,7 +60,7 @@ class Contender:
     name: str
     settings: TrainingSettings
     create: Callable[[], devices.Method]
-    batches: Callable[[torch.device], Callable[[int], Any]]
+    batches: Callable[[torch.device], Batch]
     plain: Callable[[], Iterator[None]]
 
     def precision(self) -> str:
@@ -59,22 +83,7 @@ class Contender:
 
     def our_rate(self, steps: int, folder: Path) -> float:
         """Steps a second of `training.fit`, with all that it does but evaluation."""
-        torch.manual_seed(0)
-        times = []
-
-        def on(device: torch.device) -> Callable[[int], Any]:
-            draw = self.batches(device)
-
-            def batch(step: int) -> Any:
-                times.append(time.perf_counter())
-                return draw(step)
-
-            return batch
-
-        settings = self.settings.replace(steps=WARM_UP + steps)
-        training.fit(self.create(), on(devices.default()), settings, folder, label=self.name)
-        training.clear_checkpoints(folder)
-        return (steps - 1) / (times[-1] - times[-steps])
+        return fit_rate(self.settings, self.create, self.batches, steps, folder)
 
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""

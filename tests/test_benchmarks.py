@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import __main__, contenders, plain
+from benchmarks import contenders, growth, memory, plain, speed
 from dlcvlib import params
 
 
@@ -66,7 +66,20 @@ def test_summary_is_of_ratios_round_by_round():
             "share_of_step": [0.9, 1.0, 0.8],
         }
     )
-    (row,) = __main__.summary(frame).to_dict("records")
+    (row,) = speed.summary(frame).to_dict("records")
     assert row["plain, images/s"] == 20
     assert row["against_plain"] == 3.0
     assert row["share_of_step, quartiles"] == "0.85 to 0.95"
+
+
+def test_growth_is_an_exponent():
+    sizes = [10, 20, 80]
+    frame = pd.DataFrame({"quantity": "steps", "size": sizes * 2, "round": [0] * 3 + [1] * 3})
+    table = growth.summary(frame.assign(cost=3.0 * frame["size"] ** 2))
+    assert table["exponent"].tolist()[1:] == pytest.approx([2, 2])
+    assert table["cost"].tolist() == [300, 1200, 19200]
+
+
+def test_preparing_is_measured():
+    """At least the interpreter with torch, and no more than a few gigabytes."""
+    assert 100 < memory.prepared_mb(20) < 8000

@@ -4,6 +4,7 @@ The batch of step t depends on (seed, t) alone: each epoch is a permutation of i
 augmentation draws from the generator that `training.seed_step` has just seeded.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,9 +18,14 @@ def epoch_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
     """
     batches = max(1, size // batch_size)
     epoch, index = divmod(step, batches)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(size, generator=generator)
+    order = _permutation(size, seed * 1_000_003 + epoch)
     return order[index * batch_size : (index + 1) * batch_size]
+
+
+# Kept for the two domains of a step and the next: a step's cost must not grow with the set.
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
 class Batches:

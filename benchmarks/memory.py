@@ -1,0 +1,94 @@
+"""Memory: over a training run, and while a set as large as CelebA is prepared."""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from matplotlib import pyplot as plt
+
+from benchmarks.contenders import contenders, fit_rate
+from dlcvlib.figures import to_png
+
+EARLY, LATE = 200, 2_000
+CELEBA = 162_770
+"""Training images of CelebA."""
+
+
+def measure() -> pd.DataFrame:
+    """One row a measurement: what, megabytes, the megabytes it is held against, their ratio."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for method in contenders("auto", Path(name)):
+            seen = []
+
+            def watched(device: torch.device, method=method, seen=seen) -> Callable[[int], Any]:
+                draw = method.batches(device)
+
+                def batch(step: int) -> Any:
+                    if step in (EARLY, LATE - 1):
+                        seen.append(psutil.Process().memory_info().rss / 1e6)
+                    return draw(step)
+
+                return batch
+
+            fit_rate(method.settings, method.create, watched, LATE, Path(name) / "run")
+            what = f"{method.name}, step {LATE:,} against step {EARLY}"
+            rows.append({"what": what, "mb": seen[1], "against_mb": seen[0]})
+            print(f"{what}: {seen[1]:,.0f} and {seen[0]:,.0f} MB", flush=True)
+    tensor = CELEBA * 3 * 64 * 64 / 1e6
+    what = f"{CELEBA:,} faces prepared, against their tensor"
+    rows.append({"what": what, "mb": prepared_mb(CELEBA), "against_mb": tensor})
+    frame = pd.DataFrame(rows)
+    return frame.assign(ratio=frame["mb"] / frame["against_mb"])
+
+
+def prepared_mb(count: int) -> float:
+    """Peak memory of a process that decodes that many faces from a folder and keeps them."""
+    with tempfile.TemporaryDirectory() as name:
+        faces = Path(name) / "face"
+        for split, size in (("train", count), ("test", 10)):
+            folder = faces / split
+            folder.mkdir(parents=True)
+            picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+            (folder / "0.png").write_bytes(to_png(picture, scale=1))
+            names = ["0.png", *(f"{number}.png" for number in range(1, size))]
+            for other in names[1:]:
+                os.link(folder / "0.png", folder / other)
+            lines = [f"{file},{number % 2}" for number, file in enumerate(names)]
+            (faces / f"{split}.csv").write_text("\n".join(["image_name,Male", *lines]) + "\n")
+        program = (
+            "import sys; from benchmarks.memory import prepare; "
+            "prepare(sys.argv[1]) if __name__ == '__main__' else None"
+        )
+        command = [sys.executable, "-c", program, name]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def prepare(folder: str) -> None:
+    """Prepare a folder's faces, and print the peak of this process and the largest worker's, MB."""
+    from dlcvlib import params
+    from dlcvlib.data.faces import load_faces
+
+    changes = {"data": f"folder:{folder}", "runs_dir": folder, "validation_size": 10}
+    load_faces(params.load("quick", "vae", changes))
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+    print(sum(resource.getrusage(one).ru_maxrss for one in who) / unit)
+
+
+def plot(frame: pd.DataFrame) -> plt.Figure:
+    """Ratios as bars."""
+    figure, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
+    ax.barh(frame["what"], frame["ratio"])
+    ax.invert_yaxis()
+    ax.axvline(1, color="black", linewidth=0.7)
+    ax.set_xlabel("ratio")
+    return figure

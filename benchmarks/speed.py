@@ -1,0 +1,74 @@
+"""Steps a second against plain loops, and against the method's step alone."""
+
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from benchmarks.contenders import contenders
+
+PRECISIONS = ("auto", "fp32")
+RATIOS = {"against_plain": "times the plain loop", "share_of_step": "share of the step alone"}
+
+
+def measure(rounds: int, steps: int) -> pd.DataFrame:
+    """One row a precision, method and round: steps a second of the three, and their ratios."""
+    rows = []
+    for wanted in PRECISIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            methods = contenders(wanted, Path(folder))
+            for turn in range(rounds):
+                for method in methods:
+                    row = {
+                        "wanted": wanted,
+                        "method": method.name,
+                        "precision": method.precision(),
+                        "round": turn,
+                        "plain": method.plain_rate(steps),
+                        "ours": method.our_rate(steps, Path(folder) / "run"),
+                        "step": method.step_rate(steps),
+                        "batch_size": method.settings.batch_size,
+                    }
+                    rows.append(row)
+                    print(
+                        f"{wanted} {method.name} round {turn + 1}: plain {row['plain']:.1f}, "
+                        f"ours {row['ours']:.1f}, step alone {row['step']:.1f} steps a second",
+                        flush=True,
+                    )
+    frame = pd.DataFrame(rows)
+    return frame.assign(
+        against_plain=frame["ours"] / frame["plain"], share_of_step=frame["ours"] / frame["step"]
+    )
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median and quartiles of both ratios, and median images a second, a row a method."""
+    rows = []
+    for (wanted, name), group in frame.groupby(["wanted", "method"], sort=False):
+        row = {"wanted": wanted, "method": name, "precision": group["precision"].iloc[0]}
+        for rate in ("plain", "ours"):
+            row[f"{rate}, images/s"] = (group[rate] * group["batch_size"]).median()
+        for ratio in RATIOS:
+            low, middle, high = group[ratio].quantile([0.25, 0.5, 0.75])
+            row |= {ratio: middle, f"{ratio}, quartiles": f"{low:.2f} to {high:.2f}"}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plot(frame: pd.DataFrame) -> plt.Figure:
+    """Each round's ratio a dot, medians as bars."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for ax, (column, label) in zip(axes, RATIOS.items(), strict=True):
+        for number, (wanted, rows) in enumerate(frame.groupby("wanted", sort=False)):
+            medians = rows.groupby("method", sort=False)[column].median()
+            places = [place + 0.4 * number for place in range(len(medians))]
+            ax.bar(places, medians, width=0.38, label=wanted)
+            for place, name in zip(places, medians.index, strict=True):
+                values = rows.loc[rows["method"] == name, column]
+                ax.plot([place] * len(values), values, "k.", markersize=3)
+        ax.set_xticks([place + 0.2 for place in range(len(medians))], medians.index)
+        ax.axhline(1, color="black", linewidth=0.7)
+        ax.set_ylabel(label)
+    axes[0].legend(title="precision")
+    return figure
