@@ -221,8 +221,9 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
                 progress_bar=False,
                 start_timeout=120,
                 execution_timeout=cell_timeout,
-                # Else each kernel warns on the terminal that its local ports are not encrypted.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                # Else each kernel warns on the terminal that its local ports are not encrypted, and
+                # some that they are interrupted, which is how they are told to end.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except PapermillExecutionError as error:
             first = next(iter(error.source.splitlines()), "")
