@@ -118,7 +118,9 @@ def _run(
 ) -> Iterable[Outcome]:
     """Outcomes as they come: chapters side by side, a chapter's notebooks one after another."""
     waiting: queue.Queue[list[Task]] = queue.Queue()
-    for chapter in dict.fromkeys(task.chapter for task in tasks):
+    chapters = list(dict.fromkeys(task.chapter for task in tasks))
+    # The last takes the longest: side by side with it the others fill the time.
+    for chapter in chapters if jobs == 1 else reversed(chapters):
         waiting.put([task for task in tasks if task.chapter == chapter])
     finished: queue.Queue[Outcome] = queue.Queue()
 
