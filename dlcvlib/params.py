@@ -140,7 +140,7 @@ class TrainingFields(Parameters):
     )
     weight_decay: Weight = Field(description="Adam's weight decay")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        description="auto (bf16 where the hardware has it), bf16 or fp32"
+        description="auto (what is faster on this machine), bf16 or fp32"
     )
 
 
