@@ -144,6 +144,7 @@ def _run(
             threading.Thread(target=work, daemon=True).start()
         for _ in tasks:
             while True:
+                say.memory = max(say.memory, _memory())
                 try:
                     outcome = finished.get(timeout=0.5)
                     break
@@ -343,8 +344,7 @@ class _Say:
             self.bar.set_postfix_str(text)
 
     def status(self) -> None:
-        """Show what the kernels last reported of their training, and note their memory."""
-        self.memory = max(self.memory, _memory())
+        """Show what the kernels last reported of their training."""
         if self.bar.disable or self.folder is None:
             return
         texts = []
