@@ -25,7 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib import storage
-from dlcvlib.params import CHAPTERS, NOTEBOOKS, ROOT, Parameters
+from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
@@ -98,7 +98,7 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         with _board(len(tasks)) as say:
-            for outcome in _run(tasks, jobs or _jobs(), cell_timeout, say):
+            for outcome in _run(tasks, jobs or _jobs(tasks), cell_timeout, say):
                 outcomes.append(outcome)
                 chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
                 ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
@@ -154,9 +154,10 @@ def _run(
             yield outcome
 
 
-def _jobs() -> int:
+def _jobs(tasks: Sequence[Task]) -> int:
     # A small network gains less from a second thread than two of them from one each.
-    return 1 if torch.accelerator.is_available() else min(_cores(), len(CHAPTERS))
+    chapters = len({task.chapter for task in tasks})
+    return 1 if torch.accelerator.is_available() else max(1, min(_cores(), chapters))
 
 
 def _cores() -> int:

@@ -4,10 +4,12 @@ import base64
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pypdf
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS
 from matplotlib import pyplot as plt
@@ -333,6 +335,7 @@ def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_cha
     """The second chapter's notebook waits until it sees the first chapter's page."""
     waiting = f"""\
 import time
+from types import SimpleNamespace
 from pathlib import Path
 path = Path({str(small.out / "report.html")!r})
 deadline = time.monotonic() + 60
@@ -354,6 +357,7 @@ def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
     def meet(mine, other):
         return f"""\
 import time
+from types import SimpleNamespace
 from pathlib import Path
 Path({str(mine)!r}).touch()
 deadline = time.monotonic() + 60
@@ -364,6 +368,17 @@ while not Path({str(other)!r}).exists():
 
     small.write(p1_1=[meet(first, second)], p2_1=[meet(second, first)])
     assert make_two(small, smoke, tmp_path, jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("cores", "chapters", "gpu", "jobs"),
+    [(2, 4, False, 2), (8, 4, False, 4), (8, 1, False, 1), (1, 4, False, 1), (8, 4, True, 1)],
+)
+def test_how_many_chapters_at_once(monkeypatch, cores, chapters, gpu, jobs):
+    monkeypatch.setattr(report, "_cores", lambda: cores)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    tasks = [SimpleNamespace(chapter=f"{number % chapters}") for number in range(20)]
+    assert report._jobs(tasks) == jobs
 
 
 HOSTILE = [
