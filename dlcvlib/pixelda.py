@@ -15,12 +15,12 @@ References:
 
 T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
-G and D see the geometric part only: a generator should not learn to draw other light. What G has
-drawn is augmented in its turn before T sees it, lest the two agree on marks that are no digits.
-Where we depart from [1] too: generated images teach a `patient` T only as far as it has `learned`
-the source's labels; G's early ones, which show no digit, would keep it from learning any. Two slips
-of the original homework's code are parameters, off by default: a Softmax before a cross-entropy
-that has one inside, and T in G's optimiser, where [1] has it move with D.
+G and D see the geometric part, T the change of light too: a generator should not learn to draw
+other light. What G has drawn is moved once more before T sees it, lest the two agree on marks that
+are no digits. Where we depart from [1] too: generated images teach a `patient` T only as far as it
+has `learned` the source's labels; G's early ones, which show no digit, would keep it from learning
+any. Two slips of the original homework's code are parameters, off by default: a Softmax before a
+cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dlcvlib import runs
 from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, learned, move
 from dlcvlib.dann import two_domains
-from dlcvlib.data.augmentation import AUGMENTATIONS
+from dlcvlib.data.augmentation import AUGMENTATIONS, photometric, strong
 from dlcvlib.data.batches import to_float
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import PixelDASettings
@@ -215,8 +215,9 @@ class PixelDA(Classifier):
 
     def _task_logits(self, x_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """T's logits of source and generated images, augmented."""
-        augment = AUGMENTATIONS[self.settings.augmentation]
-        return self.logits(augment(torch.cat([x_s, fake]))).chunk(2)
+        if self.settings.augmentation == "strong":
+            x_s, fake = photometric(x_s), strong(fake)
+        return self.logits(torch.cat([x_s, fake])).chunk(2)
 
     def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return task_loss(logits, labels, self.settings.softmax_twice)
