@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import platformdirs
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -88,6 +88,9 @@ def choose(
         return ("bf16", "this GPU has it") if has else ("fp32", "this GPU has no bfloat16")
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "fp32", "this CPU has no bfloat16"
+    if PartialState().num_processes > 1:
+        # A trial's steps would wait for processes that wait for the trial.
+        return "bf16", "this CPU has it; several processes try nothing"
     gain = _kept_gain(settings.batch_size, method, batch)
     if gain > 1:
         return "bf16", f"{gain:.2g} times as fast as fp32"

@@ -1,6 +1,7 @@
 """Which precision is chosen, on a clock that the network under trial turns."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,4 +110,11 @@ def test_what_is_asked_for_or_alone_possible_needs_no_trial(smoke, clock, monkey
         "fp32",
         "this CPU has no bfloat16",
     )
+    assert clock[0] == 0
+
+
+def test_several_processes_do_not_wait_for_each_others_trial(smoke, clock, monkeypatch):
+    monkeypatch.setattr(devices, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    method = Timed(clock, {"fp32": 1.0, "bf16": 2.0})
+    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
     assert clock[0] == 0
