@@ -2,7 +2,7 @@
 
 Rates that are compared are measured one right after the other in one process, as often as
 `--rounds` says; medians and quartiles are reported. Nothing else should run on the machine
-meanwhile. All of it takes about an hour on two cores.
+meanwhile.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
@@ -83,9 +84,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index()
     table["unit"] = table["quantity"].map(UNITS)
     before = table.groupby("quantity", sort=False)[["size", "cost"]].shift()
-    growth = (table["cost"] / before["cost"]).map(torch.tensor).map(torch.log)
-    steps = (table["size"] / before["size"]).map(torch.tensor).map(torch.log)
-    table["exponent"] = (growth / steps).map(float)
+    larger, dearer = table["size"] / before["size"], table["cost"] / before["cost"]
+    table["exponent"] = np.log(dearer) / np.log(larger)
     return table[["quantity", "size", "cost", "unit", "low", "high", "exponent"]]
 
 

@@ -5,7 +5,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ import psutil
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.contenders import contenders, fit_rate
+from benchmarks.contenders import Batch, Contender, contenders, fit_rate
 from dlcvlib.figures import to_png
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
 """Training images of CelebA."""
+LINKS = 10_000
+"""Names of one file; file systems allow some tens of thousands."""
 
 
 def measure() -> pd.DataFrame:
@@ -27,27 +28,33 @@ def measure() -> pd.DataFrame:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for method in contenders("auto", Path(name)):
-            seen = []
-
-            def watched(device: torch.device, method=method, seen=seen) -> Callable[[int], Any]:
-                draw = method.batches(device)
-
-                def batch(step: int) -> Any:
-                    if step in (EARLY, LATE - 1):
-                        seen.append(psutil.Process().memory_info().rss / 1e6)
-                    return draw(step)
-
-                return batch
-
-            fit_rate(method.settings, method.create, watched, LATE, Path(name) / "run")
+            early, late = training_mb(method, Path(name) / "run")
             what = f"{method.name}, step {LATE:,} against step {EARLY}"
-            rows.append({"what": what, "mb": seen[1], "against_mb": seen[0]})
-            print(f"{what}: {seen[1]:,.0f} and {seen[0]:,.0f} MB", flush=True)
+            rows.append({"what": what, "mb": late, "against_mb": early})
+            print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)
     tensor = CELEBA * 3 * 64 * 64 / 1e6
     what = f"{CELEBA:,} faces prepared, against their tensor"
     rows.append({"what": what, "mb": prepared_mb(CELEBA), "against_mb": tensor})
     frame = pd.DataFrame(rows)
     return frame.assign(ratio=frame["mb"] / frame["against_mb"])
+
+
+def training_mb(method: Contender, folder: Path) -> list[float]:
+    """Resident megabytes at the steps EARLY and LATE of a training."""
+    seen = []
+
+    def watched(device: torch.device) -> Batch:
+        draw = method.batches(device)
+
+        def batch(step: int) -> Any:
+            if step in (EARLY, LATE):
+                seen.append(psutil.Process().memory_info().rss / 1e6)
+            return draw(step)
+
+        return batch
+
+    fit_rate(method.settings, method.create, watched, LATE, folder)
+    return seen
 
 
 def prepared_mb(count: int) -> float:
@@ -58,16 +65,16 @@ def prepared_mb(count: int) -> float:
             folder = faces / split
             folder.mkdir(parents=True)
             picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-            (folder / "0.png").write_bytes(to_png(picture, scale=1))
-            names = ["0.png", *(f"{number}.png" for number in range(1, size))]
-            for other in names[1:]:
-                os.link(folder / "0.png", folder / other)
-            lines = [f"{file},{number % 2}" for number, file in enumerate(names)]
+            lines = []
+            for number in range(size):
+                path = folder / f"{number}.png"
+                if number % LINKS == 0:
+                    (first := path).write_bytes(to_png(picture, scale=1))
+                else:
+                    os.link(first, path)
+                lines.append(f"{path.name},{number % 2}")
             (faces / f"{split}.csv").write_text("\n".join(["image_name,Male", *lines]) + "\n")
-        program = (
-            "import sys; from benchmarks.memory import prepare; "
-            "prepare(sys.argv[1]) if __name__ == '__main__' else None"
-        )
+        program = "import sys; from benchmarks.memory import prepare; prepare(sys.argv[1])"
         command = [sys.executable, "-c", program, name]
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 

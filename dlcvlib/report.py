@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib import storage
+from dlcvlib.data.decoding import cores
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
@@ -157,14 +158,7 @@ def _run(
 def _jobs(tasks: Sequence[Task]) -> int:
     # A small network gains less from a second thread than two of them from one each.
     chapters = len({task.chapter for task in tasks})
-    return 1 if torch.accelerator.is_available() else max(1, min(_cores(), chapters))
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return 1 if torch.accelerator.is_available() else max(1, min(cores(), chapters))
 
 
 def reuse(task: Task) -> Outcome | None:
@@ -301,7 +295,7 @@ def _kernel_environment(jobs: int, say: "_Say"):
     folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
     changes = {"DLCV_STATUS": str(folder)}
     if jobs > 1:
-        changes["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
+        changes["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     say.folder = folder

@@ -46,7 +46,7 @@ def test_bad_arguments_give_one_line_and_status_2(words, message, capsys):
 
 
 @pytest.mark.parametrize("option", ["--jobs", "--cell-timeout"])
-def test_there_is_no_report_by_nobody_in_no_time(option, capsys):
+def test_jobs_and_seconds_are_one_or_more(option, capsys):
     with pytest.raises(SystemExit):
         main(["report", option, "0"])
     assert f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err

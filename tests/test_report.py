@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import time
 from types import SimpleNamespace
@@ -220,10 +221,11 @@ def test_a_notebook_that_stopped_early_has_failed(small, cell, capsys):
 
 
 def test_a_hanging_cell_is_named(small, capsys):
-    small.write(p1_1=["1", "import time; time.sleep(600)"], p1_2=["1 + 1"])
+    cell = "import threading; threading.Event().wait()"
+    small.write(p1_1=["1", cell], p1_2=["1 + 1"])
     assert not small.make(cell_timeout=2)
     error = capsys.readouterr().err
-    assert "'import time; time.sleep(600)'" in error
+    assert f"'{cell}'" in error
     assert "ran longer than 2 s (--cell-timeout)" in error
     assert "1-2 failed" not in error
 
@@ -331,43 +333,35 @@ def make_two(small, smoke, tmp_path, **arguments):
     )
 
 
-def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_chapters):
-    """The second chapter's notebook waits until it sees the first chapter's page."""
+def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_chapters, monkeypatch):
+    """The second chapter's notebook waits until the first chapter's page has been written."""
+    os.mkfifo(written := tmp_path / "written")
+    pipe = os.open(written, os.O_RDWR)  # so that neither side waits for the other to open it
+    render = rendering.render
+
+    def noted(*arguments, **options):
+        render(*arguments, **options)
+        os.write(pipe, b"\n")
+
+    monkeypatch.setattr(rendering, "render", noted)
     waiting = f"""\
-import time
-from types import SimpleNamespace
 from pathlib import Path
-path = Path({str(small.out / "report.html")!r})
-deadline = time.monotonic() + 60
-while not (path.is_file() and "Table 1-1.1" in path.read_text()):
-    assert time.monotonic() < deadline
-    time.sleep(0.2)
+open({str(written)!r}).readline()
+assert "Table 1-1.1" in Path({str(small.out / "report.html")!r}).read_text()
 """
     small.write(p1_1=[GOOD], p2_1=[waiting])
-    assert make_two(small, smoke, tmp_path)
+    assert make_two(small, smoke, tmp_path, cell_timeout=60)
+    os.close(pipe)
     text = (small.out / "report.html").read_text()
     assert "Chapter 1" in text
     assert "Chapter 2" in text
 
 
 def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
-    """Each chapter's notebook waits for a file that the other one writes."""
-    first, second = tmp_path / "first", tmp_path / "second"
-
-    def meet(mine, other):
-        return f"""\
-import time
-from types import SimpleNamespace
-from pathlib import Path
-Path({str(mine)!r}).touch()
-deadline = time.monotonic() + 60
-while not Path({str(other)!r}).exists():
-    assert time.monotonic() < deadline
-    time.sleep(0.1)
-"""
-
-    small.write(p1_1=[meet(first, second)], p2_1=[meet(second, first)])
-    assert make_two(small, smoke, tmp_path, jobs=2)
+    """Each chapter's notebook waits until the other opens the other end of a pipe."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    small.write(p1_1=[f"open({str(pipe)!r}, 'w').close()"], p2_1=[f"open({str(pipe)!r}).close()"])
+    assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +369,7 @@ while not Path({str(other)!r}).exists():
     [(2, 4, False, 2), (8, 4, False, 4), (8, 1, False, 1), (1, 4, False, 1), (8, 4, True, 1)],
 )
 def test_how_many_chapters_at_once(monkeypatch, cores, chapters, gpu, jobs):
-    monkeypatch.setattr(report, "_cores", lambda: cores)
+    monkeypatch.setattr(report, "cores", lambda: cores)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
     tasks = [SimpleNamespace(chapter=f"{number % chapters}") for number in range(20)]
     assert report._jobs(tasks) == jobs

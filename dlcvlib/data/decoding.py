@@ -123,10 +123,16 @@ def fill(
     return np.concatenate(columns)
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterator[Chunk]:
     """Results in order: from a pool if there is enough to do, else from this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, len(chunks))
+    workers = min(cores(), len(chunks))
     if workers < 2:
         yield from map(work, chunks)
         return
