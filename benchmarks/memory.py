@@ -1,10 +1,11 @@
 """Memory: over a training run, and while a set as large as CelebA is prepared."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ CELEBA = 162_770
 """Training images of CelebA."""
 LINKS = 10_000
 """Names of one file; file systems allow some tens of thousands."""
+PREPARE = """
+import sys
+from dlcvlib import params
+from dlcvlib.data.faces import load_faces
+print("loaded", flush=True)
+sys.stdin.readline()
+changes = {"data": f"folder:{sys.argv[1]}", "runs_dir": sys.argv[1], "validation_size": 10}
+load_faces(params.load("quick", "vae", changes))
+"""
 
 
 def measure() -> pd.DataFrame:
@@ -34,7 +44,9 @@ def measure() -> pd.DataFrame:
             print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)
     tensor = CELEBA * 3 * 64 * 64 / 1e6
     what = f"{CELEBA:,} faces prepared, against their tensor"
-    rows.append({"what": what, "mb": prepared_mb(CELEBA), "against_mb": tensor})
+    everything, added = prepared_mb(CELEBA)
+    rows.append({"what": what, "mb": everything, "against_mb": tensor})
+    rows.append({"what": f"{what}, libraries apart", "mb": added, "against_mb": tensor})
     frame = pd.DataFrame(rows)
     return frame.assign(ratio=frame["mb"] / frame["against_mb"])
 
@@ -57,8 +69,13 @@ def training_mb(method: Contender, folder: Path) -> list[float]:
     return seen
 
 
-def prepared_mb(count: int) -> float:
-    """Peak memory of a process that decodes that many faces from a folder and keeps them."""
+def prepared_mb(count: int) -> tuple[float, float]:
+    """Peak memory while a process decodes that many faces from a folder and keeps them.
+
+    Returns:
+        Megabytes of the process and its workers: all, and what was added since the libraries were
+        loaded. On Linux a page that they share counts once.
+    """
     with tempfile.TemporaryDirectory() as name:
         faces = Path(name) / "face"
         for split, size in (("train", count), ("test", 10)):
@@ -74,21 +91,30 @@ def prepared_mb(count: int) -> float:
                     os.link(first, path)
                 lines.append(f"{path.name},{number % 2}")
             (faces / f"{split}.csv").write_text("\n".join(["image_name,Male", *lines]) + "\n")
-        program = "import sys; from benchmarks.memory import prepare; prepare(sys.argv[1])"
-        command = [sys.executable, "-c", program, name]
-        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        command = [sys.executable, "-c", PREPARE, name]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            before = peak = resident_mb(process.pid)
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            while process.poll() is None:
+                peak = max(peak, resident_mb(process.pid))
+                time.sleep(0.02)
+        if process.returncode:
+            raise RuntimeError(f"preparing {count} faces ended with {process.returncode}")
+    return peak, peak - before
 
 
-def prepare(folder: str) -> None:
-    """Prepare a folder's faces, and print the peak of this process and the largest worker's, MB."""
-    from dlcvlib import params
-    from dlcvlib.data.faces import load_faces
-
-    changes = {"data": f"folder:{folder}", "runs_dir": folder, "validation_size": 10}
-    load_faces(params.load("quick", "vae", changes))
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-    print(sum(resource.getrusage(one).ru_maxrss for one in who) / unit)
+def resident_mb(pid: int) -> float:
+    """Megabytes of a process and its children."""
+    total = 0
+    with suppress(psutil.Error):  # it may have ended
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                memory = one.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
+    return total / 1e6
 
 
 def plot(frame: pd.DataFrame) -> plt.Figure:

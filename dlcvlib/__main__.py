@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=count,
         metavar="N",
-        help="chapters run side by side, which share the cores out among them (default: one a "
-        "core; with a GPU, one)",
+        help="notebooks run side by side, which share the cores out among them (default: one a "
+        "core, at most four; with a GPU, one)",
     )
     report.add_argument(
         "--cell-timeout",

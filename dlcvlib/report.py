@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
+JOBS_MAX = 4
+"""Notebooks run side by side unless asked for more: one a chapter."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def make_report(
         fingerprints_of_data: chapter -> fingerprint of its data.
         profile: its name, for the first page.
         only: problems such as "1-3"; all if empty.
-        jobs: chapters run side by side; if None, one a core, but one where there is a GPU.
+        jobs: notebooks run side by side, of different chapters as long as there are any; if None,
+            one a core, at most `JOBS_MAX`, and one where there is a GPU.
         cell_timeout: seconds after which a cell counts as hanging.
         out: where everything is written.
         command: what was typed, for the first page.
@@ -117,27 +121,35 @@ def make_report(
 def _run(
     tasks: Sequence[Task], jobs: int, cell_timeout: int | None, say: "_Say"
 ) -> Iterable[Outcome]:
-    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another."""
-    waiting: queue.Queue[list[Task]] = queue.Queue()
-    chapters = list(dict.fromkeys(task.chapter for task in tasks))
+    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another.
+
+    Where no chapter is left to begin, another's last notebooks are taken: what two of them need
+    one trains, while the other waits for it.
+    """
+    chapters: dict[str, deque[Task]] = {}
+    for task in tasks:
+        chapters.setdefault(task.chapter, deque()).append(task)
     # The last takes the longest: side by side with it the others fill the time.
-    for chapter in chapters if jobs == 1 else reversed(chapters):
-        waiting.put([task for task in tasks if task.chapter == chapter])
+    untouched = deque(chapters.values() if jobs == 1 else reversed(chapters.values()))
+    choosing = threading.Lock()
     finished: queue.Queue[Outcome] = queue.Queue()
 
     def work() -> None:
+        own: deque[Task] = deque()
         while True:
+            with choosing:
+                if not own and untouched:
+                    own = untouched.popleft()
+                others = max(chapters.values(), key=len)
+                if not own and not others:
+                    return
+                task = own.popleft() if own else others.pop()
             try:
-                chapter = waiting.get_nowait()
-            except queue.Empty:
-                return
-            for task in chapter:
-                try:
-                    outcome = reuse(task) or execute(task, say, cell_timeout)
-                except Exception as error:
-                    # Or the main thread would wait for ever.
-                    outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
-                finished.put(outcome)
+                outcome = reuse(task) or execute(task, say, cell_timeout)
+            except Exception as error:
+                # Or the main thread would wait for ever.
+                outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
+            finished.put(outcome)
 
     with _kernel_environment(jobs, say):
         # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
@@ -156,9 +168,9 @@ def _run(
 
 
 def _jobs(tasks: Sequence[Task]) -> int:
-    # A small network gains less from a second thread than two of them from one each.
-    chapters = len({task.chapter for task in tasks})
-    return 1 if torch.accelerator.is_available() else max(1, min(cores(), chapters))
+    # A small network gains less from a second thread than two of them from one each; more of a
+    # chapter's notebooks would mostly wait for each other's training, and each takes memory.
+    return 1 if torch.accelerator.is_available() else max(1, min(cores(), len(tasks), JOBS_MAX))
 
 
 def reuse(task: Task) -> Outcome | None:

@@ -72,7 +72,12 @@ def schedule_marks(schedule: str, steps: int) -> dict[str, float]:
 
 def seed_step(seed: int, step: int) -> None:
     """Seed torch's generators for one step; neighbouring seeds and steps do not collide."""
-    torch.manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % 2**63)
+    number = (seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % 2**63
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # `torch.manual_seed` would note the whole stack, for a GPU that might yet be woken.
+        torch.default_generator.manual_seed(number)
 
 
 def fit(

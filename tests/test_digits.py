@@ -302,6 +302,13 @@ def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
     assert len(changed.flatten(1).unique(dim=0)) == 64
 
 
+def test_points_are_those_of_an_affine_grid():
+    theta = torch.randn(5, 2, 3)
+    grid = (theta.flatten(0, 1) @ augmentation._points(6, 9, torch.device("cpu"))).view(5, 2, 6, 9)
+    wanted = torch.nn.functional.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
+    torch.testing.assert_close(grid.permute(0, 2, 3, 1), wanted)
+
+
 def test_geometric_moves_by_no_more_than_it_says():
     torch.manual_seed(0)
     point = torch.zeros(256, 1, 32, 32)

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import threading
 import time
 from types import SimpleNamespace
 
@@ -364,15 +365,49 @@ def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
     assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
 
 
+def test_one_chapters_notebooks_run_side_by_side_if_no_other_is_left(small, smoke, tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    small.write(p1_1=[f"open({str(pipe)!r}, 'w').close()"], p1_2=[f"open({str(pipe)!r}).close()"])
+    assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
+
+
+def order_of_six(monkeypatch, jobs, held=None):
+    """Two notebooks of each of three chapters; the one held ends when all others have."""
+    started, others_done = [], threading.Event()
+
+    def execute(task, *_):
+        started.append(task.problem)
+        if task.problem == held:
+            others_done.wait(60)
+        return report.Outcome(task, 0.0)
+
+    monkeypatch.setattr(report, "reuse", lambda task: None)
+    monkeypatch.setattr(report, "execute", execute)
+    tasks = [SimpleNamespace(chapter=c, problem=c + n) for c in "abc" for n in "12"]
+    say = report._Say(SimpleNamespace(disable=True, update=lambda: None))
+    for number, _ in enumerate(report._run(tasks, jobs, None, say), 1):
+        if number == 5:
+            others_done.set()
+    return started
+
+
+def test_one_job_runs_notebooks_in_order(monkeypatch):
+    assert order_of_six(monkeypatch, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch):
+    order = order_of_six(monkeypatch, 2, held="c1")
+    assert [problem for problem in order if problem != "c1"] == ["b1", "b2", "a1", "a2", "c2"]
+
+
 @pytest.mark.parametrize(
-    ("cores", "chapters", "gpu", "jobs"),
-    [(2, 4, False, 2), (8, 4, False, 4), (8, 1, False, 1), (1, 4, False, 1), (8, 4, True, 1)],
+    ("cores", "notebooks", "gpu", "jobs"),
+    [(2, 20, False, 2), (8, 20, False, 4), (8, 1, False, 1), (1, 20, False, 1), (8, 20, True, 1)],
 )
-def test_how_many_chapters_at_once(monkeypatch, cores, chapters, gpu, jobs):
+def test_how_many_notebooks_at_once(monkeypatch, cores, notebooks, gpu, jobs):
     monkeypatch.setattr(report, "cores", lambda: cores)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-    tasks = [SimpleNamespace(chapter=f"{number % chapters}") for number in range(20)]
-    assert report._jobs(tasks) == jobs
+    assert report._jobs(range(notebooks)) == jobs
 
 
 HOSTILE = [

@@ -55,7 +55,8 @@ class Batches:
         size = len(self.tensors[0])
         chosen = epoch_indices(size, self.batch_size, self.seed, step).to(self.tensors[0].device)
         images, *rest = (tensor[chosen] for tensor in self.tensors)
-        return self.augment(to_float(images)), *rest
+        images = self.augment(images.float().div_(255))
+        return images.contiguous(memory_format=torch.channels_last), *rest
 
 
 def to_float(images: Tensor) -> Tensor:
