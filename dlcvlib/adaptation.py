@@ -3,6 +3,7 @@
 Every accuracy is of the last step's weights on the target's test split; nothing was chosen by it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from dlcvlib import ablation, adamatch, classifier, dann, metrics, original, pixelda
+from dlcvlib import ablation, adamatch, classifier, dann, metrics, original, pixelda, runs
 from dlcvlib.classifier import Classifier
 from dlcvlib.data.images import CLASSES, DigitData, Pair
 from dlcvlib.params import DANNParams, PixelDAParams
@@ -65,13 +66,19 @@ def score(
     train: Callable[[Pair, int], Run[Classifier]],
 ) -> Scores:
     """Train a method on every pair and seed, and let it name the target's test images."""
-    rows, predictions, trained = [], {}, {}
-    for name, pair in digits.pairs.items():
-        for seed in seeds:
-            run = trained[name, seed] = train(pair, seed)
-            found = predictions[name, seed] = run.method.predict(pair.target.test.images)
-            accuracy = (found == pair.target.test.labels).double().mean().item()
-            rows.append({"method": method, "pair": name, "seed": seed, "accuracy": accuracy})
+    trained = runs.several(
+        {
+            (name, seed): functools.partial(train, pair, seed)
+            for name, pair in digits.pairs.items()
+            for seed in seeds
+        }
+    )
+    rows, predictions = [], {}
+    for (name, seed), run in trained.items():
+        test = digits.pairs[name].target.test
+        found = predictions[name, seed] = run.method.predict(test.images)
+        accuracy = (found == test.labels).double().mean().item()
+        rows.append({"method": method, "pair": name, "seed": seed, "accuracy": accuracy})
     return Scores(method, pd.DataFrame(rows), predictions, trained)
 
 

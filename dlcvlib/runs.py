@@ -16,6 +16,7 @@ import copy
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +30,7 @@ from torch import nn
 from dlcvlib import devices, fingerprints, storage, training
 from dlcvlib.params import TrainingSettings
 
+K = TypeVar("K")
 M = TypeVar("M", bound=devices.Method)
 Batch = Callable[[int], Any]
 
@@ -142,6 +144,25 @@ def train_or_load(
         _train(folder, kind, identity, create, batches, settings, evaluate, keep)
     PartialState().wait_for_everyone()
     return _whole(folder, create, settings)
+
+
+def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:
+    """The runs of several calls of `train_or_load`, what another process trains as the last.
+
+    Two processes that want the same runs thus share the work out, where each would else wait for
+    what the other has just begun. Processes that train one run together keep to the order.
+    """
+    left, found = dict(wanted), {}
+    while left and PartialState().num_processes == 1:
+        for key in list(left):
+            with suppress(storage.BusyError), storage.without_waiting():
+                found[key] = left[key]()
+                del left[key]
+        if left:
+            key = next(iter(left))
+            found[key] = left.pop(key)()
+    found |= {key: train() for key, train in left.items()}
+    return {key: found[key] for key in wanted}
 
 
 def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M]:

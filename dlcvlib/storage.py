@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SEAL = "content_sha256"
 TEMPORARY = ".tmp-"
 """Prefix of every temporary name, so that leftovers of a kill can be swept."""
+
+_waits: ContextVar[bool] = ContextVar("waits", default=True)
 
 
 def sha256(path: Path) -> str:
@@ -242,11 +245,16 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     Args:
         path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
         doing: what is done to it, such as "trained".
+
+    Raises:
+        BusyError: within `without_waiting`, if another holds it.
     """
     lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not _waits.get():
+            raise BusyError(path) from None
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         print(f"{path} is being {doing} by {who}; waiting for it", flush=True)
         with timed("waiting for another process"):
@@ -257,6 +265,20 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Let `sole` raise meanwhile where it would wait."""
+    token = _waits.set(False)
+    try:
+        yield
+    finally:
+        _waits.reset(token)
+
+
+class BusyError(Exception):
+    """What is wanted is being made by another process."""
 
 
 class DamagedFileError(Exception):

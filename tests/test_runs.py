@@ -1,5 +1,7 @@
 """Runs on disk: reused when nothing has changed, trained again when anything has."""
 
+import contextlib
+import functools
 import json
 
 import pytest
@@ -137,3 +139,54 @@ def test_tensors_come_back_as_they_were(tmp_path):
         storage.read_tensors(tmp_path / "t.safetensors", "0" * 64)
     with pytest.raises(storage.DamagedFileError, match="missing"):
         storage.read_tensors(tmp_path / "u.safetensors", "0" * 64)
+
+
+# --- several at once --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Stand-ins for runs a, b and c, of which another process trains a until it is let go."""
+    order, others = [], contextlib.ExitStack()
+    others.enter_context(storage.sole(tmp_path / "a", "trained"))
+
+    def train(name):
+        with storage.sole(tmp_path / name, "trained"):
+            order.append(name)
+            return name
+
+    yield order, others, train
+    others.close()
+
+
+def test_what_another_process_trains_comes_last(shared):
+    order, others, train = shared
+
+    def train_c():
+        others.close()
+        return train("c")
+
+    wanted = {"a": lambda: train("a"), "b": lambda: train("b"), "c": train_c}
+    assert list(runs.several(wanted)) == ["a", "b", "c"]
+    assert order == ["b", "c", "a"]
+
+
+def test_where_others_train_all_the_rest_it_is_waited_for(shared, monkeypatch):
+    order, others, train = shared
+
+    @contextlib.contextmanager
+    def waiting(_):
+        others.close()
+        yield
+
+    monkeypatch.setattr(storage, "timed", waiting)
+    assert runs.several({name: functools.partial(train, name) for name in "ab"})["a"] == "a"
+    assert order == ["b", "a"]
+
+
+def test_an_error_of_one_is_raised(shared):
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        runs.several({"b": fail})
