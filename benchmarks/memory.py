@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.contenders import Batch, Contender, contenders, fit_rate
 from dlcvlib.figures import to_png
+from dlcvlib.report import resident_bytes
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
@@ -94,27 +94,15 @@ def prepared_mb(count: int) -> tuple[float, float]:
         command = [sys.executable, "-c", PREPARE, name]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            before = peak = resident_mb(process.pid)
+            before = peak = resident_bytes(process.pid) / 1e6
             process.stdin.write(b"\n")
             process.stdin.close()
             while process.poll() is None:
-                peak = max(peak, resident_mb(process.pid))
+                peak = max(peak, resident_bytes(process.pid) / 1e6)
                 time.sleep(0.02)
         if process.returncode:
             raise RuntimeError(f"preparing {count} faces ended with {process.returncode}")
     return peak, peak - before
-
-
-def resident_mb(pid: int) -> float:
-    """Megabytes of a process and its children."""
-    total = 0
-    with suppress(psutil.Error):  # it may have ended
-        process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
-            with suppress(psutil.Error):
-                memory = one.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
-    return total / 1e6
 
 
 def plot(frame: pd.DataFrame) -> plt.Figure:

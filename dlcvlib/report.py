@@ -31,6 +31,8 @@ from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
+MEMORY_SECONDS = 5.0
+"""Between two looks at the memory in use, each of which takes some hundredths of a second."""
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
 
@@ -155,9 +157,12 @@ def _run(
         # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         for _ in range(min(jobs, len(tasks))):
             threading.Thread(target=work, daemon=True).start()
+        due = 0.0
         for _ in tasks:
             while True:
-                say.memory = max(say.memory, _memory())
+                if time.monotonic() > due:
+                    say.memory = max(say.memory, resident_bytes())
+                    due = time.monotonic() + MEMORY_SECONDS
                 try:
                     outcome = finished.get(timeout=0.5)
                     break
@@ -322,12 +327,18 @@ def _kernel_environment(jobs: int, say: "_Say"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _memory() -> int:
-    """Resident bytes of this process and all that it has started; shared pages count for each."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, by default this one, and of all that it has started.
+
+    On Linux a page that several of them share counts once; elsewhere, for each.
+    """
     total = 0
-    for process in [(this := psutil.Process()), *this.children(recursive=True)]:
-        with suppress(psutil.Error):  # it may have ended
-            total += process.memory_info().rss
+    with suppress(psutil.Error):  # it may have ended
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                memory = one.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
     return total
 
 
