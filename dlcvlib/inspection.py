@@ -114,7 +114,7 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
         "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
         "time": duration(run.seconds),
         "speed": f"{provenance['images_per_second']:,.0f} images a second",
-        "device": f"{provenance['device']}, {provenance['threads']} threads",
+        "device": f"{provenance['device']}, threads: {provenance['threads']}",
         "precision": provenance["precision"],
     }
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])

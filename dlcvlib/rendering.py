@@ -417,7 +417,7 @@ def describe(
     """What this report was made with and of: for its first and last page and results.json."""
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(p[0]) - 1] for p in document.payloads))
     runs = _runs(document, {params[chapter].runs_dir for chapter in chapters})
-    devices = (f"{r['device']} ({r['threads']} threads, {r['precision']})" for r in runs)
+    devices = (f"{r['device']} (threads: {r['threads']}, {r['precision']})" for r in runs)
     off = environment.deviations()
     return {
         "profile": about["profile"],

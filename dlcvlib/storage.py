@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -256,7 +257,8 @@ def sole(path: Path, doing: str) -> Iterator[None]:
         if not _waits.get():
             raise BusyError(path) from None
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-        print(f"{path} is being {doing} by {who}; waiting for it", flush=True)
+        # Not to the standard output: a notebook's page is no place for it.
+        print(f"{path} is being {doing} by {who}; waiting for it", file=sys.stderr, flush=True)
         with timed("waiting for another process"):
             lock.acquire()
     try:

@@ -11,11 +11,14 @@ end
 -- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
 -- list in it.
 function Str(str)
-  if not typst then return nil end
+  -- The name of a pair, such as usps->mnistm, stays on one line.
+  str.text = str.text:gsub("%->", "‑>")
+  if not typst then return str end
   local equals, rest = str.text:match("^(=+)(.*)$")
   if equals then return { pandoc.RawInline("typst", (equals:gsub("=", "\\="))), pandoc.Str(rest) } end
   if str.text:match("^[-+/]$") then return pandoc.RawInline("typst", "\\" .. str.text) end
   if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
+  return str
 end
 
 -- Code: folded in HTML, left out of print.

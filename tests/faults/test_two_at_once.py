@@ -30,14 +30,15 @@ def start(*arguments):
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def read_until(process, text):
+def read_until(stream, text):
     """What a process prints up to the line that holds a text."""
     lines = []
-    for line in process.stdout:
+    for line in stream:
         lines.append(line)
         if text in line:
             return "".join(lines)
@@ -47,9 +48,9 @@ def read_until(process, text):
 def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
     path = tmp_path / "thing.safetensors"
     first = start("-c", MAKE, path, "first")
-    read_until(first, "making")
+    read_until(first.stdout, "making")
     second = start("-c", MAKE, path, "second")
-    waiting = read_until(second, "waiting for it")
+    waiting = read_until(second.stderr, "waiting for it")
     assert f"is being made by process {first.pid} since " in waiting
     outputs = [process.communicate("go\n", timeout=120)[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
@@ -60,7 +61,7 @@ def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
 def test_a_dead_holders_lock_is_free(tmp_path):
     path = tmp_path / "thing.safetensors"
     dead = start("-c", MAKE, path, "dead")
-    read_until(dead, "making")
+    read_until(dead.stdout, "making")
     dead.kill()
     dead.communicate()
     heir = start("-c", MAKE, path, "heir")
@@ -90,7 +91,7 @@ def test_two_commands_in_one_checkout(tmp_path, command):
     with storage.sole(storage.make_dir(wanted.parent) / wanted.name, "held"):
         both = [start("-m", "dlcvlib", *arguments) for _ in range(2)]
         for process in both:
-            assert "waiting for it" in read_until(process, f"{wanted} is being ")
+            assert "waiting for it" in read_until(process.stderr, f"{wanted} is being ")
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     if command == "report":
