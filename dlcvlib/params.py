@@ -458,6 +458,7 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields):
             steps=self.adamatch_steps,
             batch_size=self.adamatch_batch_size,
             learning_rate=self.adamatch_learning_rate,
+            precision=self.precision,
             augmentation="strong",
             target_augmentation="geometric",
             **_values(AdaMatchFields, self),

@@ -122,6 +122,12 @@ def test_the_views_are_the_methods_own():
     assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
 
 
+def test_its_precision_is_its_own_chapters():
+    chosen = params.load("smoke", "pixelda", {"precision": "fp32"})
+    assert chosen.adamatch(0).precision == chosen.settings(0).precision == "fp32"
+    assert chosen.dann.precision == "auto"
+
+
 def test_pseudo_labels_are_aligned_and_masked(settings, pair, monkeypatch):
     """By hand: nine in ten say 0 at .6, one 1 at .9; the source says both equally often, surely."""
     method, data = adamatch.AdaMatch(settings(threshold=0.8)), pair.adaptation()
