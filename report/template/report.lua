@@ -8,17 +8,21 @@ local function typst_string(text)
   return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
 
+-- The name of a pair, such as usps->mnistm.
+local function on_one_line(str)
+  if html then return pandoc.Span({ str }, { style = "white-space: nowrap" }) end
+  if typst then return { pandoc.RawInline("typst", "#box["), str, pandoc.RawInline("typst", "]") } end
+end
+
 -- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
 -- list in it.
 function Str(str)
-  -- The name of a pair, such as usps->mnistm, stays on one line.
-  str.text = str.text:gsub("%->", "‑>")
-  if not typst then return str end
+  if str.text:match("^%W*%a+%->%a+%W*$") then return on_one_line(str) end
+  if not typst then return nil end
   local equals, rest = str.text:match("^(=+)(.*)$")
   if equals then return { pandoc.RawInline("typst", (equals:gsub("=", "\\="))), pandoc.Str(rest) } end
   if str.text:match("^[-+/]$") then return pandoc.RawInline("typst", "\\" .. str.text) end
   if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
-  return str
 end
 
 -- Code: folded in HTML, left out of print.
