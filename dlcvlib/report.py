@@ -125,8 +125,8 @@ def _run(
 ) -> Iterable[Outcome]:
     """Outcomes as they come: chapters side by side, a chapter's notebooks one after another.
 
-    Where no chapter is left to begin, another's last notebooks are taken: what two of them need
-    one trains, while the other waits for it.
+    Where no chapter is left to begin, another's last notebooks are taken: nothing that two of them
+    need is trained twice.
     """
     chapters: dict[str, deque[Task]] = {}
     for task in tasks:
