@@ -46,8 +46,8 @@ class FeatureExtractor(nn.Module):
             layers += [
                 nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
+                nn.MaxPool2d(2),  # before ReLU: the same result, on a quarter of the values
                 nn.ReLU(),
-                nn.MaxPool2d(2),
             ]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.size = channels[-1] * (IMAGE_SIZE >> len(channels)) ** 2

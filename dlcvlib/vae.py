@@ -64,8 +64,8 @@ class Encoder(nn.Module):
             blocks += [
                 nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
+                nn.MaxPool2d(2),  # before ReLU: the same result, on a quarter of the values
                 nn.ReLU(),
-                nn.MaxPool2d(2),
             ]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
         side = IMAGE_SIZE >> len(channels)
