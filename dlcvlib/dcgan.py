@@ -33,7 +33,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib import metrics, runs
 from dlcvlib.averaging import averaged
-from dlcvlib.data.batches import Batches, random_flips
+from dlcvlib.data.batches import CHUNK, Batches, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
 from dlcvlib.params import GANSettings
@@ -339,7 +339,7 @@ class DCGAN:
         generator = getattr(self, name)
         with evaluating({name: generator}):
             device = device_of(generator)
-            chunks = [generator(chunk.to(device)).float().cpu() for chunk in z.split(250)]
+            chunks = [generator(chunk.to(device)).float().cpu() for chunk in z.split(CHUNK)]
         return (torch.cat(chunks) + 1) / 2
 
     def evaluate(self, real: Tensor, extractor: Extractor) -> dict[str, float]:

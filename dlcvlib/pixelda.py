@@ -38,7 +38,7 @@ from dlcvlib import runs
 from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, learned, move
 from dlcvlib.dann import two_domains
 from dlcvlib.data.augmentation import AUGMENTATIONS, photometric, strong
-from dlcvlib.data.batches import to_float
+from dlcvlib.data.batches import CHUNK, to_float
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import PixelDASettings
 from dlcvlib.runs import Run, device_of
@@ -248,7 +248,7 @@ class PixelDA(Classifier):
         with evaluating({"generator": self.generator}):
             drawn = [
                 self.generator(to_float(some.to(device)), noise.to(device)).cpu()
-                for some, noise in zip(images.split(250), z.split(250), strict=True)
+                for some, noise in zip(images.split(CHUNK), z.split(CHUNK), strict=True)
             ]
         return (torch.cat(drawn) * 255).round().to(torch.uint8)
 

@@ -36,6 +36,10 @@ MEMORY_SECONDS = 5.0
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
 
+SIDE_BY_SIDE = ("pixelda", "vae", "dann", "gan")
+"""Chapters in the order of their beginning, the longest first: the others then fill the time. The
+last has nothing long, and wants a model of the second."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -131,8 +135,8 @@ def _run(
     chapters: dict[str, deque[Task]] = {}
     for task in tasks:
         chapters.setdefault(task.chapter, deque()).append(task)
-    # The last takes the longest: side by side with it the others fill the time.
-    untouched = deque(chapters.values() if jobs == 1 else reversed(chapters.values()))
+    order = chapters if jobs == 1 else sorted(chapters, key=SIDE_BY_SIDE.index)
+    untouched = deque(chapters[chapter] for chapter in order)
     choosing = threading.Lock()
     finished: queue.Queue[Outcome] = queue.Queue()
 

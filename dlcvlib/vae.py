@@ -30,7 +30,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from dlcvlib import runs
-from dlcvlib.data.batches import Batches, float_chunks, random_flips
+from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.params import VAESettings
 from dlcvlib.runs import Run, device_of
@@ -219,7 +219,7 @@ class VAE:
     def decode(self, z: Tensor) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU."""
         device = device_of(self.decoder)
-        return torch.cat([self.decoder(chunk.to(device)).cpu() for chunk in z.split(250)])
+        return torch.cat([self.decoder(chunk.to(device)).cpu() for chunk in z.split(CHUNK)])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) uint8 -> their reconstructions in 0..1, from the mean of q(z|x)."""
