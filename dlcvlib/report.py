@@ -361,7 +361,7 @@ class _Say:
 
     def __call__(self, text: str) -> None:
         if self.bar.disable:
-            print(text, flush=True)
+            print(f"{text}\n", end="", flush=True)  # in one piece: several threads have their say
         else:
             self.bar.set_postfix_str(text)
 
