@@ -182,7 +182,8 @@ def line_panels(
     for name, height in (levels or {}).items():
         axes[0, -1].axhline(height, color="#777777", linewidth=0.9, linestyle=":", label=name)
     for ax in axes[0]:
-        ax.legend()
+        # Above, where no curve can run through it.
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 

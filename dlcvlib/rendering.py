@@ -378,8 +378,8 @@ def _colophon(provenance: Mapping[str, Any], params: Mapping[str, Parameters]) -
     parts.append(
         markdown_table(work, [False, True, True])
         + "\n\n: **Where the time went**: of all notebooks, when each was last run, and of this "
-        f"process, which has not written this page yet. Peak memory of all processes together, "
-        f"this time: {provenance['memory_peak_mb']:,.0f} MB."
+        f"process, which has not written this page yet. Peak memory of all processes together in "
+        f"the runs that made them: {provenance['memory_peak_mb']:,.0f} MB."
     )
     times = pd.DataFrame(provenance["notebooks"].items(), columns=["notebook", "seconds"])
     times["seconds"] = times["seconds"].map("{:,.1f}".format)

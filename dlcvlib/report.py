@@ -43,12 +43,16 @@ last has nothing long, and wants a model of the second."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: `error` is empty if it succeeded; `reused` if nothing was run."""
+    """What came of a task: `error` is empty if it succeeded; `reused` if nothing was run.
+
+    `memory` is the most, in bytes, that had been found in use at the end of the run that made it.
+    """
 
     task: Task
     seconds: float
     error: str = ""
     reused: bool = False
+    memory: int = 0
 
 
 def make_report(
@@ -172,6 +176,7 @@ def _run(
                     break
                 except queue.Empty:
                     say.status()
+            say.memory = max(say.memory, outcome.memory)
             say.finished(outcome)
             yield outcome
 
@@ -194,7 +199,7 @@ def reuse(task: Task) -> Outcome | None:
         return None
     if record["identity"] != task.identity:
         return None
-    return Outcome(task, record["seconds"], reused=True)
+    return Outcome(task, record["seconds"], reused=True, memory=record.get("memory", 0))
 
 
 def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = None) -> Outcome:
@@ -221,6 +226,7 @@ def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = No
         "identity": task.identity,
         "sha256": storage.sha256(task.target),
         "seconds": seconds,
+        "memory": say.memory if say else 0,
     }
     storage.write_sealed(task.record, record)
     task.failed.unlink(missing_ok=True)

@@ -188,6 +188,14 @@ def test_only_what_changed_runs_again(small, capsys):
     assert "unchanged" not in capsys.readouterr().out
 
 
+def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatch):
+    small.write(p1_1=[GOOD])
+    for in_use in (5e9, 1e9):
+        monkeypatch.setattr(report, "resident_bytes", lambda in_use=in_use: in_use)
+        assert small.make()
+        assert small.results()["provenance"]["memory_peak_mb"] == 5_000
+
+
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
     small.write(p1_1=["print('started')", "raise ValueError('<b>*bold* `x` #panic()')", "'never'"])
     small.write(p1_2=[GOOD])
