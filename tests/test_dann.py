@@ -41,10 +41,22 @@ def test_shapes(settings, batch, channels):
 def test_the_networks_are_the_originals():
     method = dann.DANN(params.load("original", "dann").settings(0))
     kinds = [type(layer).__name__ for layer in method.extractor.layers]
-    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] * 4 + ["Flatten"]
+    # Pooled before ReLU, which gives the same.
+    assert kinds == ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"] * 4 + ["Flatten"]
     assert sum(isinstance(layer, nn.Linear) for layer in method.classifier.layers) == 3
     assert sum(isinstance(layer, nn.Linear) for layer in method.domain.layers) == 5
     assert sum(isinstance(layer, nn.BatchNorm1d) for layer in method.domain.layers) == 4
+
+
+def test_pooling_before_relu_changes_neither_outputs_nor_gradients():
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for layers in ([nn.ReLU(), nn.MaxPool2d(2)], [nn.MaxPool2d(2), nn.ReLU()]):
+        leaf = images.clone().requires_grad_()
+        output = nn.Sequential(*layers)(leaf)
+        output.square().sum().backward()
+        found.append((output, leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_original_is_the_homeworks_setting():
