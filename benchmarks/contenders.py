@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
 from dlcvlib import adamatch, dann, dcgan, devices, params, pixelda, training, vae
@@ -19,6 +20,8 @@ from dlcvlib.params import TrainingSettings
 
 WARM_UP = 10
 """Steps before the clock starts."""
+KERNELS = ("convolution", "addmm", "aten::mm")
+"""What the profiler calls convolutions and matrix products, forward and backward."""
 
 
 Batch = Callable[[int], Any]
@@ -87,16 +90,34 @@ class Contender:
 
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""
+        step = self._step_alone()
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return steps / (time.perf_counter() - started)
+
+    def kernel_share(self, steps: int) -> float:
+        """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
+
+        It is what no change around these kernels can save. The profiler makes all else look slower
+        than it is, so that the share is rather too low.
+        """
+        step = self._step_alone()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(steps):
+                step()
+        times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+        kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
+        return kernels / sum(times.values())
+
+    def _step_alone(self) -> Callable[[], None]:
         torch.manual_seed(0)
         method = self.create()
         devices.prepare(method, self.precision())
         batch = self.batches(devices.default())(0)
         for _ in range(WARM_UP):
             method.step(batch)
-        started = time.perf_counter()
-        for _ in range(steps):
-            method.step(batch)
-        return steps / (time.perf_counter() - started)
+        return lambda: method.step(batch)
 
 
 def contenders(precision: str, folder: Path) -> list[Contender]:

@@ -164,9 +164,7 @@ def train_pixelda(settings: PixelDASettings, source: Path, target: Path) -> Iter
         settings.latent_dim, settings.generator_channels, settings.residual_blocks
     )
     discriminator = pixelda.Discriminator(
-        settings.discriminator_channels,
-        settings.discriminator_norm,
-        settings.discriminator_noise,
+        settings.discriminator_channels, settings.discriminator_norm
     )
     optimizers = [adam(settings, network) for network in (generator, discriminator, task)]
     g_optimizer, d_optimizer, t_optimizer = optimizers

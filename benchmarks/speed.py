@@ -1,4 +1,8 @@
-"""Steps a second against plain loops, and against the method's step alone."""
+"""Steps a second against plain loops, and against the method's step alone.
+
+`bound` is how many times the plain loop's speed ours would have if all but its convolutions and
+matrix products took no time.
+"""
 
 import tempfile
 from pathlib import Path
@@ -28,6 +32,7 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
                         "plain": method.plain_rate(steps),
                         "ours": method.our_rate(steps, Path(folder) / "run"),
                         "step": method.step_rate(steps),
+                        "kernel_share": method.kernel_share(steps),
                         "batch_size": method.settings.batch_size,
                     }
                     rows.append(row)
@@ -38,12 +43,14 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
                     )
     frame = pd.DataFrame(rows)
     return frame.assign(
-        against_plain=frame["ours"] / frame["plain"], share_of_step=frame["ours"] / frame["step"]
+        against_plain=frame["ours"] / frame["plain"],
+        share_of_step=frame["ours"] / frame["step"],
+        bound=frame["step"] / frame["kernel_share"] / frame["plain"],
     )
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Median and quartiles of both ratios, and median images a second, a row a method."""
+    """Medians of both ratios with quartiles, of images a second and the bound; a row a method."""
     rows = []
     for (wanted, name), group in frame.groupby(["wanted", "method"], sort=False):
         row = {"wanted": wanted, "method": name, "precision": group["precision"].iloc[0]}
@@ -52,6 +59,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         for ratio in RATIOS:
             low, middle, high = group[ratio].quantile([0.25, 0.5, 0.75])
             row |= {ratio: middle, f"{ratio}, quartiles": f"{low:.2f} to {high:.2f}"}
+        row["bound"] = group["bound"].median()
         rows.append(row)
     return pd.DataFrame(rows)
 

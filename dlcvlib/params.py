@@ -384,9 +384,6 @@ class PixelDAFields(TrainingFields):
     discriminator_norm: Literal["instance", "batch"] = Field(
         description="instance (original) or batch, which lets D see colours"
     )
-    discriminator_noise: Weight = Field(
-        description="deviation of the noise through which D sees images, as -1..1"
-    )
     adversarial_loss: Literal["least_squares", "bce"] = Field(
         description="least_squares (original) or bce (paper)"
     )

@@ -12,19 +12,15 @@ References:
     [1] Bousmalis et al.: Unsupervised Pixel-Level Domain Adaptation with Generative Adversarial
         Networks. CVPR 2017. arXiv:1612.05424
     [2] Mao et al.: Least Squares Generative Adversarial Networks. ICCV 2017. arXiv:1611.04076
-    [3] Arjovsky, Bottou: Towards Principled Methods for Training Generative Adversarial Networks.
-        ICLR 2017. arXiv:1701.04862
 
 T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
 G and D see the geometric part, T the change of light too: a generator should not learn to draw
 other light. What G has drawn is moved once more before T sees it, lest the two agree on marks that
-are no digits. D sees images through noise ([3], section 3): otherwise it soon tells every image
-from the target's and has little to teach. Where we depart from [1] too: generated images teach a
-`patient` T only as far as it has `learned` the source's labels; G's early ones, which show no
-digit, would keep it from learning any. Two slips of the original homework's code are parameters,
-off by default: a Softmax before a cross-entropy that has one inside, and T in G's optimiser, where
-[1] has it move with D.
+are no digits. Where we depart from [1] too: generated images teach a `patient` T only as far as it
+has `learned` the source's labels; G's early ones, which show no digit, would keep it from learning
+any. Two slips of the original homework's code are parameters, off by default: a Softmax before a
+cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
 """
 
 import itertools
@@ -100,12 +96,10 @@ class Discriminator(nn.Module):
         channels: width of the first convolution; each that follows has twice as many.
         norm: "instance" takes each image's own mean and deviation away, and with them its colours,
             "batch" the batch's.
-        noise: standard deviation of what is added to images (as -1..1) in training ([3]).
     """
 
-    def __init__(self, channels: int = 64, norm: str = "instance", noise: float = 0.0) -> None:
+    def __init__(self, channels: int = 64, norm: str = "instance") -> None:
         super().__init__()
-        self.noise = noise
         widths = [3, *(channels << stage for stage in range(4))]
         normalise = nn.InstanceNorm2d if norm == "instance" else nn.BatchNorm2d
         layers: list[nn.Module] = []
@@ -117,10 +111,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 32, 32) in 0..1 -> logits of "this patch is of the target" (N, 1, 2, 2)."""
-        images = 2 * images - 1
-        if self.training and self.noise:
-            images = images + self.noise * torch.randn(images.shape, device=images.device)
-        return self.layers(images)
+        return self.layers(2 * images - 1)
 
 
 def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
@@ -163,9 +154,7 @@ class PixelDA(Classifier):
             settings.latent_dim, settings.generator_channels, settings.residual_blocks
         )
         self.discriminator = Discriminator(
-            settings.discriminator_channels,
-            settings.discriminator_norm,
-            settings.discriminator_noise,
+            settings.discriminator_channels, settings.discriminator_norm
         )
         self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
         for name in ("generator", "discriminator"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import contenders, growth, memory, plain, speed
-from dlcvlib import params
+from dlcvlib import dann, params
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,27 @@ def test_summary_is_of_ratios_round_by_round():
             "batch_size": 10,
             "against_plain": [3.0, 3.0, 2.0],
             "share_of_step": [0.9, 1.0, 0.8],
+            "bound": [5.0, 4.0, 6.0],
         }
     )
     (row,) = speed.summary(frame).to_dict("records")
     assert row["plain, images/s"] == 20
     assert row["against_plain"] == 3.0
     assert row["share_of_step, quartiles"] == "0.85 to 0.95"
+    assert row["bound"] == 5.0
+
+
+def test_kernels_take_a_share_of_the_step(tmp_path):
+    settings = params.load("smoke", "dann", {"batch_size": 8}).settings(0)
+    pair = [torch.rand(8, 3, 32, 32), torch.arange(8), torch.rand(8, 3, 32, 32)]
+    contender = contenders.Contender(
+        "DANN",
+        settings.replace(precision="fp32"),
+        lambda: dann.DANN(settings),
+        lambda device: lambda step: pair,
+        plain=iter,
+    )
+    assert 0.05 < contender.kernel_share(2) < 1
 
 
 def test_growth_is_an_exponent():
