@@ -2,10 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlcvlib.errors import UserError
+
+if TYPE_CHECKING:
+    from dlcvlib.params import Parameters
 
 CHAPTERS = ("vae", "gan", "dann", "pixelda")
 DESCRIPTION = """\
@@ -187,6 +191,7 @@ def _load_data(chosen):
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
     from dlcvlib import planning, report
+    from dlcvlib.apart import apart
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
@@ -195,7 +200,8 @@ def _report(arguments: argparse.Namespace) -> int:
         for number, name in enumerate(chapters, 1)
         if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
     ]
-    fingerprints = {name: _load_data(chapters[name]).fingerprint for name in needed}
+    # torch and the images take hundreds of megabytes; what follows needs neither.
+    fingerprints, gpu = apart(_look, {name: chapters[name] for name in needed})
     if arguments.explain:
         print(planning.explain(planning.plan(chapters, fingerprints, wanted, arguments.out)))
         for folder in sorted({chapters[name].runs_dir for name in needed}):
@@ -206,12 +212,20 @@ def _report(arguments: argparse.Namespace) -> int:
         fingerprints,
         profile=arguments.profile,
         only=wanted,
-        jobs=arguments.jobs,
+        jobs=arguments.jobs or report.side_by_side(gpu),
         cell_timeout=arguments.cell_timeout,
         out=arguments.out,
         command="python -m dlcvlib " + " ".join(sys.argv[1:]),
     )
     return 0 if complete else 1
+
+
+def _look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
+    """Prepare the data of some chapters; their fingerprints, and whether there is a GPU."""
+    fingerprints = {name: _load_data(chosen).fingerprint for name, chosen in chapters.items()}
+    import torch
+
+    return fingerprints, torch.accelerator.is_available()
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib import metrics, runs
 from dlcvlib.averaging import averaged
@@ -318,6 +317,9 @@ class DCGAN:
     def shown(self, images: Tensor) -> Tensor:
         """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
         if blur := self.input_blur():
+            # Loaded by those who blur alone: it takes a second and 150 MB.
+            from torchvision.transforms.v2.functional import gaussian_blur
+
             reach = 2 * math.ceil(3 * self.settings.input_blur) + 1
             images = gaussian_blur(images, [reach, reach], [blur, blur])
         if noise := self.input_noise():

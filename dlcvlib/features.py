@@ -20,6 +20,9 @@ from dlcvlib.data.images import FaceData
 from dlcvlib.params import FaceParams, TrainingSettings
 from dlcvlib.runs import Run, device_of
 
+INCEPTION = "inception_v3_google-0cc3c7bd.pth"
+"""torchvision's name for Inception's weights."""
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -155,12 +158,12 @@ def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
 
 def inception() -> Extractor | None:
     """Inception-v3's pooled features, if torchvision's weights already lie in torch's cache."""
+    # torchvision takes a second and 150 MB: it is loaded only if it is of use.
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
+        return None
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     weights = Inception_V3_Weights.IMAGENET1K_V1
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    if not cached.is_file():
-        return None
     net = inception_v3(weights=weights, progress=False).eval().requires_grad_(False)
     net.fc = nn.Identity()
     prepare = weights.transforms(antialias=True)

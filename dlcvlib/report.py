@@ -20,7 +20,6 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
-import torch
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -61,7 +60,7 @@ def make_report(
     *,
     profile: str,
     only: Sequence[str] = (),
-    jobs: int | None = None,
+    jobs: int = 1,
     cell_timeout: int | None = None,
     out: Path = Path("report"),
     command: str = "",
@@ -76,8 +75,7 @@ def make_report(
         fingerprints_of_data: chapter -> fingerprint of its data.
         profile: its name, for the first page.
         only: problems such as "1-3"; all if empty.
-        jobs: notebooks run side by side, of different chapters as long as there are any; if None,
-            one a core, at most `JOBS_MAX`, and one where there is a GPU.
+        jobs: notebooks run side by side, of different chapters as long as there are any.
         cell_timeout: seconds after which a cell counts as hanging.
         out: where everything is written.
         command: what was typed, for the first page.
@@ -113,7 +111,7 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         with _board(len(tasks)) as say:
-            for outcome in _run(tasks, jobs or _jobs(tasks), cell_timeout, say):
+            for outcome in _run(tasks, min(jobs, len(tasks)), cell_timeout, say):
                 outcomes.append(outcome)
                 chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
                 ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
@@ -163,7 +161,7 @@ def _run(
 
     with _kernel_environment(jobs, say):
         # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
-        for _ in range(min(jobs, len(tasks))):
+        for _ in range(jobs):
             threading.Thread(target=work, daemon=True).start()
         due = 0.0
         for _ in tasks:
@@ -181,10 +179,11 @@ def _run(
             yield outcome
 
 
-def _jobs(tasks: Sequence[Task]) -> int:
+def side_by_side(gpu: bool) -> int:
+    """How many notebooks to run at once: one a core, at most `JOBS_MAX`; one with a GPU."""
     # A small network gains less from a second thread than two of them from one each; more of a
     # chapter's notebooks would mostly wait for each other's training, and each takes memory.
-    return 1 if torch.accelerator.is_available() else max(1, min(cores(), len(tasks), JOBS_MAX))
+    return 1 if gpu else min(cores(), JOBS_MAX)
 
 
 def reuse(task: Task) -> Outcome | None:

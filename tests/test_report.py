@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pypdf
 import pytest
-import torch
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS
 from matplotlib import pyplot as plt
@@ -410,13 +409,11 @@ def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("cores", "notebooks", "gpu", "jobs"),
-    [(2, 20, False, 2), (8, 20, False, 4), (8, 1, False, 1), (1, 20, False, 1), (8, 20, True, 1)],
+    ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
 )
-def test_how_many_notebooks_at_once(monkeypatch, cores, notebooks, gpu, jobs):
+def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
     monkeypatch.setattr(report, "cores", lambda: cores)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-    assert report._jobs(range(notebooks)) == jobs
+    assert report.side_by_side(gpu) == jobs
 
 
 HOSTILE = [

@@ -1,0 +1,75 @@
+"""Processes apart: their results, their errors, their end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+
+from dlcvlib.apart import apart
+from dlcvlib.errors import UserError
+
+
+def refuse(word):
+    raise UserError(f"no {word}")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def begin(path):
+    path.open("w").close()  # waits until the other end of the pipe is opened
+    while True:
+        pass
+
+
+def test_it_answers_from_another_process():
+    assert apart(divmod, 7, 2) == (3, 1)
+    assert apart(os.getpid) != os.getpid()
+
+
+def test_its_errors_are_ours_and_say_where_they_come_from():
+    with pytest.raises(UserError) as caught:
+        apart(refuse, "luck")
+    assert str(caught.value) == "no luck"
+    assert "in refuse" in caught.value.__notes__[0]
+
+
+def test_its_death_is_told():
+    with pytest.raises(UserError, match=r"'die' ended with status -9"):
+        apart(die)
+
+
+def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+
+    def interrupt():
+        pipe.open().close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        apart(begin, pipe)
+    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_a_report_of_what_is_made_already_never_loads_torch():
+    """Its process is there for as long as the notebooks run, and torch takes 400 MB."""
+    program = (
+        "import sys; from dlcvlib import apart, planning, rendering, report; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_chapters_do_without_torchvision():
+    program = (
+        "import sys; from dlcvlib import adaptation, dcgan, explore, features, gan_ablation; "
+        "features.inception(); assert 'torchvision' not in sys.modules"
+    )
+    environment = os.environ | {"TORCH_HOME": "/nowhere"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
