@@ -322,7 +322,11 @@ def _cover(
     document: Document, provenance: Mapping[str, Any], failures: Mapping[str, tuple[str, str]]
 ) -> str:
     """The first page: title, abstract, main table, how it was made."""
-    abstract = " ".join(payload["text"] for payload in document.of_kind("abstract"))
+    texts: dict[str, list[str]] = {}
+    for problem, payloads in document.payloads.items():
+        found = (payload["text"] for payload in payloads if payload["kind"] == "abstract")
+        texts.setdefault(CHAPTER_TITLES[int(problem[0]) - 1], []).extend(found)
+    abstract = [f"**{title}.** {' '.join(text)}" for title, text in texts.items() if text]
     rows = [payload["row"] for payload in document.of_kind("headline")]
     parts = [f"# {TITLE} {{.unlisted}}", f"::: subtitle\n{SUBTITLE}\n:::"]
     if failures:
@@ -331,7 +335,7 @@ def _cover(
             f"::: failed\n**This report is not complete.** These notebooks failed: {links}\n:::"
         )
     if abstract:
-        parts.append(f"::: abstract\n{abstract}\n:::")
+        parts.append("::: abstract\n" + "\n\n".join(abstract) + "\n:::")
     if rows:
         frame = pd.DataFrame(rows, columns=["quantity", "ours", "original", "data"])
         table = markdown_table(frame, [False, True, True, False])
