@@ -2,14 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dlcvlib.errors import UserError
-
-if TYPE_CHECKING:
-    from dlcvlib.params import Parameters
 
 CHAPTERS = ("vae", "gan", "dann", "pixelda")
 DESCRIPTION = """\
@@ -175,23 +171,11 @@ def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
     return {"seeds": [first + number for number in range(len(chosen.seeds))]}
 
 
-def _load_data(chosen):
-    """The data of a chapter's parameters."""
-    from dlcvlib.params import FaceParams
-
-    if isinstance(chosen, FaceParams):
-        from dlcvlib.data.faces import load_faces
-
-        return load_faces(chosen)
-    from dlcvlib.data.digits import load_digits
-
-    return load_digits(chosen)
-
-
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
     from dlcvlib import planning, report
     from dlcvlib.apart import apart
+    from dlcvlib.data.loading import look
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
@@ -201,7 +185,7 @@ def _report(arguments: argparse.Namespace) -> int:
         if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
     ]
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = apart(_look, {name: chapters[name] for name in needed})
+    fingerprints, gpu = apart(look, {name: chapters[name] for name in needed})
     if arguments.explain:
         print(planning.explain(planning.plan(chapters, fingerprints, wanted, arguments.out)))
         for folder in sorted({chapters[name].runs_dir for name in needed}):
@@ -220,17 +204,11 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0 if complete else 1
 
 
-def _look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
-    """Prepare the data of some chapters; their fingerprints, and whether there is a GPU."""
-    fingerprints = {name: _load_data(chosen).fingerprint for name, chosen in chapters.items()}
-    import torch
-
-    return fingerprints, torch.accelerator.is_available()
-
-
 def _train(arguments: argparse.Namespace) -> int:
+    from dlcvlib.data.loading import load
+
     params = _parameters(arguments)[arguments.chapter]
-    data = _load_data(params)
+    data = load(params)
     if arguments.chapter == "vae":
         from dlcvlib import vae
 

@@ -61,6 +61,7 @@ def test_a_report_of_what_is_made_already_never_loads_torch():
     """Its process is there for as long as the notebooks run, and torch takes 400 MB."""
     program = (
         "import sys; from dlcvlib import apart, planning, rendering, report; "
+        "from dlcvlib.data import loading; "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
