@@ -9,11 +9,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from dlcvlib import stopwatch
 from dlcvlib.errors import UserError
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a module's function returns or raises, from a process of its own.
+
+    Its time by kind of work counts here (`dlcvlib.stopwatch`).
 
     Raises:
         UserError: if the process is killed.
@@ -24,7 +27,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     process.start()
     sender.close()
     try:
-        good, value = receiver.recv()
+        good, value, seconds = receiver.recv()
     except EOFError:
         process.join()
         raise UserError(
@@ -37,6 +40,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     finally:
         process.join()
+    stopwatch.add(seconds)
     if not good:
         raise value
     return value
@@ -44,9 +48,9 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _send(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
-        answer = True, function(*arguments)
+        good, value = True, function(*arguments)
     except BaseException as error:
         error.add_note(f"In a process apart:\n{traceback.format_exc()}")
-        answer = False, error
+        good, value = False, error
     with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
-        pipe.send(answer)
+        pipe.send((good, value, stopwatch.so_far()))

@@ -1,7 +1,7 @@
 """Where a process's time goes, by kind of work."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _seconds: dict[str, float] = {}
@@ -18,9 +18,15 @@ def timed(work: str) -> Iterator[None]:
         yield
     finally:
         spent = time.monotonic() - started
-        _seconds[work] = _seconds.get(work, 0.0) + spent - _within.pop()
+        add({work: spent - _within.pop()})
         if _within:
             _within[-1] += spent
+
+
+def add(seconds: Mapping[str, float]) -> None:
+    """Count what another process has taken of itself."""
+    for work, spent in seconds.items():
+        _seconds[work] = _seconds.get(work, 0.0) + spent
 
 
 def so_far() -> dict[str, float]:

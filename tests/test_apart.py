@@ -9,12 +9,18 @@ import threading
 import psutil
 import pytest
 
+from dlcvlib import stopwatch
 from dlcvlib.apart import apart
 from dlcvlib.errors import UserError
 
 
 def refuse(word):
     raise UserError(f"no {word}")
+
+
+def spend():
+    with stopwatch.timed("data"):
+        pass
 
 
 def die():
@@ -37,6 +43,12 @@ def test_its_errors_are_ours_and_say_where_they_come_from():
         apart(refuse, "luck")
     assert str(caught.value) == "no luck"
     assert "in refuse" in caught.value.__notes__[0]
+
+
+def test_its_time_counts_here(monkeypatch):
+    monkeypatch.setattr(stopwatch, "_seconds", {"data": 100.0})
+    apart(spend)
+    assert stopwatch.so_far()["data"] > 100.0
 
 
 def test_its_death_is_told():
