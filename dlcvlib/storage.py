@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,13 +256,21 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     except Timeout:
         if not _waits.get():
             raise BusyError(path) from None
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        who = ""
+        with suppress(OSError):
+            who = holder.read_text(encoding="utf-8")
         # Not to the standard output: a notebook's page is no place for it.
-        print(f"{path} is being {doing} by {who}; waiting for it", file=sys.stderr, flush=True)
+        print(
+            f"{path} is being {doing} by {who or 'another process'}; waiting for it",
+            file=sys.stderr,
+            flush=True,
+        )
         with timed("waiting for another process"):
             lock.acquire()
     try:
-        write_text(holder, f"process {os.getpid()} since {time.strftime('%H:%M:%S')}")
+        # Not by way of a temporary file, which a kill at this moment would leave behind.
+        with suppress(OSError):
+            holder.write_text(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}", "utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
