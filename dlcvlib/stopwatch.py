@@ -24,7 +24,7 @@ def timed(work: str) -> Iterator[None]:
 
 
 def add(seconds: Mapping[str, float]) -> None:
-    """Count what another process has taken of itself."""
+    """Count seconds by kind of work, this process's or another's."""
     for work, spent in seconds.items():
         _seconds[work] = _seconds.get(work, 0.0) + spent
 

@@ -69,7 +69,7 @@ def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-def test_a_report_of_what_is_made_already_never_loads_torch():
+def test_what_the_reports_own_process_imports_loads_no_torch():
     """Its process is there for as long as the notebooks run, and torch takes 400 MB."""
     program = (
         "import sys; from dlcvlib import apart, planning, rendering, report; "

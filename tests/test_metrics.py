@@ -158,3 +158,9 @@ def test_the_extractor_learns_an_attribute(drawn, faces, smoke, tmp_path):
 def test_inception_is_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert features.inception() is None
+
+
+def test_inceptions_file_is_named_as_torchvision_names_it():
+    from torchvision.models import Inception_V3_Weights
+
+    assert Inception_V3_Weights.IMAGENET1K_V1.url.endswith(f"/{features.INCEPTION}")

@@ -418,6 +418,13 @@ def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
     assert report.side_by_side(gpu) == jobs
 
 
+def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
+    monkeypatch.setattr(report, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
+    assert small.make(jobs=4)
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
