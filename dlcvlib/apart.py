@@ -21,7 +21,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         UserError: if the process is killed.
     """
-    # Not a pool: when we are killed, its worker waits for ever, where this process comes to its end.
+    # Not a pool, whose worker waits for ever once we are killed: this process comes to its end.
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
