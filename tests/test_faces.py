@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import HW3_DATA, ROOT, write_csv
@@ -323,6 +324,26 @@ if __name__ == "__main__":
     path.write_text(program)
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "good\n", done.stderr
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    program = """
+import time
+from functools import partial
+from dlcvlib.data import decoding, drawn_faces
+
+results = decoding._results(partial(drawn_faces.draw_faces, 0), [range(5), range(5, 10)])
+next(results)
+print("begun", flush=True)
+time.sleep(600)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout.readline() == "begun\n"
+        workers = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
 @pytest.mark.skipif(not HW3_DATA.is_dir(), reason="real photographs are not here")

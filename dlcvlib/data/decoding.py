@@ -5,11 +5,12 @@ Worker processes import this module only, so that they start quickly: no torch h
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,7 +140,8 @@ def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterato
     done = 0
     try:
         # Spawned, not forked: torch's threads do not survive a fork.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
             with _empty_main():  # map() starts all workers before it returns
                 results = pool.map(work, chunks)
             for result in results:
@@ -148,6 +150,16 @@ def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterato
     except BrokenProcessPool:
         # A worker was killed, most likely for its memory: go on here.
         yield from map(work, chunks[done:])
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent, however that ends: a worker would wait for it for ever."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
