@@ -13,7 +13,7 @@ from dlcvlib import stopwatch
 from dlcvlib.errors import UserError
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """What a module's function returns or raises, from a process of its own.
 
     Its time by kind of work counts here (`dlcvlib.stopwatch`).
@@ -24,7 +24,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     # Not a pool, whose worker waits for ever once we are killed: this process comes to its end.
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, arguments))
+    process = context.Process(target=_send, args=(sender, function, arguments, options))
     process.start()
     sender.close()
     try:
@@ -47,9 +47,14 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     return value
 
 
-def _send(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _send(
+    pipe: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
     try:
-        good, value = True, function(*arguments)
+        good, value = True, function(*arguments, **options)
     except BaseException as error:
         error.add_note(f"In a process apart:\n{traceback.format_exc()}")
         good, value = False, error

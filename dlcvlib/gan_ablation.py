@@ -88,7 +88,7 @@ def train(
             seconds.setdefault(seed, run.seconds)
             z = prior_samples(len(faces.test), params.latent_dim, params.seed)
             pictures = run.method.sample(z, averaged=averaged)
-            samples.setdefault(name, pictures[:SHOWN])
+            samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
             curve = _curve(run, averaged)
             late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
             row = {"variant": name, "seed": seed}

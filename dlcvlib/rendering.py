@@ -101,8 +101,8 @@ def render(
         failures: problem -> title and error of a notebook that failed.
         seconds: problem -> how long it took.
         params: chapter -> its parameters.
-        about: profile, command and start time of this report, and the most memory, in bytes, that
-            its processes have had together.
+        about: profile, command and start time of this report, the most memory, in bytes, that its
+            processes have had together, and seconds spent so far by kind of work (`stopwatch`).
         out: where it is written.
         whole: False while chapters are still to come.
     """
@@ -440,20 +440,22 @@ def describe(
         + (f" and {len(off) - 5} more" if len(off) > 5 else ""),
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
         "notebooks": dict(seconds),
-        "seconds_by_work": _by_work(document, seconds),
+        "seconds_by_work": _by_work(document, seconds, about["spent"]),
         "memory_peak_mb": about["memory"] / 1e6,
         "runs": runs,
     }
 
 
-def _by_work(document: Document, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by kind of work: of the notebooks, when each was last run, and of this process."""
+def _by_work(
+    document: Document, seconds: Mapping[str, float], spent_before: Mapping[str, float]
+) -> dict[str, float]:
+    """Seconds by kind of work: of the notebooks, when each was last run, and of the report."""
     inside: Counter[str] = Counter()
     for payloads in document.payloads.values():
         for payload in payloads:
             inside.update(payload["seconds"])
     cells = sum(document.cell_seconds.values())
-    spent = inside + Counter(stopwatch.so_far())
+    spent = inside + Counter(spent_before) + Counter(stopwatch.so_far())
     spent["evaluation and figures"] = cells - inside.total()
     spent["starting the notebooks"] = sum(seconds.values()) - cells
     return dict(spent.most_common())

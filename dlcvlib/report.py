@@ -24,7 +24,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib import storage
+from dlcvlib import stopwatch, storage
+from dlcvlib.apart import apart
 from dlcvlib.data.decoding import cores
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
@@ -96,12 +97,14 @@ def make_report(
     def render(done: Iterable[Outcome], whole: bool) -> None:
         chosen = sorted((o for o in done), key=lambda o: o.task.problem)
         good = [o for o in chosen if not o.error]
-        rendering.render(
+        # Apart, or this process would hold some 200 MB more for as long as notebooks run.
+        apart(
+            rendering.render,
             {o.task.problem: o.task.target for o in good},
             {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"memory": say.memory},
+            about | {"memory": say.memory, "spent": stopwatch.so_far()},
             out,
             whole=whole,
         )
@@ -248,6 +251,8 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
                 # Else each kernel warns on the terminal that its local ports are not encrypted, and
                 # some that they are interrupted, which is how they are told to end.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
+                shutdown_kernel="immediate",
             )
         except PapermillExecutionError as error:
             first = next(iter(error.source.splitlines()), "")

@@ -13,6 +13,7 @@ need the same run share it.
 """
 
 import copy
+import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -166,6 +167,8 @@ def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:
 
 
 def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M]:
+    # Autocast leaves modules and gradients of a training in reference cycles.
+    gc.collect()
     run = _load(folder, create, settings)
     if run is None:
         raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")

@@ -63,7 +63,7 @@ def train(
             run = vae.train_or_load(settings, faces, params.runs_dir)
             z = vae.prior_samples(len(faces.test), params.latent_dim, params.seed)
             pictures = run.method.decode(z)
-            samples.setdefault(name, pictures[:SHOWN])
+            samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
             rows.append({"variant": name, "seed": seed} | _measure(run, faces, pictures, extractor))
             trained.append(run)
     return Comparison(pd.DataFrame(rows), samples, trained)

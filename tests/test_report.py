@@ -16,6 +16,7 @@ from conftest import PROBLEMS
 from matplotlib import pyplot as plt
 
 from dlcvlib import exhibits, fingerprints, params, planning, rendering, report, storage, vae
+from dlcvlib.apart import apart
 from dlcvlib.errors import UserError
 from dlcvlib.exhibits import MIME, Page, markdown_table
 
@@ -329,7 +330,6 @@ def two_chapters(monkeypatch):
     """As if a second chapter existed already."""
     chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
     monkeypatch.setattr(planning, "CHAPTERS", chapters)
-    monkeypatch.setattr(rendering, "CHAPTERS", chapters)
 
 
 def make_two(small, smoke, tmp_path, **arguments):
@@ -348,13 +348,12 @@ def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_cha
     """The second chapter's notebook waits until the first chapter's page has been written."""
     os.mkfifo(written := tmp_path / "written")
     pipe = os.open(written, os.O_RDWR)  # so that neither side waits for the other to open it
-    render = rendering.render
 
     def noted(*arguments, **options):
-        render(*arguments, **options)
+        apart(*arguments, **options)
         os.write(pipe, b"\n")
 
-    monkeypatch.setattr(rendering, "render", noted)
+    monkeypatch.setattr(report, "apart", noted)
     waiting = f"""\
 from pathlib import Path
 open({str(written)!r}).readline()
