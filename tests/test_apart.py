@@ -56,6 +56,15 @@ def test_its_death_is_told():
         apart(die)
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs are started with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
 

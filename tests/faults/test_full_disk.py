@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dlcvlib import storage, vae
+from dlcvlib import report, storage, vae
 from dlcvlib.errors import UserError
 
 NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
@@ -81,6 +81,8 @@ def test_at_each_part_of_the_report(small, file, disk_full_beyond, monkeypatch):
         with disk_full_beyond(len(data) // 2):
             return original(path, data)
 
+    # In this process, for the patch to reach it.
+    monkeypatch.setattr(report, "apart", lambda function, *a, **k: function(*a, **k))
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
     with pytest.raises(UserError, match=NEEDS.format(file.replace(".", r"\."))):
         small.make()
