@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.contenders import fit_rate
 from dlcvlib import embedding, params
@@ -98,4 +99,12 @@ def plot(frame: pd.DataFrame) -> plt.Figure:
         ax.loglog(medians.index, medians)
         ax.set_xlabel(quantity)
         ax.set_ylabel(UNITS[quantity])
+        # Sizes as they were measured; a range of less than a decade would have no labels else.
+        ax.set_xticks(medians.index, [f"{size:,}" for size in medians.index])
+        ax.set_xticks([], minor=True)
+        low, high = rows["cost"].min(), rows["cost"].max()
+        ax.set_ylim(min(low, high / 4) / 1.3, high * 1.3)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter("{x:g}")
     return figure
