@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,7 +22,7 @@ def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     Raises:
         UserError: if the process is killed.
     """
-    # Not a pool, whose worker waits for ever once we are killed: this process comes to its end.
+    # Not a pool, which after an interrupt of us alone would wait for the work's end.
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments, options))
@@ -47,12 +48,26 @@ def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return value
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that has started it has ended, in whatever way.
+
+    A pool's worker would wait for ever; other work would go on without its parent's locks.
+    """
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _send(
     pipe: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     options: dict[str, Any],
 ) -> None:
+    end_with_parent()
     try:
         good, value = True, function(*arguments, **options)
     except BaseException as error:

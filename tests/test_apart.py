@@ -8,6 +8,7 @@ import threading
 
 import psutil
 import pytest
+from conftest import ROOT
 
 from dlcvlib import stopwatch
 from dlcvlib.apart import apart
@@ -76,6 +77,21 @@ def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         apart(begin, pipe)
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_it_ends_with_a_parent_that_is_killed(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    program = (
+        "from pathlib import Path; from dlcvlib.apart import apart; from test_apart import begin; "
+        f"apart(begin, Path({str(pipe)!r}))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as parent:
+        pipe.open().close()  # until the work has begun
+        started = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert started
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_what_the_reports_own_process_imports_loads_no_torch():

@@ -328,17 +328,17 @@ if __name__ == "__main__":
 
 def test_workers_end_with_a_parent_that_is_killed():
     program = """
-import time
 from functools import partial
 from dlcvlib.data import decoding, drawn_faces
 
 results = decoding._results(partial(drawn_faces.draw_faces, 0), [range(5), range(5, 10)])
 next(results)
 print("begun", flush=True)
-time.sleep(600)
+input()
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd=ROOT) as parent:
         assert parent.stdout.readline() == "begun\n"
         workers = psutil.Process(parent.pid).children()
         parent.kill()

@@ -327,7 +327,7 @@ def test_out_that_cannot_be_written(small):
 
 @pytest.fixture
 def two_chapters(monkeypatch):
-    """As if a second chapter existed already."""
+    """A second chapter with the first one's parameters."""
     chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
     monkeypatch.setattr(planning, "CHAPTERS", chapters)
 

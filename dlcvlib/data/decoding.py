@@ -5,12 +5,11 @@ Worker processes import this module only, so that they start quickly: no torch h
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from dlcvlib import storage
+from dlcvlib.apart import end_with_parent
 from dlcvlib.errors import UserError
 
 CHUNK = 250
@@ -141,7 +141,7 @@ def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterato
     try:
         # Spawned, not forked: torch's threads do not survive a fork.
         context = get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
             with _empty_main():  # map() starts all workers before it returns
                 results = pool.map(work, chunks)
             for result in results:
@@ -150,16 +150,6 @@ def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterato
     except BrokenProcessPool:
         # A worker was killed, most likely for its memory: go on here.
         yield from map(work, chunks[done:])
-
-
-def _end_with_parent() -> None:
-    """End this process with its parent, however that ends: a worker would wait for it for ever."""
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
