@@ -19,6 +19,7 @@ running ones, and both batches are of one size.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,12 +28,13 @@ from torch import Tensor, nn
 
 from dlcvlib import runs
 from dlcvlib.averaging import averaged
-from dlcvlib.classifier import CODE, Classifier, adam, move
+from dlcvlib.classifier import CODE, Classifier
 from dlcvlib.dann import two_domains
 from dlcvlib.data.augmentation import AUGMENTATIONS, unchanged
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import AdaMatchSettings
 from dlcvlib.runs import Run
+from dlcvlib.training import adam, move
 
 
 @contextmanager
@@ -93,7 +95,11 @@ class AdaMatch(Classifier):
         self.averaged = averaged(self.trained, settings.ema_decay)
         self.extractor, self.classifier = self.averaged.module
         self.modules = {"trained": self.trained, "averaged": self.averaged}
-        self.optimizers = {"trained": adam([self.trained], settings)}
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of what is trained."""
+        return {"trained": adam([self.trained], self.settings)}
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """One step; source images (N, 3, 32, 32), labels (N,), target images (M, 3, 32, 32)."""

@@ -10,6 +10,7 @@ contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from dlcvlib import runs
 from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, float_chunks
 from dlcvlib.data.images import CLASSES, Domain, LabelledImages
-from dlcvlib.params import ClassifierSettings, TrainingSettings
+from dlcvlib.params import ClassifierSettings
 from dlcvlib.runs import Run, device_of
-from dlcvlib.training import evaluating
+from dlcvlib.training import adam, evaluating, move
 
 IMAGE_SIZE = 32
 CODE = ("classifier", "data/augmentation")
@@ -84,7 +85,11 @@ class Classifier:
         self.extractor = FeatureExtractor(settings.channels, settings.instance_norm)
         self.classifier = LabelClassifier(self.extractor.size, settings.classifier_width)
         self.modules = {"extractor": self.extractor, "classifier": self.classifier}
-        self.optimizers = {"classifier": adam([self.extractor, self.classifier], settings)}
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """F's and L's."""
+        return {"classifier": adam([self.extractor, self.classifier], self.settings)}
 
     def step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """One step of cross-entropy on images (N, 3, 32, 32) in 0..1 and labels (N,)."""
@@ -120,26 +125,6 @@ class Classifier:
 def learned(class_loss: Tensor) -> Tensor:
     """How far a class loss lies below that of guessing: from 0 (it guesses, or worse) to 1."""
     return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
-
-
-def adam(modules: Sequence[nn.Module], settings: TrainingSettings) -> torch.optim.Adam:
-    """Adam over several modules' parameters."""
-    return torch.optim.Adam(
-        [parameter for module in modules for parameter in module.parameters()],
-        lr=settings.learning_rate,
-        betas=tuple(settings.adam_betas),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
-def move(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """One step of these optimisers down the loss."""
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def train_or_load(

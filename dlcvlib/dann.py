@@ -22,6 +22,7 @@ domain an image is of, and its reversed gradient can flatten the features before
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,12 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib import runs
-from dlcvlib.classifier import CODE, Classifier, adam, learned, move
+from dlcvlib.classifier import CODE, Classifier, learned
 from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import ClassifierFields, DANNSettings
 from dlcvlib.runs import Run
+from dlcvlib.training import adam, move
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -88,7 +90,11 @@ class DANN(Classifier):
             self.extractor.size, settings.domain_width, settings.domain_layers
         )
         self.modules["domain"] = self.domain
-        self.optimizers["domain"] = adam([self.domain], settings)
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """F's and L's, and D's."""
+        return super().optimizers | {"domain": adam([self.domain], self.settings)}
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """One step; source images (N, 3, 32, 32), their labels (N,), target images (M, 3, 32, 32).

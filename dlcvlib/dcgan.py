@@ -37,7 +37,7 @@ from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
 from dlcvlib.params import GANSettings
 from dlcvlib.runs import Run, device_of
-from dlcvlib.training import evaluating
+from dlcvlib.training import adam, evaluating, move
 from dlcvlib.vae import prior_samples
 
 IMAGE_SIZE = 64
@@ -235,14 +235,12 @@ class DCGAN:
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
             self.modules["averaged"] = self.averaged
-        self.optimizers = {
-            name: torch.optim.Adam(
-                self.modules[name].parameters(),
-                lr=settings.learning_rate,
-                betas=tuple(settings.adam_betas),
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Each player's."""
+        return {
+            name: adam([self.modules[name]], self.settings)
             for name in ("generator", "discriminator")
         }
 
@@ -268,7 +266,7 @@ class DCGAN:
             discriminator_loss(settings.loss, *pair) for pair in zip(logits, targets, strict=True)
         ]
         loss = losses[0] + losses[1]
-        self._move("discriminator", loss)
+        move(loss, [self.optimizers["discriminator"]])
         return {
             "discriminator": loss,
             "d_real": logits[0].sigmoid().mean(),
@@ -279,14 +277,9 @@ class DCGAN:
         # D only passes gradients on here: without its own they are cheaper, and it cannot move.
         self.discriminator.requires_grad_(False)
         loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
-        self._move("generator", loss)
+        move(loss, [self.optimizers["generator"]])
         self.discriminator.requires_grad_(True)
         return {"generator": loss}
-
-    def _move(self, player: str, loss: Tensor) -> None:
-        self.optimizers[player].zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizers[player].step()
 
     def noise(self, count: int, device: torch.device) -> Tensor:
         """z ~ N(0, I): (count, latent_dim)."""

@@ -33,7 +33,9 @@ class Method(Protocol):
 
     Attributes:
         modules: name -> network; `prepare` moves them to the device.
-        optimizers: name -> optimiser of their parameters.
+        optimizers: name -> optimiser of their parameters. Made when first asked for: the first of a
+            process makes torch load its compiler, seconds and 150 MB that a run from disk can do
+            without.
         done: steps taken so far: what schedules depend on.
     """
 

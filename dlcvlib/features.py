@@ -8,6 +8,7 @@ torch's cache, they are used as well.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from dlcvlib.data.batches import Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.params import FaceParams, TrainingSettings
 from dlcvlib.runs import Run, device_of
+from dlcvlib.training import adam, move
 
 INCEPTION = "inception_v3_google-0cc3c7bd.pth"
 """torchvision's name for Inception's weights."""
@@ -73,24 +75,21 @@ class AttributeClassifier:
     """`AttributeNet` and Adam, for `training.fit`."""
 
     def __init__(self, settings: TrainingSettings, attributes: Sequence[str]) -> None:
+        self.settings = settings
         self.attributes = list(attributes)
         self.net = AttributeNet(len(attributes))
         self.modules = {"net": self.net}
-        self.optimizer = torch.optim.Adam(
-            self.net.parameters(),
-            lr=settings.learning_rate,
-            betas=tuple(settings.adam_betas),
-            fused=True,
-        )
-        self.optimizers = {"adam": self.optimizer}
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The network's."""
+        return {"adam": adam([self.net], self.settings)}
 
     def step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """One step of binary cross-entropy; images in 0..1 and attributes (N, A) of 0 and 1."""
         images, attributes = batch
         loss = F.binary_cross_entropy_with_logits(self.net(images), attributes)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        move(loss, self.optimizers.values())
         return {"cross_entropy": loss}
 
     def features(self, images: Tensor) -> Tensor:

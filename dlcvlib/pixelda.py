@@ -24,6 +24,7 @@ cross-entropy that has one inside, and T in G's optimiser, where [1] has it move
 """
 
 import itertools
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -31,14 +32,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib import runs
-from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, adam, learned, move
+from dlcvlib.classifier import CODE, IMAGE_SIZE, Classifier, learned
 from dlcvlib.dann import two_domains
 from dlcvlib.data.augmentation import AUGMENTATIONS, photometric, strong
 from dlcvlib.data.batches import CHUNK, to_float
 from dlcvlib.data.images import Adaptation
 from dlcvlib.params import PixelDASettings
 from dlcvlib.runs import Run, device_of
-from dlcvlib.training import evaluating
+from dlcvlib.training import adam, evaluating, move
 
 
 class ResidualBlock(nn.Module):
@@ -157,8 +158,14 @@ class PixelDA(Classifier):
             settings.discriminator_channels, settings.discriminator_norm
         )
         self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
-        for name in ("generator", "discriminator"):
-            self.optimizers[name] = adam([self.modules[name]], settings)
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """T's, G's and D's."""
+        return super().optimizers | {
+            name: adam([self.modules[name]], self.settings)
+            for name in ("generator", "discriminator")
+        }
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """A step of D and T, then one of G ([1], section 3).

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,26 @@ class Progress:
             _match_layout(optimizer)
         self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
         self.pending = [{k: torch.tensor(v) for k, v in row.items()} for row in meta["pending"]]
+
+
+def adam(modules: Iterable[nn.Module], settings: TrainingSettings) -> torch.optim.Adam:
+    """Adam over several modules' parameters."""
+    return torch.optim.Adam(
+        [parameter for module in modules for parameter in module.parameters()],
+        lr=settings.learning_rate,
+        betas=tuple(settings.adam_betas),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def move(loss: Tensor, optimizers: Collection[torch.optim.Optimizer]) -> None:
+    """One step of these optimisers down the loss."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def gradient_norms(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:

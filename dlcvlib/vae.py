@@ -20,13 +20,12 @@ the log-variance is clamped to a range that training leaves only when it diverge
 import itertools
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from dlcvlib import runs
@@ -34,7 +33,7 @@ from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.params import VAESettings
 from dlcvlib.runs import Run, device_of
-from dlcvlib.training import evaluating
+from dlcvlib.training import adam, evaluating, move
 
 IMAGE_SIZE = 64
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
@@ -154,6 +153,7 @@ class VAE:
     """Encoder, decoder and Adam, for `training.fit`."""
 
     def __init__(self, settings: VAESettings) -> None:
+        self.settings = settings
         self.encoder = Encoder(settings.channels, settings.latent_dim, settings.normalise_heads)
         self.decoder = Decoder(
             settings.channels,
@@ -163,25 +163,19 @@ class VAE:
             settings.output,
             settings.normalise_output,
         )
-        self.kld_weight = settings.kld_weight
         self.modules = {"encoder": self.encoder, "decoder": self.decoder}
-        self.optimizer = torch.optim.Adam(
-            [*self.encoder.parameters(), *self.decoder.parameters()],
-            lr=settings.learning_rate,
-            betas=tuple(settings.adam_betas),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self.optimizers = {"adam": self.optimizer}
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Encoder's and decoder's, as one."""
+        return {"adam": adam(self.modules.values(), self.settings)}
 
     def step(self, batch: tuple[Tensor]) -> dict[str, Tensor]:
         """One step on the evidence lower bound; images (N, 3, 64, 64) in 0..1."""
         (images,) = batch
         terms = self.terms(images, sample=True)
-        loss = terms["mse"] + self.kld_weight * terms["kld"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        loss = terms["mse"] + self.settings.kld_weight * terms["kld"]
+        move(loss, self.optimizers.values())
         return terms
 
     def terms(self, images: Tensor, *, sample: bool) -> dict[str, Tensor]:
@@ -233,6 +227,10 @@ def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
 
 def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
     """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
+    # Loaded here: scikit-learn takes more than a second, and most of this module does without it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=20, random_state=seed)
     with warnings.catch_warnings():
         # Twenty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
