@@ -185,7 +185,9 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
 
 
 def write(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:
-    """Images (N, 3, H, W) uint8 as PNGs that are named by label and number."""
+    """Images (N, 3, H, W) uint8 as PNGs that are named by label and number, if they are not yet."""
+    if folder.exists():
+        return
     folder.mkdir(parents=True)
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         (folder / f"{int(label)}-{number:06d}.png").write_bytes(to_png(image, scale=1))

@@ -13,7 +13,8 @@ import psutil
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.contenders import Batch, Contender, contenders, fit_rate
+from benchmarks.contenders import Batch, contenders, fit_rate
+from dlcvlib.apart import apart
 from dlcvlib.figures import to_png
 from dlcvlib.report import resident_bytes
 
@@ -37,9 +38,10 @@ def measure() -> pd.DataFrame:
     """One row a measurement: what, megabytes, the megabytes it is held against, their ratio."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for method in contenders("auto", Path(name)):
-            early, late = training_mb(method, Path(name) / "run")
-            what = f"{method.name}, step {LATE:,} against step {EARLY}"
+        for method in (one.name for one in contenders("auto", Path(name))):
+            # Each in a process of its own: one's growth could hide in what another has left free.
+            early, late = apart(training_mb, method, Path(name))
+            what = f"{method}, step {LATE:,} against step {EARLY}"
             rows.append({"what": what, "mb": late, "against_mb": early})
             print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)
     tensor = CELEBA * 3 * 64 * 64 / 1e6
@@ -51,8 +53,14 @@ def measure() -> pd.DataFrame:
     return frame.assign(ratio=frame["mb"] / frame["against_mb"])
 
 
-def training_mb(method: Contender, folder: Path) -> list[float]:
-    """Resident megabytes at the steps EARLY and LATE of a training."""
+def training_mb(name: str, folder: Path) -> list[float]:
+    """Resident megabytes at the steps EARLY and LATE of a method's training.
+
+    Args:
+        name: of one of the `contenders`.
+        folder: theirs.
+    """
+    method = next(one for one in contenders("auto", folder) if one.name == name)
     seen = []
 
     def watched(device: torch.device) -> Batch:
@@ -65,7 +73,7 @@ def training_mb(method: Contender, folder: Path) -> list[float]:
 
         return batch
 
-    fit_rate(method.settings, method.create, watched, LATE, folder)
+    fit_rate(method.settings, method.create, watched, LATE, folder / "run")
     return seen
 
 

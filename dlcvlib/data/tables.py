@@ -73,10 +73,10 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         raise UserError(f"{path} lists no images")
     names = table["image_name"].fillna("")
     try:
-        inside, files = folder.resolve(), names.map(lambda name: (folder / name).resolve())
+        inside, files = folder.resolve(), names.map(lambda name: str((folder / name).resolve()))
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
         raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
-    if strays := names[[not file.is_relative_to(inside) for file in files]].tolist():
+    if strays := names[[not Path(file).is_relative_to(inside) for file in files]].tolist():
         raise UserError(f"{path} names files outside of {folder}: {_some(strays)}")
     if repeated := names[files.duplicated()].unique().tolist():
         raise UserError(f"{path} lists images twice: {_some(repeated)}")
