@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dlcvlib import fingerprints, storage
 from dlcvlib.errors import UserError
 from dlcvlib.params import TrainingSettings
+from dlcvlib.stopwatch import timed
 
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3
@@ -124,6 +125,7 @@ def _kept_gain(batch_size: int, method: Method, batch: Callable[[int], Any]) -> 
         return gain
 
 
+@timed("trying precisions")
 def _gain(method: Method, batch: Callable[[int], Any]) -> float:
     """How many times as fast bf16 is as fp32: median of rounds that take turns."""
     copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}

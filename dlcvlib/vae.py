@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlcvlib import runs
+from dlcvlib import runs, storage
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.params import VAESettings
@@ -239,6 +239,19 @@ def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10)
     z, _ = mixture.sample(count)
     order = np.random.default_rng(seed).permutation(count)  # sample() sorts by component
     return torch.from_numpy(z[order]).float()
+
+
+def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
+    """Means of q(z|x) of the images that a run was trained on: (N, latent_dim).
+
+    Several notebooks fit something to them; they are computed once and kept beside the run.
+    """
+    model = run.provenance["files"]["model.safetensors"]
+    tensors, _ = storage.kept(
+        run.folder / f"latents-{model[:16]}.safetensors",
+        lambda: ({"mean": run.method.encode(faces.train.images)}, {}),
+    )
+    return tensors["mean"]
 
 
 def train_or_load(settings: VAESettings, faces: FaceData, runs_dir: Path | str) -> Run[VAE]:

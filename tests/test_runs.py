@@ -37,6 +37,13 @@ def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
     assert not second.method.encoder.training
 
 
+def test_a_run_from_disk_does_without_optimisers(smoke, faces, tmp_path):
+    """The first of a process makes torch load its compiler: seconds, and 150 MB."""
+    run = [vae.train_or_load(smoke().settings, faces, tmp_path) for _ in range(2)][-1]
+    assert "optimizers" not in vars(run.method)
+    assert run.method.optimizers is run.method.optimizers
+
+
 def test_a_changed_setting_or_data_trains_again(smoke, faces, tmp_path, counted):
     from dataclasses import replace
 
