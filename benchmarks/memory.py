@@ -38,7 +38,7 @@ def measure() -> pd.DataFrame:
     """One row a measurement: what, megabytes, the megabytes it is held against, their ratio."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for method in (one.name for one in contenders("auto", Path(name))):
+        for method in [one.name for one in contenders("auto", Path(name))]:
             # Each in a process of its own: one's growth could hide in what another has left free.
             early, late = apart(training_mb, method, Path(name))
             what = f"{method}, step {LATE:,} against step {EARLY}"

@@ -1,7 +1,7 @@
 """`fit`: the one training loop. Devices, precision, progress, history, checkpoints, resume.
 
 A method is an object with `modules`, `optimizers` and `step(batch) -> dict of scalar tensors`
-(the step zeroes gradients, goes backward and moves its optimisers itself).
+(the step moves its optimisers itself, by `move`).
 
 All randomness of step t comes from (seed, t): weights aside, no generator has a state that must
 survive. A run that is killed and resumed, as often as you like, is therefore the uninterrupted

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlcvlib import runs, storage
+from dlcvlib import fingerprints, runs, storage
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.params import VAESettings
@@ -242,16 +242,19 @@ def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10)
 
 
 def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
-    """Means of q(z|x) of the images that a run was trained on: (N, latent_dim).
+    """Means of q(z|x) of the training images: (N, latent_dim).
 
-    Several notebooks fit something to them; they are computed once and kept beside the run.
+    Several notebooks fit something to them; they are computed once and kept in the runs' `latents`.
     """
-    model = run.provenance["files"]["model.safetensors"]
-    tensors, _ = storage.kept(
-        run.folder / f"latents-{model[:16]}.safetensors",
-        lambda: ({"mean": run.method.encode(faces.train.images)}, {}),
-    )
-    return tensors["mean"]
+    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
+    name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
+    folder = storage.make_dir(run.folder.parent / "latents" / name)
+
+    def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
+        storage.sweep(folder)
+        return {"mean": run.method.encode(faces.train.images)}, {}
+
+    return storage.kept(folder / "mean.safetensors", encode)[0]["mean"]
 
 
 def train_or_load(settings: VAESettings, faces: FaceData, runs_dir: Path | str) -> Run[VAE]:

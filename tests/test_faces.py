@@ -1,5 +1,6 @@
 """Faces from each source, and one clear error for each kind of bad input."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -300,6 +301,18 @@ def test_cache_that_cannot_be_written(load, folder, tmp_path):
     (tmp_path / "runs").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         load(f"folder:{folder}")
+
+
+def test_digests_keep_their_order_over_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "CHUNK", 2)
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path in paths:
+        path.write_text(path.name)
+    expected = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
+    assert decoding.contents(paths) == expected
+    paths[3].unlink()
+    with pytest.raises(UserError, match="3.png"):
+        decoding.contents(paths)
 
 
 def test_several_processes_give_what_one_gives(tmp_path):

@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from dlcvlib import fingerprints, runs, storage, training, vae
 from dlcvlib.errors import UserError
@@ -37,8 +40,32 @@ def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
     assert not second.method.encoder.training
 
 
+UNTRAINED = """
+import sys
+from dlcvlib import adamatch, classifier, dann, dcgan, features, params, pixelda, vae
+face, gan, digit, pixel = (params.load("smoke", c) for c in ("vae", "gan", "dann", "pixelda"))
+methods = [
+    vae.VAE(face.settings),
+    features.AttributeClassifier(features.settings_for(face), ["Male"]),
+    dcgan.DCGAN(gan.settings),
+    classifier.Classifier(digit.settings(0)),
+    dann.DANN(digit.settings(0)),
+    pixelda.PixelDA(pixel.settings(0)),
+    adamatch.AdaMatch(pixel.adamatch(0)),
+]
+assert "torch._dynamo" not in sys.modules
+for method in methods:
+    assert method.optimizers
+assert "torch._dynamo" in sys.modules  # else there is nothing to put off any more
+"""
+
+
+def test_an_untrained_method_loads_no_compiler():
+    """torch loads it for the first optimiser of a process: seconds, and 150 MB."""
+    subprocess.run([sys.executable, "-c", UNTRAINED], check=True, cwd=ROOT)
+
+
 def test_a_run_from_disk_does_without_optimisers(smoke, faces, tmp_path):
-    """The first of a process makes torch load its compiler: seconds, and 150 MB."""
     run = [vae.train_or_load(smoke().settings, faces, tmp_path) for _ in range(2)][-1]
     assert "optimizers" not in vars(run.method)
     assert run.method.optimizers is run.method.optimizers

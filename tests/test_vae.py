@@ -112,7 +112,7 @@ def test_it_overfits_eight_images(smoke, faces):
     images = to_float(faces.train.images[:8])
     errors = [model.step((images,))["mse"].item() for _ in range(400)]
     # Not the last one: at this rate Adam jumps out of its valley now and then.
-    assert min(errors) < 0.1 * errors[0]
+    assert min(errors[-50:]) < 0.1 * errors[0]
 
 
 def test_evaluation_moves_nothing(smoke, faces):

@@ -73,6 +73,7 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         raise UserError(f"{path} lists no images")
     names = table["image_name"].fillna("")
     try:
+        # As text: a hundred thousand paths, which keep their parts, are a hundred MB.
         inside, files = folder.resolve(), names.map(lambda name: str((folder / name).resolve()))
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
         raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
