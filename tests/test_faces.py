@@ -311,7 +311,7 @@ def test_digests_keep_their_order_over_chunks(tmp_path, monkeypatch):
     expected = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
     assert decoding.contents(paths) == expected
     paths[3].unlink()
-    with pytest.raises(UserError, match="3.png"):
+    with pytest.raises(UserError, match=r"3\.png"):
         decoding.contents(paths)
 
 
