@@ -4,6 +4,7 @@ Every accuracy is of the last step's weights on the target's test split; nothing
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -286,6 +287,30 @@ def best_sentence(methods: Sequence[Scores], worth: pd.DataFrame) -> str:
             "the target is no better than that."
         )
     return text
+
+
+def setbacks(low: Scores, methods: Sequence[Scores], digits: DigitData) -> list[str]:
+    """Where a method reads less of the target than source only, and what it reads of its source.
+
+    That tells a run that has not learned the labels from one that has lost them in adapting.
+    """
+    found = []
+    for pair, scores in itertools.product(digits.pairs, methods):
+        means = [s.frame.loc[s.frame["pair"] == pair, "accuracy"].mean() for s in (scores, low)]
+        if means[0] >= means[1]:
+            continue
+        home, usual = scores.at_home(digits, pair), low.at_home(digits, pair)
+        found.append(
+            f"On {pair} {scores.method} reads less of the target than {low.method} does. Of its "
+            f"own source's held-out images it reads {home:.1%}, {low.method} {usual:.1%}: "
+            + (
+                "it has learned the labels less well, and with them what it passes on to the "
+                "target."
+                if usual - home > 0.05
+                else "it knows its source about as well; the target is lost in adapting."
+            )
+        )
+    return found
 
 
 def pseudo_label_worth(scores: Scores, digits: DigitData) -> pd.DataFrame:

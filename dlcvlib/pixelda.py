@@ -16,8 +16,9 @@ References:
 T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
 G and D see the geometric part, T the change of light too: a generator should not learn to draw
-other light. What G has drawn is moved once more before T sees it, lest the two agree on marks that
-are no digits. Where we depart from [1] too: generated images teach a `patient` T only as far as it
+other light. Half of the source images keep theirs for T as well; without any, it can stay a guess
+for most of a short run. What G has drawn is moved once more before T sees it, lest the two agree on
+marks that are no digits. Where we depart from [1] too: generated images teach a `patient` T only as far as it
 has `learned` the source's labels; G's early ones, which show no digit, would keep it from learning
 any. Two slips of the original homework's code are parameters, off by default: a Softmax before a
 cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
@@ -223,7 +224,8 @@ class PixelDA(Classifier):
     def _task_logits(self, x_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """T's logits of source and generated images, augmented."""
         if self.settings.augmentation == "strong":
-            x_s, fake = photometric(x_s), strong(fake)
+            other = torch.rand(len(x_s), 1, 1, 1, device=x_s.device) < 0.5
+            x_s, fake = torch.where(other, photometric(x_s), x_s), strong(fake)
         return self.logits(torch.cat([x_s, fake])).chunk(2)
 
     def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -280,6 +281,18 @@ def test_where_adamatch_is_not_the_best_its_labels_are_blamed():
     assert "on 1 of 2 pairs. On b DANN reads more. There AdaMatch ends sure of 50%" in text
     assert "25% of those pseudo-labels are wrong" in text
     assert "sure of nothing" in sentence(("b", 0, 0.0, math.nan, 0.6))
+
+
+def test_a_setback_is_told_with_what_is_read_of_the_source(monkeypatch):
+    methods = five(a=[0.5, 0.6, 0.3, 0.8, 1.0], b=[0.5, 0.4, 0.5, 0.8, 1.0])
+    home = {"source only": 0.9, "DANN": 0.88, "PixelDA": 0.7}
+    monkeypatch.setattr(adaptation.Scores, "at_home", lambda self, *_: home[self.method])
+    pairs = SimpleNamespace(pairs=["a", "b"])
+    first, second = adaptation.setbacks(methods[0], methods[1:-1], pairs)
+    assert first.startswith("On a PixelDA reads less of the target than source only does.")
+    assert "70.0%, source only 90.0%: it has learned the labels less well" in first
+    assert second.startswith("On b DANN")
+    assert "88.0%, source only 90.0%: it knows its source about as well" in second
 
 
 def test_a_tie_is_told():
