@@ -18,10 +18,10 @@ generated images pass through it in one batch, so that BatchNorm sees both. Of a
 G and D see the geometric part, T the change of light too: a generator should not learn to draw
 other light. Half of the source images keep theirs for T as well; without any, it can stay a guess
 for most of a short run. What G has drawn is moved once more before T sees it, lest the two agree on
-marks that are no digits. Where we depart from [1] too: generated images teach a `patient` T only as far as it
-has `learned` the source's labels; G's early ones, which show no digit, would keep it from learning
-any. Two slips of the original homework's code are parameters, off by default: a Softmax before a
-cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
+marks that are no digits. Where we depart from [1] too: generated images teach a `patient` T only as
+far as it has `learned` the source's labels; G's early ones, which show no digit, would keep it from
+learning any. Two slips of the original homework's code are parameters, off by default: a Softmax
+before a cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
 """
 
 import itertools

@@ -357,3 +357,16 @@ def test_slips_are_judged():
     verdicts = pixelda_ablation.verdicts(frame, waits)
     assert verdicts["verdict"].tolist() == ["holds", "cannot be told here", "holds", "holds"]
     assert "Softmax twice +20.0% (*holds*)" in pixelda_ablation.verdict_sentence(verdicts)
+
+
+def test_the_classifier_sees_half_of_the_source_in_its_own_light(settings, monkeypatch):
+    torch.manual_seed(0)
+    method = pixelda.PixelDA(settings(augmentation="strong"))
+    seen = []
+    monkeypatch.setattr(method, "logits", lambda x: seen.append(x) or torch.zeros(len(x), 10))
+    x_s, fake = torch.rand(64, 3, 32, 32), torch.rand(64, 3, 32, 32)
+    method._task_logits(x_s, fake)
+    source, generated = seen[0].chunk(2)
+    unchanged = [torch.equal(a, b) for a, b in zip(source, x_s, strict=True)]
+    assert 16 < sum(unchanged) < 48
+    assert not any(torch.equal(a, b) for a, b in zip(generated, fake, strict=True))
