@@ -290,14 +290,17 @@ def best_sentence(methods: Sequence[Scores], worth: pd.DataFrame) -> str:
 
 
 def setbacks(low: Scores, methods: Sequence[Scores], digits: DigitData) -> list[str]:
-    """Where a method reads less of the target than source only, and what it reads of its source.
+    """Where a method is judged worse than source only, and what it reads of its own source.
 
     That tells a run that has not learned the labels from one that has lost them in adapting.
     """
     found = []
+    judged = {
+        scores.method: dict(zip(digits.pairs, helps(low, scores)["verdict"], strict=True))
+        for scores in methods
+    }
     for pair, scores in itertools.product(digits.pairs, methods):
-        means = [s.frame.loc[s.frame["pair"] == pair, "accuracy"].mean() for s in (scores, low)]
-        if means[0] >= means[1]:
+        if judged[scores.method][pair] != "does not hold":
             continue
         home, usual = scores.at_home(digits, pair), low.at_home(digits, pair)
         found.append(

@@ -287,6 +287,9 @@ def test_a_setback_is_told_with_what_is_read_of_the_source(monkeypatch):
     methods = five(a=[0.5, 0.6, 0.3, 0.8, 1.0], b=[0.5, 0.4, 0.5, 0.8, 1.0])
     home = {"source only": 0.9, "DANN": 0.88, "PixelDA": 0.7}
     monkeypatch.setattr(adaptation.Scores, "at_home", lambda self, *_: home[self.method])
+    for method in methods:  # a second seed of the same accuracies: the differences can be told
+        second = method.frame.assign(seed=1)
+        object.__setattr__(method, "frame", pd.concat([method.frame, second], ignore_index=True))
     pairs = SimpleNamespace(pairs=["a", "b"])
     first, second = adaptation.setbacks(methods[0], methods[1:-1], pairs)
     assert first.startswith("On a PixelDA reads less of the target than source only does.")
