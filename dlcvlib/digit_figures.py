@@ -50,7 +50,7 @@ def redrawn(found: Sequence[Redrawn], digits: DigitData, versions: int) -> Figur
         rows += [*by_class(one.source, EACH, 1), *_versions(one, versions)]
         rows += by_class(digits.domains[target].test, EACH, 1)
         labels += [source, *(f"noise {n + 1}" for n in range(versions)), target]
-    return image_rows(rows, labels, over=HEADS)
+    return image_rows(rows, labels, over=HEADS, blocks=len(found))
 
 
 def redrawn_variants(pictures: Mapping[str, Redrawn]) -> Figure:

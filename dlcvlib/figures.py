@@ -57,6 +57,7 @@ def image_rows(
     *,
     under: Sequence[str] | None = None,
     over: Sequence[str] | None = None,
+    blocks: int = 1,
 ) -> Figure:
     """Rows of images of equal length under each other, each with its name at the left.
 
@@ -65,17 +66,23 @@ def image_rows(
         labels: name of each row.
         under: a text under each column.
         over: a text over each column.
+        blocks: how many groups of equally many rows there are, with a gap between them.
     """
     count = len(rows[0])
     margin = 0.95
     cell = (WIDTH - margin) / count
+    each = len(rows) // blocks
+    heights = ([1.0] * each + [0.4]) * blocks
     figure, axes = plt.subplots(
-        len(rows),
+        len(heights) - 1,
         1,
-        figsize=(WIDTH, cell * len(rows) + 0.1 + 0.25 * bool(under or over)),
+        height_ratios=heights[:-1],
+        figsize=(WIDTH, cell * sum(heights[:-1]) + 0.1 + 0.25 * bool(under or over)),
         squeeze=False,
     )
-    for index, (ax, row, label) in enumerate(zip(axes[:, 0], rows, labels, strict=True)):
+    for ax in axes[each :: each + 1, 0]:
+        ax.remove()
+    for index, (ax, row, label) in enumerate(zip(figure.axes, rows, labels, strict=True)):
         sheet = tile(row, count)
         ax.imshow(sheet)
         ax.set_yticks([sheet.shape[0] / 2], [label], fontsize=8.5)

@@ -1,6 +1,7 @@
 """PixelDA: networks, each loss against its formula, who moves when, and what 4-4 measures."""
 
 import dataclasses
+import itertools
 import math
 
 import pandas as pd
@@ -297,6 +298,15 @@ def test_the_figure_sets_digits_over_their_versions(found, digits):
     assert names == ["usps", "noise 1", "noise 2", "noise 3", "mnistm"]
     heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert [h for h in heads if h] == [str(d) for d in range(10)]
+
+
+def test_the_figure_sets_pairs_apart(found, digits):
+    figure = digit_figures.redrawn([found, found], digits, versions=1)
+    figure.draw_without_rendering()
+    places = [ax.get_position() for ax in figure.axes]
+    gaps = [upper.y0 - lower.y1 for upper, lower in itertools.pairwise(places)]
+    assert len(gaps) == 5
+    assert gaps[2] > 1.5 * max(gaps[:2] + gaps[3:])
 
 
 def test_a_digit_that_is_lacking_leaves_its_place_grey(found, digits):
