@@ -32,7 +32,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 Chunk = tuple[np.ndarray, np.ndarray]
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path | str) -> Image.Image:
     """A picture in RGB.
 
     Raises:
@@ -57,7 +57,7 @@ def open_picture(path: Path) -> Image.Image:
         raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
 
 
-def decode_file(path: Path, side: int) -> tuple[np.ndarray, bool]:
+def decode_file(path: Path | str, side: int) -> tuple[np.ndarray, bool]:
     """A picture as (side, side, 3) uint8 RGB, and whether it had to be resized.
 
     Another size is cropped to its central square first.
@@ -74,18 +74,18 @@ def decode_file(path: Path, side: int) -> tuple[np.ndarray, bool]:
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)), True
 
 
-def decode_files(paths: Sequence[Path], side: int) -> Chunk:
+def decode_files(paths: Sequence[Path | str], side: int) -> Chunk:
     """Pictures (n, side, side, 3) uint8, and for each (n, 1) whether it was resized."""
     decoded = [decode_file(path, side) for path in paths]
     return np.stack([d[0] for d in decoded]), np.array([[d[1]] for d in decoded], np.uint8)
 
 
-def decode_pictures(paths: Sequence[Path], side: int) -> Chunk:
+def decode_pictures(paths: Sequence[Path | str], side: int) -> Chunk:
     """As `decode_files` for pictures that are all known to be resized: no columns."""
     return decode_files(paths, side)[0], np.zeros((len(paths), 0), np.uint8)
 
 
-def contents(paths: Sequence[Path]) -> list[str]:
+def contents(paths: Sequence[Path | str]) -> list[str]:
     """Hex digest of each file, read side by side.
 
     Raises:
@@ -100,8 +100,8 @@ def contents(paths: Sequence[Path]) -> list[str]:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
 
 
-def _digests(paths: Sequence[Path]) -> list[str]:
-    return [storage.sha256(path) for path in paths]
+def _digests(paths: Sequence[Path | str]) -> list[str]:
+    return [storage.sha256(Path(path)) for path in paths]
 
 
 def fill(

@@ -171,7 +171,7 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
         if others := unlisted(folder / split, table):
             notes.append(f"{others:,} files in {split}/ are not in {split}.csv: left out.")
         table = table.iloc[: limit or None]
-        paths += [folder / split / file for file in table["image_name"]]
+        paths += [str(folder / split / file) for file in table["image_name"]]
         labels.append(table["label"].to_numpy(np.uint8))
         counts.append(len(table))
     known = {"label": np.concatenate(labels)}
