@@ -1,5 +1,6 @@
 """What is timed: for each method the plain loop, our loop, and our step alone on a fixed batch."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,13 +40,23 @@ def fit_rate(
     draw, times = batches(devices.default()), []
 
     def batch(step: int) -> Any:
-        times.append(time.perf_counter())
+        if step in (WARM_UP, WARM_UP + steps):
+            times.append(now())
         return draw(step)
 
-    settings = settings.replace(steps=WARM_UP + steps)
+    # One step more than is timed: its batch is asked for when the last timed one has been taken.
+    settings = settings.replace(steps=WARM_UP + steps + 1)
     training.fit(create(), batch, settings, folder, label="benchmark")
     training.clear_checkpoints(folder)
-    return (steps - 1) / (times[-1] - times[-steps])
+    started, ended = times
+    return steps / (ended - started)
+
+
+def now() -> float:
+    """Seconds, once the device has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,10 @@ class Contender:
         loop = self.plain()
         for _ in range(WARM_UP):
             next(loop)
-        started = time.perf_counter()
+        started = now()
         for _ in range(steps):
             next(loop)
-        seconds = time.perf_counter() - started
+        seconds = now() - started
         loop.close()
         return steps / seconds
 
@@ -91,17 +102,20 @@ class Contender:
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""
         step = self._step_alone()
-        started = time.perf_counter()
+        started = now()
         for _ in range(steps):
             step()
-        return steps / (time.perf_counter() - started)
+        return steps / (now() - started)
 
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
 
         It is what no change around these kernels can save. The profiler makes all else look slower
-        than it is, so that the share is rather too low.
+        than it is, so that the share is rather too low. NaN on a GPU: networks this small keep it
+        waiting for the next kernel, so that the share of its time says nothing.
         """
+        if torch.accelerator.is_available():
+            return math.nan
         step = self._step_alone()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(steps):

@@ -1,7 +1,8 @@
 """The loops that a competent user would copy from well-known tutorials, as baselines.
 
 float32, channels first, a DataLoader with two workers that decodes PNGs and augments them with
-torchvision's transforms on PIL images, and `.item()` of every loss in every step. The networks,
+torchvision's transforms on PIL images, and `.item()` of every loss in every step, on a GPU where
+there is one. The networks,
 batch sizes and optimisers' settings are this project's. Each loop is an endless generator that
 yields after a step.
 
@@ -31,6 +32,7 @@ from dlcvlib.params import (
     VAESettings,
 )
 
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 FLIP = v2.Compose([v2.RandomHorizontalFlip(), *TO_TENSOR])
 WEAK = v2.Compose([v2.RandomAffine(10, (0.06, 0.06), (0.85, 1.15), 8), *TO_TENSOR])
@@ -66,7 +68,8 @@ def batches(folder: Path, batch_size: int, *views: Callable) -> Iterator[list[Te
         Folder(folder, *views), batch_size, shuffle=True, drop_last=True, num_workers=2
     )
     while True:
-        yield from loader
+        for batch in loader:
+            yield [tensor.to(DEVICE) for tensor in batch]
 
 
 def adam(settings, *modules: nn.Module) -> torch.optim.Adam:
@@ -80,6 +83,7 @@ def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
     decoder = vae.Decoder(
         settings.channels, settings.latent_dim, settings.decoder_kernel, settings.activation
     )
+    encoder, decoder = encoder.to(DEVICE), decoder.to(DEVICE)
     optimizer = adam(settings, encoder, decoder)
     for images, _ in batches(faces, settings.batch_size, FLIP):
         optimizer.zero_grad()
@@ -95,8 +99,8 @@ def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
 
 def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
     """The DCGAN tutorial of pytorch.org, with an average of the generator as ours keeps one."""
-    generator = dcgan.Generator(settings.channels, settings.latent_dim, settings.kernel)
-    discriminator = dcgan.Discriminator(settings.channels, settings.kernel)
+    generator = dcgan.Generator(settings.channels, settings.latent_dim, settings.kernel).to(DEVICE)
+    discriminator = dcgan.Discriminator(settings.channels, settings.kernel).to(DEVICE)
     averaged = torch.optim.swa_utils.AveragedModel(
         generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
     )
@@ -106,11 +110,12 @@ def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
     criterion = nn.BCEWithLogitsLoss()
     for images, _ in batches(faces, settings.batch_size, FLIP):
         real = 2 * images - 1
-        ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
+        ones = torch.ones(len(real), device=DEVICE)
+        zeros = torch.zeros(len(real), device=DEVICE)
         discriminator.zero_grad()
         on_real = criterion(discriminator(real), 0.9 * ones)
         on_real.backward()
-        fake = generator(torch.randn(len(real), settings.latent_dim))
+        fake = generator(torch.randn(len(real), settings.latent_dim, device=DEVICE))
         on_fake = criterion(discriminator(fake.detach()), zeros)
         on_fake.backward()
         d_optimizer.step()
@@ -125,14 +130,15 @@ def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
 
 def networks(settings: ClassifierFields) -> tuple[FeatureExtractor, LabelClassifier]:
     """F and L."""
-    extractor = FeatureExtractor(settings.channels)
-    return extractor, LabelClassifier(extractor.size, settings.classifier_width)
+    extractor = FeatureExtractor(settings.channels).to(DEVICE)
+    return extractor, LabelClassifier(extractor.size, settings.classifier_width).to(DEVICE)
 
 
 def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[None]:
     """fungtion/DANN: the source's pass, then the target's."""
     extractor, classifier = networks(settings)
     domain = dann.DomainClassifier(extractor.size, settings.domain_width, settings.domain_layers)
+    domain.to(DEVICE)
     optimizer = adam(settings, extractor, classifier, domain)
     pairs = zip(
         batches(source, settings.batch_size, STRONG),
@@ -162,10 +168,10 @@ def train_pixelda(settings: PixelDASettings, source: Path, target: Path) -> Iter
     task = nn.Sequential(extractor, classifier)
     generator = pixelda.Generator(
         settings.latent_dim, settings.generator_channels, settings.residual_blocks
-    )
+    ).to(DEVICE)
     discriminator = pixelda.Discriminator(
         settings.discriminator_channels, settings.discriminator_norm
-    )
+    ).to(DEVICE)
     optimizers = [adam(settings, network) for network in (generator, discriminator, task)]
     g_optimizer, d_optimizer, t_optimizer = optimizers
     pairs = zip(
@@ -174,7 +180,7 @@ def train_pixelda(settings: PixelDASettings, source: Path, target: Path) -> Iter
         strict=False,
     )
     for (x_s, y_s), (x_t, _) in pairs:
-        z = 2 * torch.rand(len(x_s), settings.latent_dim) - 1
+        z = 2 * torch.rand(len(x_s), settings.latent_dim, device=DEVICE) - 1
         g_optimizer.zero_grad()
         t_optimizer.zero_grad()
         fake = generator(x_s, z)

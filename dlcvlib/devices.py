@@ -24,6 +24,9 @@ from dlcvlib.errors import UserError
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
 
+# A GPU's fastest convolutions add up in another order each time: no run could be repeated.
+torch.backends.cudnn.deterministic = True
+
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3
 """Of each round and precision; the first is not timed."""

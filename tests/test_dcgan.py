@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib import dcgan, diagnosis, inspection, params, runs, training
+from dlcvlib import dcgan, devices, diagnosis, inspection, params, runs, training
 from dlcvlib.data.batches import Batches, to_float
 from dlcvlib.errors import UserError
 from dlcvlib.features import Extractor
@@ -347,7 +347,7 @@ def fit(settings, faces, folder, until=None):
     """Train a DCGAN; interrupted after `until` steps if given."""
     torch.manual_seed(settings.seed)
     gan = dcgan.DCGAN(settings)
-    batches = Batches([faces.train.images], settings.batch_size, settings.seed, CPU)
+    batches = Batches([faces.train.images], settings.batch_size, settings.seed, devices.default())
 
     def batch(step):
         if step == until:

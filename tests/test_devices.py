@@ -47,6 +47,8 @@ class Timed:
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
     """On a CPU that has bfloat16, with nothing kept of earlier trials."""
+    if torch.accelerator.is_available():
+        pytest.skip("only a CPU is tried")
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -111,6 +113,15 @@ def test_what_is_asked_for_or_alone_possible_needs_no_trial(smoke, clock, monkey
         "this CPU has no bfloat16",
     )
     assert clock[0] == 0
+
+
+@pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_a_gpu_needs_no_trial(smoke, monkeypatch, has, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    method = Timed([0.0], {"fp32": 3.0, "bf16": 2.0})
+    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == chosen
+    assert method.net.clock[0] == 0
 
 
 def test_several_processes_do_not_wait_for_each_others_trial(smoke, clock, monkeypatch):

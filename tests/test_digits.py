@@ -1,12 +1,14 @@
 """Digits from three sources, and what is wrong with them said in one line."""
 
 import bz2
+import functools
 import struct
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+import torch.nn.functional as F
 from conftest import HW3_DATA, digit_folder, write_csv
 from PIL import Image
 from torchvision.datasets import SVHN
@@ -305,8 +307,25 @@ def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
 def test_points_are_those_of_an_affine_grid():
     theta = torch.randn(5, 2, 3)
     grid = (theta.flatten(0, 1) @ augmentation._points(6, 9, torch.device("cpu"))).view(5, 2, 6, 9)
-    wanted = torch.nn.functional.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
+    wanted = F.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
     torch.testing.assert_close(grid.permute(0, 2, 3, 1), wanted)
+
+
+def test_sampling_as_products_is_grid_sample():
+    """Where the grid leaves the image too, and in its gradient."""
+    torch.manual_seed(0)
+    grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
+    found = []
+    for way in (
+        augmentation.sample,
+        functools.partial(F.grid_sample, padding_mode="border", align_corners=False),
+    ):
+        images = torch.rand(5, 3, 6, 9, generator=torch.Generator().manual_seed(1))
+        sampled = way(images.requires_grad_(), grid)
+        (weights * sampled).sum().backward()
+        found.append((sampled, images.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_geometric_moves_by_no_more_than_it_says():

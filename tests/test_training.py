@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib import storage, training, vae
+from dlcvlib import devices, storage, training, vae
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
 from dlcvlib.training import learning_rate_factor
 
@@ -67,7 +67,11 @@ def fit(settings, faces, folder, after=None):
     torch.manual_seed(settings.seed)
     model = vae.VAE(settings)
     draw = Batches(
-        [faces.train.images], settings.batch_size, settings.seed, CPU, random_flips(True, False)
+        [faces.train.images],
+        settings.batch_size,
+        settings.seed,
+        devices.default(),
+        random_flips(True, False),
     )
 
     def batch(step):
@@ -162,7 +166,7 @@ class Exploding(Diverging):
 
     def step(self, batch):
         self.optimizers["sgd"].zero_grad()
-        loss = self.net(torch.ones(1, 1)).mean()
+        loss = self.net(torch.ones(1, 1, device=self.net.weight.device)).mean()
         loss.backward()
         if batch == 5:
             self.net.weight.grad.fill_(float("nan"))
@@ -203,7 +207,7 @@ def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, sa
         def step(self, batch):
             nonlocal now
             now += 1
-            loss = self.net(torch.ones(1, 1)).square().mean()
+            loss = self.net(torch.ones(1, 1, device=self.net.weight.device)).square().mean()
             self.optimizers["sgd"].zero_grad()
             loss.backward()
             return {"loss": loss}

@@ -44,7 +44,22 @@ def geometric(images: Tensor) -> Tensor:
     # What `affine_grid` gives of these rows, as one product of matrices, which takes half the time.
     grid = torch.stack(rows, 1).flatten(0, 1) @ _points(*images.shape[2:], device)
     grid = grid.view(count, 2, *images.shape[2:]).permute(0, 2, 3, 1)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if images.is_cpu:
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return sample(images, grid)
+
+
+def sample(images: Tensor, grid: Tensor) -> Tensor:
+    """`F.grid_sample` with edges repeated, as products: (N, C, H, W), (N, H, W, 2) -> (N, C, H, W).
+
+    A GPU sums that function's gradient in another order each time, and a run could not be repeated.
+    """
+    weights = []
+    for place, size in zip(grid.flatten(1, 2).unbind(2), images.shape[:1:-1], strict=True):
+        pixel = ((place + 1) * size / 2 - 0.5).clamp(0, size - 1)
+        distance = pixel[..., None] - torch.arange(size, device=images.device)
+        weights.append((1 - distance.abs()).clamp_min(0))  # of the two nearest columns, or rows
+    return torch.einsum("nchw,npw,nph->ncp", images, *weights).view_as(images)
 
 
 @functools.cache

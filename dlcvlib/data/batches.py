@@ -15,21 +15,24 @@ CHUNK = 50
 in a CPU's cache. More at once is slower there, and takes memory by the hundred MB."""
 
 
-def epoch_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
+def epoch_indices(
+    size: int, batch_size: int, seed: int, step: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Which of `size` items make up the batch of a step, each item once an epoch: (batch_size,).
 
     A last, incomplete batch of an epoch is left out; the next epoch has another permutation.
     """
     batches = max(1, size // batch_size)
     epoch, index = divmod(step, batches)
-    order = _permutation(size, seed * 1_000_003 + epoch)
+    order = _permutation(size, seed * 1_000_003 + epoch, device)
     return order[index * batch_size : (index + 1) * batch_size]
 
 
-# Kept for the two domains of a step and the next: a step's cost must not grow with the set.
+# Kept for the two domains of a step and the next: a step's cost must not grow with the set. On the
+# device, or a GPU would be waited for in each step.
 @functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+def _permutation(size: int, seed: int, device: torch.device | str) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 class Batches:
@@ -56,8 +59,8 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """The batch of a step; images come as float32 in 0..1, channels last in memory."""
-        size = len(self.tensors[0])
-        chosen = epoch_indices(size, self.batch_size, self.seed, step).to(self.tensors[0].device)
+        first = self.tensors[0]
+        chosen = epoch_indices(len(first), self.batch_size, self.seed, step, first.device)
         images, *rest = (tensor[chosen] for tensor in self.tensors)
         images = self.augment(images.float().div_(255))
         return images.contiguous(memory_format=torch.channels_last), *rest
