@@ -75,7 +75,8 @@ def plot(frame: pd.DataFrame) -> plt.Figure:
             for place, name in zip(places, medians.index, strict=True):
                 values = rows.loc[rows["method"] == name, column]
                 ax.plot([place] * len(values), values, "k.", markersize=3)
-        ax.set_xticks([place + 0.2 for place in range(len(medians))], medians.index)
+        names = medians.index.str.replace(", ", ",\n")
+        ax.set_xticks([place + 0.2 for place in range(len(names))], names)
         ax.axhline(1, color="black", linewidth=0.7)
         ax.set_ylabel(label)
     axes[0].legend(title="precision")

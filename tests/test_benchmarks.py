@@ -74,6 +74,7 @@ def test_summary_is_of_ratios_round_by_round():
     assert row["bound"] == 5.0
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="measured on a CPU only")
 def test_kernels_take_a_share_of_the_step():
     settings = params.load("smoke", "dann", {"batch_size": 8}).settings(0)
     pair = [torch.rand(8, 3, 32, 32), torch.arange(8), torch.rand(8, 3, 32, 32)]
