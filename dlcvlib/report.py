@@ -4,7 +4,9 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
+import ctypes
 import os
+import platform
 import queue
 import shutil
 import sys
@@ -31,6 +33,10 @@ from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
+M_MMAP_THRESHOLD = -3
+"""malloc.h's name of a parameter."""
+LARGE_BLOCK = 1 << 20
+"""Bytes."""
 MEMORY_SECONDS = 5.0
 """Between two looks at the memory in use, each of which takes some hundredths of a second."""
 JOBS_MAX = 4
@@ -109,6 +115,7 @@ def make_report(
             whole=whole,
         )
 
+    keep_no_large_blocks()
     outcomes: list[Outcome] = []
     with storage.sole(storage.make_dir(out) / ".report", "made"):
         storage.sweep(out)
@@ -339,6 +346,16 @@ def _kernel_environment(jobs: int, say: "_Say"):
             else:
                 os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_no_large_blocks() -> None:
+    """Have this process return large blocks of memory as soon as they are free.
+
+    A notebook with many pictures is 10 MB of text, several times over while it is written. glibc
+    would keep the space in this process, over 100 MB of it, for as long as notebooks run.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def resident_bytes(pid: int | None = None) -> int:

@@ -3,7 +3,10 @@
 import base64
 import json
 import os
+import platform
 import re
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -197,6 +200,37 @@ def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatc
         monkeypatch.setattr(report, "resident_bytes", lambda in_use=in_use: in_use)
         assert small.make()
         assert small.results()["provenance"]["memory_peak_mb"] == 5_000
+
+
+FREES = """
+import sys, threading, psutil
+from dlcvlib import report
+
+def blocks():
+    # From the first, freed at once, glibc learns that large blocks come and go, and keeps space.
+    bytearray(30 << 20)
+    texts = [bytearray(8 << 20) for _ in range(5)]
+    kept.append([bytearray(5_000) for _ in range(20)])
+    del texts
+
+kept = []
+if sys.argv[1] == "returned":
+    report.keep_no_large_blocks()
+before = psutil.Process().memory_full_info().uss
+thread = threading.Thread(target=blocks)
+thread.start()
+thread.join()
+print(psutil.Process().memory_full_info().uss - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("way", "mb"), [("kept", (30, 80)), ("returned", (-5, 5))])
+def test_large_blocks_are_returned(way, mb):
+    printed = subprocess.run(
+        [sys.executable, "-c", FREES, way], capture_output=True, text=True, check=True
+    ).stdout
+    assert mb[0] < int(printed) / 1e6 < mb[1]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
