@@ -160,6 +160,8 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
         views = AUGMENTATIONS[source], AUGMENTATIONS[target]
         return dann.two_domains(data, settings, settings.seed, *views)
 
+    places = folder / "source", folder / "target"
+
     def of_pixelda(name: str, settings: TrainingSettings) -> Contender:
         return Contender(
             name,
@@ -169,7 +171,6 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
             lambda: plain.train_pixelda(settings, *places),
         )
 
-    places = folder / "source", folder / "target"
     v, g, d = face.settings, gan.settings, digit.settings(0)
     p, a = pixel.settings(0), pixel.adamatch(0)
     return [

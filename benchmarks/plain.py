@@ -2,9 +2,8 @@
 
 float32, channels first, a DataLoader with two workers that decodes PNGs and augments them with
 torchvision's transforms on PIL images, and `.item()` of every loss in every step, on a GPU where
-there is one. The networks,
-batch sizes and optimisers' settings are this project's. Each loop is an endless generator that
-yields after a step.
+there is one. The networks, batch sizes and optimisers' settings are this project's. Each loop is an
+endless generator that yields after a step.
 
 References:
     VAE: pytorch/examples, vae. DCGAN: the DCGAN tutorial of pytorch.org. DANN: fungtion/DANN.

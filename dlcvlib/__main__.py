@@ -191,6 +191,8 @@ def _report(arguments: argparse.Namespace) -> int:
         for folder in sorted({chapters[name].runs_dir for name in needed}):
             print(planning.explain_runs(Path(folder)))
         return 0
+    # A setting of the whole process, and this one is ours: nothing in it trains.
+    report.keep_no_large_blocks()
     complete = report.make_report(
         chapters,
         fingerprints,

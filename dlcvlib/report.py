@@ -115,7 +115,6 @@ def make_report(
             whole=whole,
         )
 
-    keep_no_large_blocks()
     outcomes: list[Outcome] = []
     with storage.sole(storage.make_dir(out) / ".report", "made"):
         storage.sweep(out)

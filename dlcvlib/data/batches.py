@@ -18,7 +18,7 @@ in a CPU's cache. More at once is slower there, and takes memory by the hundred 
 def epoch_indices(
     size: int, batch_size: int, seed: int, step: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Which of `size` items make up the batch of a step, each item once an epoch: (batch_size,).
+    """Which of `size` items make up the batch of a step, each once an epoch: (batch_size,) int64.
 
     A last, incomplete batch of an epoch is left out; the next epoch has another permutation.
     """
