@@ -7,6 +7,7 @@ does not set comes from `quick`. Every notebook's `parameters` cell holds the va
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -71,6 +72,9 @@ class Parameters(BaseModel):
         papermill only warns of a parameter that the notebook does not know, so that a mistyped
         one would be ignored: every plain value in the namespace is taken for a parameter. When
         the cell is run again, what later cells have defined since is left alone.
+
+        JupyterLab starts a notebook in its own folder. It goes on in the project's, where relative
+        paths mean what they mean to the report, and what that has trained is found.
         """
         seen = "_dlcv_parameters_read"
         values = {
@@ -81,6 +85,8 @@ class Parameters(BaseModel):
         }
         params = cls.parse(values, "parameters of this notebook")
         namespace[seen] = True
+        if Path.cwd() == NOTEBOOKS.resolve():
+            os.chdir(ROOT)
         return params
 
     @property

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -116,6 +117,18 @@ def test_from_notebook_may_run_again_after_later_cells():
     VAEParams.from_notebook(namespace)
     namespace |= {"gap": 0.5, "steps": 7}
     assert VAEParams.from_notebook(namespace).steps == 7
+
+
+def test_a_notebook_in_its_own_folder_finds_what_the_report_has_trained(monkeypatch):
+    monkeypatch.chdir(params.NOTEBOOKS)
+    found = VAEParams.from_notebook(params.load("quick", "vae").model_dump())
+    assert Path(found.runs_dir).absolute() == params.ROOT / "runs"
+
+
+def test_a_notebook_elsewhere_keeps_its_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    VAEParams.from_notebook(params.load("quick", "vae").model_dump())
+    assert Path.cwd() == tmp_path
 
 
 def test_assignments():
