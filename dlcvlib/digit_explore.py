@@ -93,7 +93,10 @@ def redrawings(runs: Mapping[str, Run[PixelDA]], digits: DigitData) -> widgets.W
     digit = _dropdown("digit", [str(number) for number in range(CLASSES)])
     image = widgets.IntSlider(0, 0, 1, description="image", continuous_update=False)
     again = widgets.Button(
-        description="Draw the noise again", icon="refresh", layout={"width": "auto"}
+        description="Draw the noise again",
+        icon="refresh",
+        # As wide as its words; in a narrow window the others give way.
+        layout={"width": "auto", "flex": "none"},
     )
     source, redrawn = widgets.Image(width=96), widgets.Image()
     draws = 0

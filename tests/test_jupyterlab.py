@@ -179,7 +179,9 @@ def test_run_all_then_pick_an_image_and_draw_the_noise_again(lab):
     source, redrawn = (lab.locator(".widget-image").nth(n) for n in (0, 1))
     source.scroll_into_view_if_needed()
     before = source.get_attribute("src"), redrawn.get_attribute("src")
-    lab.get_by_role("button", name="Draw the noise again").click()
+    button = lab.get_by_role("button", name="Draw the noise again")
+    assert button.evaluate("node => node.scrollWidth <= node.clientWidth"), "its words are cut off"
+    button.click()
     wait_for_another(redrawn, before[1])
     assert source.get_attribute("src") == before[0]
     lab.locator(".widget-slider .noUi-handle").last.press("ArrowRight")
