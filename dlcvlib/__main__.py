@@ -175,7 +175,6 @@ def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
     from dlcvlib import planning, report
     from dlcvlib.apart import apart
-    from dlcvlib.data.loading import look
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
@@ -185,7 +184,9 @@ def _report(arguments: argparse.Namespace) -> int:
         if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
     ]
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = apart(look, {name: chapters[name] for name in needed})
+    fingerprints, gpu = apart(
+        "dlcvlib.data.loading:look", {name: chapters[name] for name in needed}
+    )
     if arguments.explain:
         print(planning.explain(planning.plan(chapters, fingerprints, wanted, arguments.out)))
         for folder in sorted({chapters[name].runs_dir for name in needed}):

@@ -2,10 +2,10 @@
 
 import contextlib
 import os
+import pkgutil
 import signal
 import threading
 import traceback
-from collections.abc import Callable
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,10 +14,22 @@ from dlcvlib import stopwatch
 from dlcvlib.errors import UserError
 
 
-def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def apart(function: str, *arguments: Any, **options: Any) -> Any:
     """What a module's function returns or raises, from a process of its own.
 
     Its time by kind of work counts here (`dlcvlib.stopwatch`).
+
+    Args:
+        function: such as "package.module:name"; this process need not import the module.
+        arguments: what it is called with.
+        options: the same, by name.
 
     Raises:
         UserError: if the process is killed.
@@ -33,7 +45,7 @@ def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     except EOFError:
         process.join()
         raise UserError(
-            f"a process that was asked for {function.__name__!r} ended with status "
+            f"a process that was asked for {function!r} ended with status "
             f"{process.exitcode} and no answer (killed for its memory, if the status is -9); "
             "run the same command again to go on"
         ) from None
@@ -63,13 +75,13 @@ def end_with_parent() -> None:
 
 def _send(
     pipe: Connection,
-    function: Callable[..., Any],
+    function: str,
     arguments: tuple[Any, ...],
     options: dict[str, Any],
 ) -> None:
     end_with_parent()
     try:
-        good, value = True, function(*arguments, **options)
+        good, value = True, pkgutil.resolve_name(function)(*arguments, **options)
     except BaseException as error:
         error.add_note(f"In a process apart:\n{traceback.format_exc()}")
         good, value = False, error

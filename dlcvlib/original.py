@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from dlcvlib import params
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @cache
@@ -30,7 +32,7 @@ def accuracy(method: str, pair: str) -> float | None:
 
 def settings_beside(
     chapter: str, settings: params.Parameters, names: Sequence[str] = ()
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
     Args:
@@ -38,6 +40,9 @@ def settings_beside(
         settings: what was run.
         names: which to show; by default all that the chapter's parameters have too.
     """
+    # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
+    import pandas as pd
+
     theirs = params.load("original", chapter)
     fields = type(settings).model_fields
     rows = [

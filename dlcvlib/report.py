@@ -27,8 +27,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib import stopwatch, storage
-from dlcvlib.apart import apart
-from dlcvlib.data.decoding import cores
+from dlcvlib.apart import apart, cores
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
@@ -94,9 +93,6 @@ def make_report(
     Raises:
         UserError: if `only` names a problem that is not there, or `out` cannot be written.
     """
-    # The renderer loads pandoc and Typst, which a mere check of the arguments does not need.
-    from dlcvlib import rendering
-
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     about = {"profile": profile, "command": command, "started": time.time()}
 
@@ -105,7 +101,7 @@ def make_report(
         good = [o for o in chosen if not o.error]
         # Apart, or this process would hold some 200 MB more for as long as notebooks run.
         apart(
-            rendering.render,
+            "dlcvlib.rendering:render",
             {o.task.problem: o.task.target for o in good},
             {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
             {o.task.problem: o.seconds for o in good},

@@ -35,26 +35,26 @@ def begin(path):
 
 
 def test_it_answers_from_another_process():
-    assert apart(divmod, 7, 2) == (3, 1)
-    assert apart(os.getpid) != os.getpid()
+    assert apart("builtins:divmod", 7, 2) == (3, 1)
+    assert apart("os:getpid") != os.getpid()
 
 
 def test_its_errors_are_ours_and_say_where_they_come_from():
     with pytest.raises(UserError) as caught:
-        apart(refuse, "luck")
+        apart("test_apart:refuse", "luck")
     assert str(caught.value) == "no luck"
     assert "in refuse" in caught.value.__notes__[0]
 
 
 def test_its_time_counts_here(monkeypatch):
     monkeypatch.setattr(stopwatch, "_seconds", {"data": 100.0})
-    apart(spend)
+    apart("test_apart:spend")
     assert stopwatch.so_far()["data"] > 100.0
 
 
 def test_its_death_is_told():
-    with pytest.raises(UserError, match=r"'die' ended with status -9"):
-        apart(die)
+    with pytest.raises(UserError, match=r"'test_apart:die' ended with status -9"):
+        apart("test_apart:die")
 
 
 @pytest.fixture
@@ -75,15 +75,15 @@ def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        apart(begin, pipe)
+        apart("test_apart:begin", pipe)
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
     program = (
-        "from pathlib import Path; from dlcvlib.apart import apart; from test_apart import begin; "
-        f"apart(begin, Path({str(pipe)!r}))"
+        "from pathlib import Path; from dlcvlib.apart import apart; "
+        f"apart('test_apart:begin', Path({str(pipe)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as parent:
@@ -94,14 +94,16 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     assert not psutil.wait_procs(started, timeout=60)[1]
 
 
-def test_what_the_reports_own_process_imports_loads_no_torch():
-    """Its process is there for as long as the notebooks run, and torch takes 400 MB."""
+def test_the_reports_own_process_loads_nothing_large(tmp_path):
+    """It is there for as long as the notebooks run; torch alone would take 400 MB."""
     program = (
-        "import sys; from dlcvlib import apart, planning, rendering, report; "
-        "from dlcvlib.data import loading; "
-        "assert 'torch' not in sys.modules"
+        "import sys; from dlcvlib.__main__ import main; "
+        f"assert main(['report', '--profile=smoke', '--only=1-2', '--out={tmp_path / 'report'}', "
+        f"'--runs-dir={tmp_path / 'runs'}']) == 0; "
+        "large = {'torch', 'pandas', 'PIL', 'matplotlib', 'nbconvert', 'typst'}; "
+        "assert not large & set(sys.modules), large & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_chapters_do_without_torchvision():

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from dlcvlib import storage
-from dlcvlib.apart import end_with_parent
+from dlcvlib.apart import cores, end_with_parent
 from dlcvlib.errors import UserError
 
 CHUNK = 250
@@ -128,13 +128,6 @@ def fill(
             columns.append(extra)
             bar.update(len(pictures))
     return np.concatenate(columns)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterator[Chunk]:
