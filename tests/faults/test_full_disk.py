@@ -2,6 +2,7 @@
 
 import re
 from contextlib import ExitStack
+from pkgutil import resolve_name
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_at_each_part_of_the_report(small, file, disk_full_beyond, monkeypatch):
             return original(path, data)
 
     # In this process, for the patch to reach it.
-    monkeypatch.setattr(report, "apart", lambda function, *a, **k: function(*a, **k))
+    monkeypatch.setattr(report, "apart", lambda name, *a, **k: resolve_name(name)(*a, **k))
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
     with pytest.raises(UserError, match=NEEDS.format(file.replace(".", r"\."))):
         small.make()
