@@ -16,8 +16,9 @@ import copy
 import gc
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,7 @@ from dlcvlib.params import TrainingSettings
 K = TypeVar("K")
 M = TypeVar("M", bound=devices.Method)
 Batch = Callable[[int], Any]
+_waits: ContextVar[bool] = ContextVar("waits", default=True)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def train_or_load(
         _train(folder, kind, identity, create, batches, settings, evaluate, keep)
         PartialState().wait_for_everyone()
         return _whole(folder, create, settings)
-    with storage.sole(folder, "trained"):
+    with storage.sole(folder, "trained", wait=_waits.get()):
         if (run := _load(folder, create, settings)) is not None:
             return run
         _train(folder, kind, identity, create, batches, settings, evaluate, keep)
@@ -156,7 +158,7 @@ def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:
     left, found = dict(wanted), {}
     while left and PartialState().num_processes == 1:
         for key in list(left):
-            with suppress(storage.BusyError), storage.without_waiting():
+            with suppress(storage.BusyError), _without_waiting():
                 found[key] = left[key]()
                 del left[key]
         if left:
@@ -164,6 +166,16 @@ def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:
             found[key] = left.pop(key)()
     found |= {key: train() for key, train in left.items()}
     return {key: found[key] for key in wanted}
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Let `train_or_load` raise where it would wait for a run; for what is soon made it waits."""
+    token = _waits.set(False)
+    try:
+        yield
+    finally:
+        _waits.reset(token)
 
 
 def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M]:

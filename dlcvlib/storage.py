@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 SEAL = "content_sha256"
 TEMPORARY = ".tmp-"
 """Prefix of every temporary name, so that leftovers of a kill can be swept."""
-
-_waits: ContextVar[bool] = ContextVar("waits", default=True)
 
 
 def sha256(path: Path) -> str:
@@ -238,7 +235,7 @@ def kept(
 
 
 @contextmanager
-def sole(path: Path, doing: str) -> Iterator[None]:
+def sole(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock that stands for `path`; whoever comes second waits, and says for whom.
 
     The lock is the operating system's, so that it dies with its holder.
@@ -246,15 +243,16 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     Args:
         path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
         doing: what is done to it, such as "trained".
+        wait: until another lets go of it.
 
     Raises:
-        BusyError: within `without_waiting`, if another holds it.
+        BusyError: without `wait`, if another holds it.
     """
     lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if not _waits.get():
+        if not wait:
             raise BusyError(path) from None
         who = ""
         with suppress(OSError):
@@ -275,16 +273,6 @@ def sole(path: Path, doing: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-@contextmanager
-def without_waiting() -> Iterator[None]:
-    """Let `sole` raise meanwhile where it would wait."""
-    token = _waits.set(False)
-    try:
-        yield
-    finally:
-        _waits.reset(token)
 
 
 class BusyError(Exception):

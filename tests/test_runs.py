@@ -179,18 +179,32 @@ def test_tensors_come_back_as_they_were(tmp_path):
 
 
 @pytest.fixture
-def shared(tmp_path):
-    """Stand-ins for runs a, b and c, of which another process trains a until it is let go."""
-    order, others = [], contextlib.ExitStack()
-    others.enter_context(storage.sole(tmp_path / "a", "trained"))
+def shared(smoke, faces, tmp_path, monkeypatch):
+    """Runs a, b and c, of which another process trains a until it is let go."""
+    settings = {name: smoke(seed=seed).settings for seed, name in enumerate("abc")}
+    order, others, fit = [], contextlib.ExitStack(), training.fit
+    theirs = runs.run_name("vae", runs.identity_of(settings["a"], faces.fingerprint, ["vae"]))
+    others.enter_context(storage.sole(tmp_path / theirs, "trained"))
 
     def train(name):
-        with storage.sole(tmp_path / name, "trained"):
-            order.append(name)
-            return name
+        return vae.train_or_load(settings[name], faces, tmp_path)
 
+    def noted(method, batches, settings, *args, **kwargs):
+        order.append("abc"[settings.seed])
+        return fit(method, batches, settings, *args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", noted)
     yield order, others, train
     others.close()
+
+
+def let_go_when_waited_for(monkeypatch, stack):
+    @contextlib.contextmanager
+    def waiting(_):
+        stack.close()
+        yield
+
+    monkeypatch.setattr(storage, "timed", waiting)
 
 
 def test_what_another_process_trains_comes_last(shared):
@@ -207,15 +221,31 @@ def test_what_another_process_trains_comes_last(shared):
 
 def test_where_others_train_all_the_rest_it_is_waited_for(shared, monkeypatch):
     order, others, train = shared
-
-    @contextlib.contextmanager
-    def waiting(_):
-        others.close()
-        yield
-
-    monkeypatch.setattr(storage, "timed", waiting)
-    assert runs.several({name: functools.partial(train, name) for name in "ab"})["a"] == "a"
+    let_go_when_waited_for(monkeypatch, others)
+    found = runs.several({name: functools.partial(train, name) for name in "ab"})
+    assert [found[name].settings.seed for name in "ab"] == [0, 1]
     assert order == ["b", "a"]
+
+
+def test_what_training_needs_is_waited_for_at_once(shared, monkeypatch, tmp_path):
+    """Such as a trial of precisions: another's few seconds of it would else cost a whole run."""
+    order, others, train = shared
+    trial, fit = contextlib.ExitStack(), training.fit
+    trial.enter_context(storage.sole(tmp_path / "trial", "tried"))
+
+    def after_the_trial(*args, **kwargs):
+        with storage.sole(tmp_path / "trial", "tried"):
+            return fit(*args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", after_the_trial)
+    let_go_when_waited_for(monkeypatch, trial)
+
+    def train_c():
+        others.close()
+        return train("c")
+
+    runs.several({"a": lambda: train("a"), "b": lambda: train("b"), "c": train_c})
+    assert order == ["b", "c", "a"]
 
 
 def test_an_error_of_one_is_raised(shared):
