@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from dlcvlib.data.batches import float_chunks
 from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
 
@@ -87,10 +88,17 @@ def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of and Euclidean distance to each query's nearest candidate: (N, D), (M, D) -> (N,)."""
-    best = [torch.cdist(chunk, candidates).min(1) for chunk in queries.split(64)]
-    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of and Euclidean distance to each image's nearest candidate: (N,) int64, (N,) float.
+
+    Args:
+        images: (N, C, H, W) float in 0..1.
+        candidates: (M, C, H, W) uint8: as floats a data set takes gigabytes, so a piece at a time.
+    """
+    queries = images.flatten(1)
+    pieces = float_chunks(candidates, images.device)
+    best = torch.cat([torch.cdist(queries, piece.flatten(1)) for piece in pieces], 1).min(1)
+    return best.indices, best.values
 
 
 def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:

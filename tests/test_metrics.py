@@ -54,9 +54,10 @@ def test_psnr_and_ssim():
 
 def test_nearest_against_a_loop():
     torch.manual_seed(0)
-    queries, candidates = torch.randn(70, 5), torch.randn(40, 5)
-    index, distance = metrics.nearest(queries, candidates)
-    slow = [min((float((q - c).norm()), j) for j, c in enumerate(candidates)) for q in queries]
+    images = torch.rand(40, 3, 2, 2)
+    candidates = torch.randint(256, (120, 3, 2, 2), dtype=torch.uint8)  # more than one piece
+    index, distance = metrics.nearest(images, candidates)
+    slow = [min((float((a - b / 255).norm()), j) for j, b in enumerate(candidates)) for a in images]
     assert index.tolist() == [j for _, j in slow]
     assert distance.tolist() == pytest.approx([d for d, _ in slow], abs=1e-3)
 
