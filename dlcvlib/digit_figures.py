@@ -202,10 +202,10 @@ def feature_maps(maps: Sequence[Sequence[FeatureMap]], by: str) -> Figure:
         by: "domain" (blue source, red target) or "class" (ten colours, the digit written at the
             centre of its target images).
     """
-    columns = len(maps[0])
-    side = WIDTH / max(2, columns)
+    rows, columns = len(maps), len(maps[0])
+    side = WIDTH / max(2, columns, rows)  # no higher than wide, or it would not fit a page
     figure, axes = plt.subplots(
-        len(maps), columns, figsize=(side * columns, side * len(maps) + 0.3), squeeze=False
+        rows, columns, figsize=(side * columns, side * rows + 0.3), squeeze=False
     )
     for row, row_axes in zip(maps, axes, strict=True):
         for found, ax in zip(row, row_axes, strict=True):
@@ -218,7 +218,8 @@ def feature_maps(maps: Sequence[Sequence[FeatureMap]], by: str) -> Figure:
             ax.margins(0.03)
             ax.set_title(f"{found.pair}\n{found.method}", fontsize=8.5)
     if by == "domain":
-        axes[0, 0].legend(loc="lower left", markerscale=2.5, handletextpad=0.1, fontsize=7.5)
+        labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=2, markerscale=2.5)
     return figure
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import interrupt, weights
+from matplotlib import pyplot as plt
 
 from dlcvlib import (
     ablation,
@@ -16,7 +17,9 @@ from dlcvlib import (
     adaptation,
     dann,
     dann_ablation,
+    digit_figures,
     feature_spaces,
+    figures,
     params,
     pixelda,
     training,
@@ -323,3 +326,19 @@ def test_chapter_4_uses_chapter_3s_runs(chapter, digits):
     theirs = [adaptation.source_only(third, digits), adaptation.adversarial(third, digits)]
     for ours, expected in zip(methods[:2], theirs, strict=True):
         assert [run.name for run in ours.runs] == [run.name for run in expected.runs]
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+@pytest.mark.parametrize("methods", [2, 3])
+def test_maps_of_any_number_of_pairs_fit_a_page(pairs, methods):
+    points, labels = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 10
+    one = feature_spaces.FeatureMap(
+        "a->b", "DANN", torch.zeros(20, 3, 32, 32), points, np.arange(20) < 10, labels, labels, 1, 1
+    )
+    for by in ("domain", "class"):
+        figure = digit_figures.feature_maps([[one] * pairs] * methods, by)
+        width, height = figure.get_size_inches()
+        assert width <= figures.WIDTH
+        assert height <= 1.1 * figures.WIDTH
+        assert len(figure.axes) == pairs * methods
+        plt.close(figure)
