@@ -203,7 +203,7 @@ def feature_maps(maps: Sequence[Sequence[FeatureMap]], by: str) -> Figure:
             centre of its target images).
     """
     rows, columns = len(maps), len(maps[0])
-    side = WIDTH / max(2, columns, rows)  # no higher than wide, or it would not fit a page
+    side = WIDTH / max(rows, columns)  # more rows of wider maps would not fit a page
     figure, axes = plt.subplots(
         rows, columns, figsize=(side * columns, side * rows + 0.3), squeeze=False
     )
