@@ -42,7 +42,7 @@ function Table(tbl)
     local rows = 0
     for _, body in ipairs(tbl.bodies) do rows = rows + #body.body end
     if rows > 15 then return nil end
-    return { pandoc.RawBlock("typst", "#block(breakable: false)["), tbl, pandoc.RawBlock("typst", "]") }
+    return { pandoc.RawBlock("typst", "#block(breakable: false, sticky: true)["), tbl, pandoc.RawBlock("typst", "]") }
   end
   if not html then return nil end
   return { pandoc.RawBlock("html", '<div class="scroll" tabindex="0">'), tbl, pandoc.RawBlock("html", "</div>") }
