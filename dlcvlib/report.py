@@ -36,6 +36,10 @@ M_MMAP_THRESHOLD = -3
 """malloc.h's name of a parameter."""
 LARGE_BLOCK = 1 << 20
 """Bytes."""
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+"""With these (bytes), glibc leaves a kernel what a training step frees, for the next one. By itself
+it gives some of that back each time and fetches it again, which takes PixelDA thousands of page
+faults a step. Larger blocks, such as whole sets of images, still go back."""
 MEMORY_SECONDS = 5.0
 """Between two looks at the memory in use, each of which takes some hundredths of a second."""
 JOBS_MAX = 4
@@ -324,9 +328,11 @@ def _litter(output: nbformat.NotebookNode) -> bool:
 
 @contextmanager
 def _kernel_environment(jobs: int, say: "_Say"):
-    """Environment variables that the kernels inherit: where to report, how many threads."""
+    """Environment variables that the kernels inherit: where to report, how many threads, and what
+    `KEEP` says, where the user has not set it."""
     folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
     changes = {"DLCV_STATUS": str(folder)}
+    changes |= {name: value for name, value in KEEP.items() if name not in os.environ}
     if jobs > 1:
         changes["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
     before = {name: os.environ.get(name) for name in changes}

@@ -459,6 +459,26 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
     assert small.make(jobs=4)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_a_kernel_keeps_what_a_training_step_frees(small, monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    steps = [
+        "import resource, torch",
+        "def step():",
+        "    return [torch.ones(1 << 19) for _ in range(3)]",  # 2 MB each
+        "step()",
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "for _ in range(100):",
+        "    step()",
+        "faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before",
+        "assert faults < 10_000, faults",  # by itself one block a step, in 512 pages
+    ]
+    small.write(p1_1=["\n".join(steps)])
+    assert small.make()
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
