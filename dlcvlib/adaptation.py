@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlcvlib import ablation, adamatch, classifier, dann, metrics, original, pixelda, runs
 from dlcvlib.classifier import Classifier
-from dlcvlib.data.images import CLASSES, DigitData, Pair
+from dlcvlib.data.images import CLASSES, DigitData, Domain, Pair
 from dlcvlib.params import DANNParams, PixelDAParams
 from dlcvlib.runs import Run
 
@@ -60,20 +60,36 @@ class Scores:
         return {pair: {"accuracy": values.tolist()} for pair, values in groups}
 
 
-def score(
-    method: str,
-    digits: DigitData,
-    seeds: Sequence[int],
-    train: Callable[[Pair, int], Run[Classifier]],
-) -> Scores:
-    """Train a method on every pair and seed, and let it name the target's test images."""
+Train = Callable[[Pair, int], Run[Classifier]]
+"""The run of a pair and a seed, from disk or trained now."""
+
+
+def score(methods: Mapping[str, Train], digits: DigitData, seeds: Sequence[int]) -> list[Scores]:
+    """Train methods on every pair and seed, and let them name the target's test images.
+
+    All their runs are asked for at once: while another process trains one, others are trained here.
+    """
     trained = runs.several(
         {
-            (name, seed): functools.partial(train, pair, seed)
+            (method, name, seed): functools.partial(train, pair, seed)
+            for method, train in methods.items()
             for name, pair in digits.pairs.items()
             for seed in seeds
         }
     )
+    return [
+        _scores(
+            method,
+            digits,
+            {(pair, seed): run for (m, pair, seed), run in trained.items() if m == method},
+        )
+        for method in methods
+    ]
+
+
+def _scores(
+    method: str, digits: DigitData, trained: dict[tuple[str, int], Run[Classifier]]
+) -> Scores:
     rows, predictions = [], {}
     for (name, seed), run in trained.items():
         test = digits.pairs[name].target.test
@@ -83,9 +99,44 @@ def score(
     return Scores(method, pd.DataFrame(rows), predictions, trained)
 
 
+def _third(params: DANNParams) -> dict[str, Train]:
+    """The methods of chapter 3. DANN is handed the target's images without their labels."""
+    folder = params.runs_dir
+
+    def supervised(domain: Domain, seed: int) -> Run[Classifier]:
+        return classifier.train_or_load(params.classifier(seed), domain, folder)
+
+    return {
+        SOURCE_ONLY: lambda pair, seed: supervised(pair.source, seed),
+        DANN: lambda pair, seed: dann.train_or_load(
+            params.settings(seed), pair.adaptation(), folder
+        ),
+        TARGET_ONLY: lambda pair, seed: supervised(pair.target, seed),
+    }
+
+
+def _fourth(params: PixelDAParams) -> dict[str, Train]:
+    """The methods of chapter 4, which are handed the target's images without their labels."""
+    folder = params.runs_dir
+    return {
+        PIXELDA: lambda pair, seed: pixelda.train_or_load(
+            params.settings(seed), pair.adaptation(), folder
+        ),
+        ADAMATCH: lambda pair, seed: adamatch.train_or_load(
+            params.adamatch(seed), pair.adaptation(), folder
+        ),
+    }
+
+
+def _alone(
+    method: str, trains: Mapping[str, Train], digits: DigitData, seeds: Sequence[int]
+) -> Scores:
+    return score({method: trains[method]}, digits, seeds)[0]
+
+
 def source_only(params: DANNParams, digits: DigitData) -> Scores:
     """A classifier of the source's labels, on the target."""
-    return _supervised(SOURCE_ONLY, params, digits, lambda pair: pair.source)
+    return _alone(SOURCE_ONLY, _third(params), digits, params.seeds)
 
 
 def target_only(params: DANNParams, digits: DigitData) -> Scores:
@@ -94,53 +145,30 @@ def target_only(params: DANNParams, digits: DigitData) -> Scores:
     The same network, steps and augmentation: where one pair's target is another's source, the two
     share their runs.
     """
-    return _supervised(TARGET_ONLY, params, digits, lambda pair: pair.target)
-
-
-def _supervised(method: str, params: DANNParams, digits: DigitData, side: Callable) -> Scores:
-    def train(pair: Pair, seed: int) -> Run[Classifier]:
-        return classifier.train_or_load(params.classifier(seed), side(pair), params.runs_dir)
-
-    return score(method, digits, params.seeds, train)
+    return _alone(TARGET_ONLY, _third(params), digits, params.seeds)
 
 
 def adversarial(params: DANNParams, digits: DigitData) -> Scores:
-    """DANN, which is handed the target's images without their labels."""
-
-    def train(pair: Pair, seed: int) -> Run[Classifier]:
-        return dann.train_or_load(params.settings(seed), pair.adaptation(), params.runs_dir)
-
-    return score(DANN, digits, params.seeds, train)
+    """DANN."""
+    return _alone(DANN, _third(params), digits, params.seeds)
 
 
 def pixel_level(params: PixelDAParams, digits: DigitData) -> Scores:
-    """PixelDA, which is handed the target's images without their labels."""
-
-    def train(pair: Pair, seed: int) -> Run[Classifier]:
-        return pixelda.train_or_load(params.settings(seed), pair.adaptation(), params.runs_dir)
-
-    return score(PIXELDA, digits, params.seeds, train)
+    """PixelDA."""
+    return _alone(PIXELDA, _fourth(params), digits, params.seeds)
 
 
 def pseudo_labelled(params: PixelDAParams, digits: DigitData) -> Scores:
-    """AdaMatch, which is handed the target's images without their labels."""
-
-    def train(pair: Pair, seed: int) -> Run[Classifier]:
-        return adamatch.train_or_load(params.adamatch(seed), pair.adaptation(), params.runs_dir)
-
-    return score(ADAMATCH, digits, params.seeds, train)
+    """AdaMatch."""
+    return _alone(ADAMATCH, _fourth(params), digits, params.seeds)
 
 
 def all_methods(params: PixelDAParams, digits: DigitData) -> list[Scores]:
     """Source only, DANN, PixelDA, AdaMatch, target only; chapter 3's runs are used again."""
     # First what chapter 3 does not train, which may run beside this one.
-    own = [pixel_level(params, digits), pseudo_labelled(params, digits)]
-    return [
-        source_only(params.dann, digits),
-        adversarial(params.dann, digits),
-        *own,
-        target_only(params.dann, digits),
-    ]
+    trains = _fourth(params) | _third(params.dann)
+    found = {scores.method: scores for scores in score(trains, digits, params.seeds)}
+    return [found[name] for name in (SOURCE_ONLY, DANN, PIXELDA, ADAMATCH, TARGET_ONLY)]
 
 
 # --- tables -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from dlcvlib import (
     figures,
     params,
     pixelda,
+    storage,
     training,
 )
 from dlcvlib.data.images import LabelledImages, Pair
@@ -326,6 +328,24 @@ def test_chapter_4_uses_chapter_3s_runs(chapter, digits):
     theirs = [adaptation.source_only(third, digits), adaptation.adversarial(third, digits)]
     for ours, expected in zip(methods[:2], theirs, strict=True):
         assert [run.name for run in ours.runs] == [run.name for run in expected.runs]
+
+
+def test_while_another_process_trains_one_method_another_is_trained(chapter, digits, monkeypatch):
+    trained, pixel, pseudo = [], pixelda.train_or_load, adamatch.train_or_load
+
+    def theirs(*args):
+        if not trained:
+            raise storage.BusyError(Path("a run"))
+        return pixel(*args)
+
+    def ours(*args):
+        trained.append(pseudo(*args))
+        return trained[-1]
+
+    monkeypatch.setattr(pixelda, "train_or_load", theirs)
+    monkeypatch.setattr(adamatch, "train_or_load", ours)
+    methods = adaptation.all_methods(chapter("pixelda", dann_changes={"precision": "fp32"}), digits)
+    assert methods[3].runs == trained
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3])
