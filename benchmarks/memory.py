@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from benchmarks.contenders import Batch, contenders, fit_rate
 from dlcvlib.apart import apart
 from dlcvlib.figures import to_png
-from dlcvlib.report import resident_bytes
+from dlcvlib.memory import resident_bytes
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770

@@ -173,7 +173,7 @@ def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
 
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
-    from dlcvlib import planning, report
+    from dlcvlib import memory, planning, report
     from dlcvlib.apart import apart
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
@@ -193,7 +193,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(planning.explain_runs(Path(folder)))
         return 0
     # A setting of the whole process, and this one is ours: nothing in it trains.
-    report.keep_no_large_blocks()
+    memory.keep_no_large_blocks()
     complete = report.make_report(
         chapters,
         fingerprints,

@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from dlcvlib import fingerprints, storage
+from dlcvlib import fingerprints, memory, storage
 from dlcvlib.errors import UserError
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
@@ -70,6 +70,7 @@ def name_of(device: torch.device) -> str:
 
 def prepare(method: Method, precision: str) -> Accelerator:
     """Move a method's modules to the device, channels last, to train there in that precision."""
+    memory.keep_what_a_step_frees()
     accelerator = accelerator_for(precision)
     for name, module in method.modules.items():
         module.to(accelerator.device, memory_format=torch.channels_last)

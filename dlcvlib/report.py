@@ -4,9 +4,7 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
-import ctypes
 import os
-import platform
 import queue
 import shutil
 import sys
@@ -15,31 +13,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
-import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib import stopwatch, storage
+from dlcvlib import memory, stopwatch, storage
 from dlcvlib.apart import apart, cores
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
 KERNEL_STARTS = 3
-M_MMAP_THRESHOLD = -3
-"""malloc.h's name of a parameter."""
-LARGE_BLOCK = 1 << 20
-"""Bytes."""
-KEEP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
-"""With these (bytes), glibc leaves a kernel what a training step frees, for the next one. By itself
-it gives some of that back each time and fetches it again, which takes PixelDA thousands of page
-faults a step. Larger blocks, such as whole sets of images, still go back."""
 MEMORY_SECONDS = 5.0
 """Between two looks at the memory in use, each of which takes some hundredths of a second."""
 JOBS_MAX = 4
@@ -176,7 +165,7 @@ def _run(
         for _ in tasks:
             while True:
                 if time.monotonic() > due:
-                    say.memory = max(say.memory, resident_bytes())
+                    say.memory = max(say.memory, memory.resident_bytes())
                     due = time.monotonic() + MEMORY_SECONDS
                 try:
                     outcome = finished.get(timeout=0.5)
@@ -328,11 +317,9 @@ def _litter(output: nbformat.NotebookNode) -> bool:
 
 @contextmanager
 def _kernel_environment(jobs: int, say: "_Say"):
-    """Environment variables that the kernels inherit: where to report, how many threads, and what
-    `KEEP` says, where the user has not set it."""
+    """Environment variables that the kernels inherit: where to report, and how many threads."""
     folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
     changes = {"DLCV_STATUS": str(folder)}
-    changes |= {name: value for name, value in KEEP.items() if name not in os.environ}
     if jobs > 1:
         changes["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
     before = {name: os.environ.get(name) for name in changes}
@@ -347,31 +334,6 @@ def _kernel_environment(jobs: int, say: "_Say"):
             else:
                 os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def keep_no_large_blocks() -> None:
-    """Have this process return large blocks of memory as soon as they are free.
-
-    A notebook with many pictures is 10 MB of text, several times over while it is written. glibc
-    would keep the space in this process, over 100 MB of it, for as long as notebooks run.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-
-
-def resident_bytes(pid: int | None = None) -> int:
-    """Resident memory of a process, by default this one, and of all that it has started.
-
-    On Linux a page that several of them share counts once; elsewhere, for each.
-    """
-    total = 0
-    with suppress(psutil.Error):  # it may have ended
-        process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
-            with suppress(psutil.Error):
-                memory = one.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
-    return total
 
 
 class _Say:

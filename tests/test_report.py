@@ -3,10 +3,7 @@
 import base64
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -18,7 +15,17 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS
 from matplotlib import pyplot as plt
 
-from dlcvlib import exhibits, fingerprints, params, planning, rendering, report, storage, vae
+from dlcvlib import (
+    exhibits,
+    fingerprints,
+    memory,
+    params,
+    planning,
+    rendering,
+    report,
+    storage,
+    vae,
+)
 from dlcvlib.apart import apart
 from dlcvlib.errors import UserError
 from dlcvlib.exhibits import MIME, Page, markdown_table
@@ -197,40 +204,9 @@ def test_only_what_changed_runs_again(small, capsys):
 def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatch):
     small.write(p1_1=[GOOD])
     for in_use in (5e9, 1e9):
-        monkeypatch.setattr(report, "resident_bytes", lambda in_use=in_use: in_use)
+        monkeypatch.setattr(memory, "resident_bytes", lambda in_use=in_use: in_use)
         assert small.make()
         assert small.results()["provenance"]["memory_peak_mb"] == 5_000
-
-
-FREES = """
-import sys, threading, psutil
-from dlcvlib import report
-
-def blocks():
-    # From the first, freed at once, glibc learns that large blocks come and go, and keeps space.
-    bytearray(30 << 20)
-    texts = [bytearray(8 << 20) for _ in range(5)]
-    kept.append([bytearray(5_000) for _ in range(20)])
-    del texts
-
-kept = []
-if sys.argv[1] == "returned":
-    report.keep_no_large_blocks()
-before = psutil.Process().memory_full_info().uss
-thread = threading.Thread(target=blocks)
-thread.start()
-thread.join()
-print(psutil.Process().memory_full_info().uss - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize(("way", "mb"), [("kept", (30, 80)), ("returned", (-5, 5))])
-def test_large_blocks_are_returned(way, mb):
-    printed = subprocess.run(
-        [sys.executable, "-c", FREES, way], capture_output=True, text=True, check=True
-    ).stdout
-    assert mb[0] < int(printed) / 1e6 < mb[1]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
@@ -457,26 +433,6 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
     assert small.make(jobs=4)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_a_kernel_keeps_what_a_training_step_frees(small, monkeypatch):
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    steps = [
-        "import resource, torch",
-        "def step():",
-        "    return [torch.ones(1 << 19) for _ in range(3)]",  # 2 MB each
-        "step()",
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
-        "for _ in range(100):",
-        "    step()",
-        "faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before",
-        "assert faults < 10_000, faults",  # by itself one block a step, in 512 pages
-    ]
-    small.write(p1_1=["\n".join(steps)])
-    assert small.make()
-    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
 
 HOSTILE = [

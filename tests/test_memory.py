@@ -1,0 +1,71 @@
+"""What the C library does with freed memory; each in a process of its own, whose setting it is."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+def printed(program, *arguments, **environment):
+    """The number that a program prints."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", program, *arguments]
+    return int(subprocess.check_output(command, text=True, env=clean | environment))
+
+
+FREES = """
+import sys, threading, psutil
+from dlcvlib import memory
+
+def blocks():
+    # From the first, freed at once, glibc learns that large blocks come and go, and keeps space.
+    bytearray(30 << 20)
+    texts = [bytearray(8 << 20) for _ in range(5)]
+    kept.append([bytearray(5_000) for _ in range(20)])
+    del texts
+
+kept = []
+if sys.argv[1] == "returned":
+    memory.keep_no_large_blocks()
+before = psutil.Process().memory_full_info().uss
+thread = threading.Thread(target=blocks)
+thread.start()
+thread.join()
+print(psutil.Process().memory_full_info().uss - before)
+"""
+
+
+@pytest.mark.parametrize(("way", "mb"), [("kept", (30, 80)), ("returned", (-5, 5))])
+def test_large_blocks_are_returned(way, mb):
+    assert mb[0] < printed(FREES, way) / 1e6 < mb[1]
+
+
+STEPS = """
+import resource, torch
+from dlcvlib import devices, params, vae
+
+method = vae.VAE(params.load("smoke", "vae").settings)
+devices.prepare(method, "fp32")
+
+def step():
+    return [torch.ones(1 << 19) for _ in range(3)]  # 2 MB each
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_a_training_step_frees_is_kept():
+    assert printed(STEPS) < 5_000
+
+
+def test_unless_the_user_has_tuned_it():
+    assert printed(STEPS, MALLOC_TRIM_THRESHOLD_="0") > 50_000  # a block has 512 pages
