@@ -40,7 +40,7 @@ def measure() -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as name:
         for method in [one.name for one in contenders("auto", Path(name))]:
             # Each in a process of its own: one's growth could hide in what another has left free.
-            early, late = apart(training_mb, method, Path(name))
+            early, late = apart("benchmarks.memory:training_mb", method, Path(name))
             what = f"{method}, step {LATE:,} against step {EARLY}"
             rows.append({"what": what, "mb": late, "against_mb": early})
             print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)

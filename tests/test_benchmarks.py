@@ -1,5 +1,8 @@
 """The benchmarks' loops run and learn something; what they measure is not tested."""
 
+import pkgutil
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -94,6 +97,20 @@ def test_growth_is_an_exponent():
     table = growth.summary(frame.assign(cost=3.0 * frame["size"] ** 2))
     assert table["exponent"].tolist()[1:] == pytest.approx([2, 2])
     assert table["cost"].tolist() == [300, 1200, 19200]
+
+
+def test_growth_of_memory_is_asked_for_in_a_process_apart(monkeypatch):
+    def asked(function, *arguments):
+        assert pkgutil.resolve_name(function) is memory.training_mb
+        assert arguments[0] == "VAE"
+        return 100.0, 110.0
+
+    monkeypatch.setattr(memory, "apart", asked)
+    monkeypatch.setattr(memory, "contenders", lambda *_: [SimpleNamespace(name="VAE")])
+    monkeypatch.setattr(memory, "prepared_mb", lambda count: (300.0, 200.0))
+    table = memory.measure()
+    assert table["ratio"].iloc[0] == pytest.approx(1.1)
+    assert table["mb"].tolist() == [110, 300, 200]
 
 
 def test_preparing_is_measured():
