@@ -149,17 +149,17 @@ def target_only(params: DANNParams, digits: DigitData) -> Scores:
 
 
 def adversarial(params: DANNParams, digits: DigitData) -> Scores:
-    """DANN."""
+    """DANN, which is handed the target's images without their labels."""
     return _alone(DANN, _third(params), digits, params.seeds)
 
 
 def pixel_level(params: PixelDAParams, digits: DigitData) -> Scores:
-    """PixelDA."""
+    """PixelDA, which is handed the target's images without their labels."""
     return _alone(PIXELDA, _fourth(params), digits, params.seeds)
 
 
 def pseudo_labelled(params: PixelDAParams, digits: DigitData) -> Scores:
-    """AdaMatch."""
+    """AdaMatch, which is handed the target's images without their labels."""
     return _alone(ADAMATCH, _fourth(params), digits, params.seeds)
 
 
