@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
-from dlcvlib import adamatch, dann, dcgan, devices, params, pixelda, training, vae
+from dlcvlib import adamatch, dann, dcgan, devices, memory, params, pixelda, training, vae
 from dlcvlib.data.augmentation import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
@@ -101,11 +101,12 @@ class Contender:
 
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""
-        step = self._step_alone()
-        started = now()
-        for _ in range(steps):
-            step()
-        return steps / (now() - started)
+        with memory.kept_between_steps():
+            step = self._step_alone()
+            started = now()
+            for _ in range(steps):
+                step()
+            return steps / (now() - started)
 
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
@@ -116,10 +117,11 @@ class Contender:
         """
         if torch.accelerator.is_available():
             return math.nan
-        step = self._step_alone()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for _ in range(steps):
-                step()
+        with memory.kept_between_steps():
+            step = self._step_alone()
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                for _ in range(steps):
+                    step()
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
         return kernels / sum(times.values())

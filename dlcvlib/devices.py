@@ -70,7 +70,6 @@ def name_of(device: torch.device) -> str:
 
 def prepare(method: Method, precision: str) -> Accelerator:
     """Move a method's modules to the device, channels last, to train there in that precision."""
-    memory.keep_what_a_step_frees()
     accelerator = accelerator_for(precision)
     for name, module in method.modules.items():
         module.to(accelerator.device, memory_format=torch.channels_last)
@@ -130,6 +129,7 @@ def _kept_gain(batch_size: int, method: Method, batch: Callable[[int], Any]) -> 
 
 
 @timed("trying precisions")
+@memory.kept_between_steps()
 def _gain(method: Method, batch: Callable[[int], Any]) -> float:
     """How many times as fast bf16 is as fp32: median of rounds that take turns."""
     copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dlcvlib import devices, storage
+from dlcvlib import devices, memory, storage
 from dlcvlib.devices import Method
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
@@ -127,6 +127,7 @@ def fit(
         _interrupts() as interrupted,
         _progress(label, settings.steps, state.step) as progress,
         timed(f"training: {label}"),
+        memory.kept_between_steps(),
     ):
         while state.step < settings.steps:
             # With several processes each has batches and noise of its own.
