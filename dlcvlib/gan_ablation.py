@@ -86,13 +86,14 @@ def train(
                 _settings(params, seed, changes), faces, extractor, params.runs_dir
             )
             seconds.setdefault(seed, run.seconds)
-            z = prior_samples(len(faces.test), params.latent_dim, params.seed)
+            real = faces.test.images[: metrics.COMPARED]
+            z = prior_samples(len(real), params.latent_dim, params.seed)
             pictures = run.method.sample(z, averaged=averaged)
             samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
             curve = _curve(run, averaged)
             late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
             row = {"variant": name, "seed": seed}
-            end = metrics.distances(extractor, faces.test.images, {name: pictures}).iloc[0]
+            end = metrics.distances(extractor, real, {name: pictures}).iloc[0]
             measured = {"kid_late": late, "kid": end["kid"], "diversity": end["diversity"]}
             rows.append(row | measured | {"cost": run.seconds / seconds[seed]})
             curves.append(curve.assign(**row))

@@ -5,7 +5,7 @@ References:
     [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dlcvlib.data.batches import float_chunks
+from dlcvlib.data.batches import CHUNK, float_chunks, to_float
 from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
+
+COMPARED = 1000
+"""Images of a kind that are compared with real ones, at most: the time of `distances` grows with
+their square, and a whole test set of faces takes gigabytes as floats."""
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -34,6 +38,32 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     pairs = zip(images.numpy(), others.numpy(), strict=True)
     values = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
     return torch.tensor(values, dtype=torch.float32)
+
+
+def reconstructions(images: Tensor, redraw: Callable[[Tensor], Tensor]) -> pd.DataFrame:
+    """How far each image is from its reconstruction, a piece of the set at a time.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        redraw: such images -> their reconstructions, float in 0..1, on the CPU.
+
+    Returns:
+        One row an image: mse_sum (squared error summed over its values), mse_per_value, psnr, ssim,
+        and contrast (standard deviation of the image's own values).
+    """
+    pieces = []
+    for chunk in images.split(CHUNK):
+        originals, redrawn = to_float(chunk), redraw(chunk)
+        error = (originals - redrawn).square().flatten(1).sum(1)
+        measured = {
+            "mse_sum": error,
+            "mse_per_value": error / originals[0].numel(),
+            "psnr": psnr(originals, redrawn),
+            "ssim": ssim(originals, redrawn),
+            "contrast": originals.flatten(1).std(1),
+        }
+        pieces.append(pd.DataFrame({name: value.numpy() for name, value in measured.items()}))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def fid(real: Tensor, fake: Tensor) -> float:
@@ -160,6 +190,7 @@ def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) ->
         two as a share of the real images'.
     """
     real_features = extractor.features(real)
+    real_diversity, real_sharpness = diversity(real_features), sharpness(real)
     rows = []
     for name, images in sets.items():
         found = extractor.features(images)
@@ -172,8 +203,8 @@ def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) ->
                 "kid": value,
                 "kid_error": error,
                 "fid": fid(real_features, found),
-                "diversity": diversity(found) / diversity(real_features),
-                "sharpness": sharpness(images) / sharpness(real),
+                "diversity": diversity(found) / real_diversity,
+                "sharpness": sharpness(images) / real_sharpness,
             }
         )
     return pd.DataFrame(rows)

@@ -61,7 +61,8 @@ def train(
         for seed in params.ablation_seeds:
             settings = params.settings.replace(steps=params.ablation_steps, seed=seed, **changes)
             run = vae.train_or_load(settings, faces, params.runs_dir)
-            z = vae.prior_samples(len(faces.test), params.latent_dim, params.seed)
+            count = min(metrics.COMPARED, len(faces.test))
+            z = vae.prior_samples(count, params.latent_dim, params.seed)
             pictures = run.method.decode(z)
             samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
             rows.append({"variant": name, "seed": seed} | _measure(run, faces, pictures, extractor))
@@ -72,10 +73,10 @@ def train(
 def _measure(
     run: Run[vae.VAE], faces: FaceData, pictures: Tensor, extractor: Extractor
 ) -> dict[str, float]:
-    images = to_float(faces.test.images)
-    mean, log_variance = run.method.posterior(faces.test.images)
-    error = vae.reconstruction_error(images, run.method.decode(mean))
-    measured = metrics.distances(extractor, faces.test.images, {"samples": pictures}).iloc[0]
+    images = faces.test.images[: len(pictures)]
+    mean, log_variance = run.method.posterior(images)
+    error = vae.reconstruction_error(to_float(images), run.method.decode(mean))
+    measured = metrics.distances(extractor, images, {"samples": pictures}).iloc[0]
     return {
         "mse": error.mean().item() / images[0].numel(),
         "kld": vae.kl_divergence(mean, log_variance).mean().item(),

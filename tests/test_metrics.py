@@ -165,3 +165,20 @@ def test_inceptions_file_is_named_as_torchvision_names_it():
     from torchvision.models import Inception_V3_Weights
 
     assert Inception_V3_Weights.IMAGENET1K_V1.url.endswith(f"/{features.INCEPTION}")
+
+
+def test_reconstructions_are_measured_a_piece_at_a_time():
+    images = torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8)  # more than one piece
+    found = metrics.reconstructions(images, lambda some: some.flip(3) / 255)
+    originals, redrawn = images / 255, images.flip(3) / 255
+    error = (originals - redrawn).square().flatten(1)
+    expected = {
+        "mse_sum": error.sum(1),
+        "mse_per_value": error.mean(1),
+        "psnr": metrics.psnr(originals, redrawn),
+        "ssim": metrics.ssim(originals, redrawn),
+        "contrast": originals.flatten(1).std(1),
+    }
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].tolist() == pytest.approx(values.tolist(), rel=1e-4), name
