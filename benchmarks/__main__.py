@@ -1,8 +1,8 @@
 """`python -m benchmarks`: ratios, measured side by side, as tables, a JSON file and plots.
 
-Rates that are compared are measured one right after the other in one process, as often as
-`--rounds` says; medians and quartiles are reported. Nothing else should run on the machine
-meanwhile.
+Rates that are compared are measured one right after the other, as often as `--rounds` says, plain
+loops in a process of their own; medians and quartiles are reported. Nothing else should run on the
+machine meanwhile.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """What is timed: for each method the plain loop, our loop, and our step alone on a fixed batch."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +137,7 @@ class Contender:
         return lambda: method.step(batch)
 
 
+@functools.cache
 def contenders(precision: str, folder: Path) -> list[Contender]:
     """All five methods on profile quick's embedded data, whose images are PNGs in `folder` too.
 
@@ -207,6 +209,15 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
             lambda: plain.train_adamatch(a, *places),
         ),
     ]
+
+
+def plain_rate(name: str, precision: str, folder: Path, steps: int) -> float:
+    """Steps a second of a contender's plain loop, for a process of the plain loops' own.
+
+    Where ours has trained it leaves a heap behind of which they would gain too.
+    """
+    (contender,) = (each for each in contenders(precision, folder) if each.name == name)
+    return contender.plain_rate(steps)
 
 
 def write(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:

@@ -16,6 +16,8 @@ USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 <<
 """What glibc arrives at by itself where large blocks come and go."""
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
 """No block by itself, which would go back when freed, and no unused end of the heap given back."""
+TUNED = {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
+"""Environment variables by which a user has decided it."""
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def kept_between_steps() -> Iterator[None]:
     By itself it gives some of that back each time and fetches it again: 90,000 page faults a step
     of the original's VAE, a fifth of its time. All that is unused goes back at the end.
     """
-    if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & {*os.environ}:
+    if not _is_glibc() or TUNED & {*os.environ}:
         yield
         return
     _mallopt(KEEPING)
@@ -33,8 +35,7 @@ def kept_between_steps() -> Iterator[None]:
         yield
     finally:
         _mallopt(USUAL)
-        if _is_glibc():
-            ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_no_large_blocks() -> None:
@@ -43,13 +44,13 @@ def keep_no_large_blocks() -> None:
     A notebook with many pictures is 10 MB of text, several times over while it is written. glibc
     would keep the space in this process, over 100 MB of it, for as long as notebooks run.
     """
-    _mallopt({M_MMAP_THRESHOLD: LARGE_BLOCK})
+    if _is_glibc():
+        _mallopt({M_MMAP_THRESHOLD: LARGE_BLOCK})
 
 
 def _mallopt(values: Mapping[int, int]) -> None:
-    if _is_glibc():
-        for parameter, value in values.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
+    for parameter, value in values.items():
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _is_glibc() -> bool:

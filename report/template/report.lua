@@ -25,6 +25,17 @@ function Str(str)
   if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
 end
 
+-- A mean stays on one line with its deviation.
+function Inlines(inlines)
+  local function is_sign(inline) return inline and inline.t == "Str" and inline.text == "±" end
+  for i, inline in ipairs(inlines) do
+    if inline.t == "Space" and (is_sign(inlines[i - 1]) or is_sign(inlines[i + 1])) then
+      inlines[i] = pandoc.Str("\u{a0}")
+    end
+  end
+  return inlines
+end
+
 -- Code: folded in HTML, left out of print.
 function CodeBlock(block)
   if not block.classes:includes("python") then return nil end
