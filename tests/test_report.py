@@ -61,6 +61,13 @@ def test_every_problem_has_numbered_tables(page):
     assert found == set(PROBLEMS)
 
 
+def test_a_deviation_stays_beside_its_mean(page):
+    texts = [each.get_text() for each in page.select("td, caption, figcaption, p")]
+    signs = [text for text in texts if "±" in text]
+    assert signs
+    assert not [text for text in signs if " ±" in text or "± " in text]
+
+
 def test_the_page_loads_nothing(page):
     assert page.find("script") is None
     assert page.find("link") is None
