@@ -2,6 +2,7 @@
 
 import functools
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -216,6 +217,8 @@ def plain_rate(name: str, precision: str, folder: Path, steps: int) -> float:
 
     Where ours has trained it leaves a heap behind of which they would gain too.
     """
+    # Else the loaders' workers would be begun as this process was, which takes seconds an epoch.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     (contender,) = (each for each in contenders(precision, folder) if each.name == name)
     return contender.plain_rate(steps)
 
