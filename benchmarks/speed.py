@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import contenders, plain_rate
+from dlcvlib.apart import end_with_parent
 
 PRECISIONS = ("auto", "fp32")
 RATIOS = {"against_plain": "times the plain loop", "share_of_step": "share of the step alone"}
@@ -24,7 +25,7 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
     for wanted in PRECISIONS:
         with (
             tempfile.TemporaryDirectory() as name,
-            ProcessPoolExecutor(1, get_context("spawn")) as others,
+            ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as others,
         ):
             folder = Path(name)
             methods = contenders(wanted, folder)
