@@ -21,6 +21,7 @@ from torch import Tensor
 from dlcvlib.data.batches import CHUNK, float_chunks, to_float
 from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
+from dlcvlib.vae import reconstruction_error
 
 COMPARED = 1000
 """Images of a kind that are compared with real ones, at most: the time of `distances` grows with
@@ -54,7 +55,7 @@ def reconstructions(images: Tensor, redraw: Callable[[Tensor], Tensor]) -> pd.Da
     pieces = []
     for chunk in images.split(CHUNK):
         originals, redrawn = to_float(chunk), redraw(chunk)
-        error = (originals - redrawn).square().flatten(1).sum(1)
+        error = reconstruction_error(originals, redrawn)
         measured = {
             "mse_sum": error,
             "mse_per_value": error / originals[0].numel(),
