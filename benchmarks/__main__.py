@@ -32,7 +32,7 @@ def main() -> None:
     mpl.use("agg")
     out = storage.make_dir(arguments.out)
     # Parts that are not measured this time stay as they were.
-    result = (storage.sealed(out / "results.json") or {}) | {"machine": machine()}
+    result = storage.sealed(out / "results.json") or {}
     for part in arguments.parts or PARTS:
         if part == "speed":
             frame = speed.measure(arguments.rounds, arguments.steps)
@@ -46,7 +46,7 @@ def main() -> None:
         print(table.to_string(index=False, float_format="{:.3g}".format))
         # JSON has no NaN.
         tables = {"table": table, "measured": frame}
-        result[part] = {
+        result[part] = {"machine": machine()} | {
             name: one.astype(object).where(one.notna(), None).to_dict("records")
             for name, one in tables.items()
         }
