@@ -1,6 +1,6 @@
 """Comparisons of chapter 2: plain DCGAN, and one trick at a time, over several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,27 +78,35 @@ def train(
         extractor: features for KID and diversity.
         variants: name -> changed settings.
     """
-    rows, curves, samples, trained, seconds = [], [], {}, [], {}
-    for name, changes in {"plain DCGAN": {}, **variants}.items():
-        averaged = "ema_decay" in changes
-        for seed in params.ablation_seeds:
-            run = dcgan.train_or_load(
-                _settings(params, seed, changes), faces, extractor, params.runs_dir
-            )
-            seconds.setdefault(seed, run.seconds)
-            real = faces.test.images[: metrics.COMPARED]
-            z = prior_samples(len(real), params.latent_dim, params.seed)
-            pictures = run.method.sample(z, averaged=averaged)
+    variants = {"plain DCGAN": {}, **variants}
+    trained = {
+        (name, seed): dcgan.train_or_load(
+            _settings(params, seed, changes), faces, extractor, params.runs_dir
+        )
+        for name, changes in variants.items()
+        for seed in params.ablation_seeds
+    }
+    averaged = {name: "ema_decay" in changes for name, changes in variants.items()}
+    real = faces.test.images[: metrics.COMPARED]
+    samples: dict[str, Tensor] = {}
+
+    def drawn() -> Iterator[tuple[str, Tensor]]:
+        z = prior_samples(len(real), params.latent_dim, params.seed)
+        for (name, _), run in trained.items():
+            pictures = run.method.sample(z, averaged=averaged[name])
             samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
-            curve = _curve(run, averaged)
-            late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
-            row = {"variant": name, "seed": seed}
-            end = metrics.distances(extractor, real, {name: pictures}).iloc[0]
-            measured = {"kid_late": late, "kid": end["kid"], "diversity": end["diversity"]}
-            rows.append(row | measured | {"cost": run.seconds / seconds[seed]})
-            curves.append(curve.assign(**row))
-            trained.append(run)
-    return Comparison(pd.DataFrame(rows), pd.concat(curves), samples, trained)
+            yield name, pictures
+
+    rows, curves = [], []
+    ends = metrics.distances(extractor, real, drawn())[["kid", "diversity"]].to_dict("records")
+    for ((name, seed), run), end in zip(trained.items(), ends, strict=True):
+        curve = _curve(run, averaged[name])
+        late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
+        cost = run.seconds / trained["plain DCGAN", seed].seconds
+        row = {"variant": name, "seed": seed}
+        rows.append(row | {"kid_late": late} | end | {"cost": cost})
+        curves.append(curve.assign(**row))
+    return Comparison(pd.DataFrame(rows), pd.concat(curves), samples, list(trained.values()))
 
 
 def _settings(params: GANParams, seed: int, changes: Mapping[str, Any]):

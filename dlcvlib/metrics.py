@@ -5,12 +5,11 @@ References:
     [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -167,9 +166,9 @@ def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.
 def sharpness(images: Tensor) -> float:
     """Mean variance of the Laplacian of the luminance; (N, 3, H, W), uint8 or float in 0..1."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    luminance = scaled.mean(1, keepdim=True)
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    return float(F.conv2d(luminance, kernel).flatten(1).var(1).mean())
+    luminance = scaled.mean(1)
+    laplacian = luminance.diff(n=2, dim=1)[:, :, 1:-1] + luminance.diff(n=2, dim=2)[:, 1:-1]
+    return float(laplacian.flatten(1).var(1).mean())
 
 
 def diversity(features: Tensor) -> float:
@@ -178,13 +177,15 @@ def diversity(features: Tensor) -> float:
     return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
-def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
+def distances(
+    extractor: Extractor, real: Tensor, sets: Iterable[tuple[str, Tensor]]
+) -> pd.DataFrame:
     """How far sets of images are from real ones.
 
     Args:
         extractor: the features.
         real: (N, 3, H, W) uint8, the yardstick.
-        sets: name -> (M, 3, H, W), uint8 or float in 0..1.
+        sets: (name, (M, 3, H, W), uint8 or float in 0..1), each forgotten once it is measured.
 
     Returns:
         One row a set: images, features, n, kid, kid_error, fid, diversity and sharpness, the last
@@ -193,7 +194,7 @@ def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) ->
     real_features = extractor.features(real)
     real_diversity, real_sharpness = diversity(real_features), sharpness(real)
     rows = []
-    for name, images in sets.items():
+    for name, images in sets:
         found = extractor.features(images)
         value, error = kid(real_features, found)
         rows.append(

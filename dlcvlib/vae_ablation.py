@@ -1,6 +1,6 @@
 """Comparisons of chapter 1: one change at a time, several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,32 +56,39 @@ def train(
         extractor: features for KID and diversity.
         variants: name -> changed settings.
     """
-    rows, samples, trained = [], {}, []
-    for name, changes in variants.items():
-        for seed in params.ablation_seeds:
-            settings = params.settings.replace(steps=params.ablation_steps, seed=seed, **changes)
-            run = vae.train_or_load(settings, faces, params.runs_dir)
-            count = min(metrics.COMPARED, len(faces.test))
-            z = vae.prior_samples(count, params.latent_dim, params.seed)
+    trained = {
+        (name, seed): vae.train_or_load(
+            params.settings.replace(steps=params.ablation_steps, seed=seed, **changes),
+            faces,
+            params.runs_dir,
+        )
+        for name, changes in variants.items()
+        for seed in params.ablation_seeds
+    }
+    real = faces.test.images[: metrics.COMPARED]
+    samples: dict[str, Tensor] = {}
+
+    def drawn() -> Iterator[tuple[str, Tensor]]:
+        z = vae.prior_samples(len(real), params.latent_dim, params.seed)
+        for (name, _), run in trained.items():
             pictures = run.method.decode(z)
             samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
-            rows.append({"variant": name, "seed": seed} | _measure(run, faces, pictures, extractor))
-            trained.append(run)
-    return Comparison(pd.DataFrame(rows), samples, trained)
+            yield name, pictures
+
+    ends = metrics.distances(extractor, real, drawn())[["kid", "diversity"]].to_dict("records")
+    rows = [
+        {"variant": name, "seed": seed} | _on_test_images(run, real) | end
+        for ((name, seed), run), end in zip(trained.items(), ends, strict=True)
+    ]
+    return Comparison(pd.DataFrame(rows), samples, list(trained.values()))
 
 
-def _measure(
-    run: Run[vae.VAE], faces: FaceData, pictures: Tensor, extractor: Extractor
-) -> dict[str, float]:
-    images = faces.test.images[: len(pictures)]
+def _on_test_images(run: Run[vae.VAE], images: Tensor) -> dict[str, float]:
     mean, log_variance = run.method.posterior(images)
     error = vae.reconstruction_error(to_float(images), run.method.decode(mean))
-    measured = metrics.distances(extractor, images, {"samples": pictures}).iloc[0]
     return {
         "mse": error.mean().item() / images[0].numel(),
         "kld": vae.kl_divergence(mean, log_variance).mean().item(),
-        "kid": measured["kid"],
-        "diversity": measured["diversity"],
     }
 
 
