@@ -20,7 +20,7 @@ from dlcvlib.stopwatch import timed
 
 PCA_DIMENSIONS = 50
 ITERATIONS = 500
-"""Of t-SNE: 1,000, the usual number, keep no more neighbours for twice the time."""
+"""Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
