@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dlcvlib import metrics
-
 RULE = (
     "A claim *holds* or *does not hold* if the means differ, in either direction, by more than "
     "twice the standard error of their difference over the seeds; otherwise it *cannot be told "
@@ -31,9 +29,15 @@ def summary(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the spread of a single value is NaN."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), spread
+
+
 def mean_text(values: Sequence[float], places: int) -> str:
     """Mean ± standard deviation as text; a single value stands alone."""
-    mean, spread = metrics.mean_and_spread(values)
+    mean, spread = mean_and_spread(values)
     return f"{mean:.{places}f}" + ("" if np.isnan(spread) else f" ± {spread:.{places}f}")
 
 

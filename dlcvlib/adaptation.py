@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from dlcvlib import ablation, adamatch, classifier, dann, metrics, original, pixelda, runs
+from dlcvlib import ablation, adamatch, classifier, dann, original, pixelda, runs
 from dlcvlib.classifier import Classifier
 from dlcvlib.data.images import CLASSES, DigitData, Domain, Pair
 from dlcvlib.params import DANNParams, PixelDAParams
@@ -430,6 +429,8 @@ def domain_accuracies(scores: Scores) -> pd.DataFrame:
 
 def confusions(scores: Scores, digits: DigitData) -> dict[str, np.ndarray]:
     """Pair -> share of the test images of each digit (row) that is taken for each (column)."""
+    from sklearn.metrics import confusion_matrix  # for one notebook, and slow to load
+
     found = {}
     for (name, _), predicted in scores.predictions.items():
         labels = digits.pairs[name].target.test.labels
@@ -476,7 +477,7 @@ def worst_confusion(matrix: np.ndarray) -> tuple[int, int, float]:
 
 def mean_of(values: Sequence[float]) -> str:
     """Mean ± standard deviation as percentages; a dash where there is nothing to measure."""
-    mean, spread = metrics.mean_and_spread(values)
+    mean, spread = ablation.mean_and_spread(values)
     if np.isnan(mean):
         return "–"
     return f"{mean:.1%}" + ("" if np.isnan(spread) else f" ± {spread:.1%}")

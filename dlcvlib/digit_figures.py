@@ -1,6 +1,7 @@
 """The plots of chapters 3 and 4: domains, accuracies, confusions, feature maps."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,11 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from dlcvlib.data.images import CLASSES, DigitData, LabelledImages
-from dlcvlib.feature_spaces import FeatureMap
 from dlcvlib.figures import CYCLE, WIDTH, image_rows
-from dlcvlib.pixelda_ablation import Redrawn
+
+if TYPE_CHECKING:  # scikit-learn, which they need, takes half a second to load
+    from dlcvlib.feature_spaces import FeatureMap
+    from dlcvlib.pixelda_ablation import Redrawn
 
 SOURCE, TARGET = CYCLE[0], "#CC3311"
 """Blue and red, as the original has them; apart in lightness too."""
@@ -42,7 +45,7 @@ def contact_sheet(digits: DigitData) -> Figure:
     return image_rows(rows, labels, over=HEADS)
 
 
-def redrawn(found: Sequence[Redrawn], digits: DigitData, versions: int) -> Figure:
+def redrawn(found: Sequence["Redrawn"], digits: DigitData, versions: int) -> Figure:
     """For each pair source images, some versions of them, and target images of the same digits."""
     rows, labels = [], []
     for one in found:
@@ -53,7 +56,7 @@ def redrawn(found: Sequence[Redrawn], digits: DigitData, versions: int) -> Figur
     return image_rows(rows, labels, over=HEADS, blocks=len(found))
 
 
-def redrawn_variants(pictures: Mapping[str, Redrawn]) -> Figure:
+def redrawn_variants(pictures: Mapping[str, "Redrawn"]) -> Figure:
     """The same source images over each variant's version of them."""
     first = next(iter(pictures.values()))
     rows = by_class(first.source, EACH, 1)
@@ -61,7 +64,7 @@ def redrawn_variants(pictures: Mapping[str, Redrawn]) -> Figure:
     return image_rows(rows, ["source", *pictures], over=HEADS)
 
 
-def _versions(found: Redrawn, count: int) -> list[Tensor]:
+def _versions(found: "Redrawn", count: int) -> list[Tensor]:
     labelled = (LabelledImages(images, found.source.labels) for images in found.versions[:count])
     return [row for images in labelled for row in by_class(images, EACH, 1)]
 
@@ -194,7 +197,7 @@ def domain_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def feature_maps(maps: Sequence[Sequence[FeatureMap]], by: str) -> Figure:
+def feature_maps(maps: Sequence[Sequence["FeatureMap"]], by: str) -> Figure:
     """t-SNE plots, a row a method and a column a pair.
 
     Args:
@@ -223,7 +226,7 @@ def feature_maps(maps: Sequence[Sequence[FeatureMap]], by: str) -> Figure:
     return figure
 
 
-def _by_domain(found: FeatureMap, ax: Axes) -> None:
+def _by_domain(found: "FeatureMap", ax: Axes) -> None:
     # Shuffled, so that neither domain hides the other.
     order = np.random.default_rng(0).permutation(len(found.points))
     colors = np.where(found.is_source, SOURCE, TARGET)
@@ -232,7 +235,7 @@ def _by_domain(found: FeatureMap, ax: Axes) -> None:
         ax.scatter([], [], s=5, color=color, label=name)
 
 
-def _by_class(found: FeatureMap, ax: Axes) -> None:
+def _by_class(found: "FeatureMap", ax: Axes) -> None:
     ax.scatter(
         *found.points.T,
         s=np.where(found.is_source, 4, 7),

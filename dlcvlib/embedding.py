@@ -1,4 +1,4 @@
-"""Latent spaces and feature spaces: maps, directions, walks, and how far a map can be trusted.
+"""Latent spaces and feature spaces: maps, how far to trust them, directions, walks and probes.
 
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
@@ -8,14 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dlcvlib import fingerprints, storage
+from dlcvlib.data.images import FaceData
 from dlcvlib.stopwatch import timed
 
 PCA_DIMENSIONS = 50
@@ -125,3 +131,35 @@ def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tens
     count = min(count, *flat["train"].shape)
     pca = PCA(count, svd_solver="randomized", random_state=0).fit(flat["train"])
     return {name: torch.from_numpy(pca.transform(split)) for name, split in flat.items()}
+
+
+def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
+    """Area under the ROC curve of a logistic regression on features (N, D); 0.5 is chance.
+
+    NaN if a split has one class only.
+    """
+    if len(train_labels.unique()) < 2 or len(test_labels.unique()) < 2:
+        return float("nan")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    probe.fit(train.numpy(), train_labels.numpy())
+    return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
+
+
+def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.DataFrame:
+    """`probe_auc` of every attribute on several kinds of features.
+
+    Args:
+        features: kind -> {"train": (N, D), "test": (M, D)}.
+        faces: whose attributes are read.
+
+    Returns:
+        One row an attribute: attribute, share (of test images that have it), a column a kind.
+    """
+    rows = []
+    for name, labels in faces.test.attributes.items():
+        row = {"attribute": name, "share": labels.float().mean().item()}
+        for kind, splits in features.items():
+            known = faces.train.attributes[name]
+            row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
+        rows.append(row)
+    return pd.DataFrame(rows)

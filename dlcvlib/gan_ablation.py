@@ -1,6 +1,6 @@
 """Comparisons of chapter 2: plain DCGAN, and one trick at a time, over several seeds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,25 +86,26 @@ def train(
         for name, changes in variants.items()
         for seed in params.ablation_seeds
     }
-    averaged = {name: "ema_decay" in changes for name, changes in variants.items()}
     real = faces.test.images[: metrics.COMPARED]
-    samples: dict[str, Tensor] = {}
-
-    def drawn() -> Iterator[tuple[str, Tensor]]:
-        z = prior_samples(len(real), params.latent_dim, params.seed)
-        for (name, _), run in trained.items():
-            pictures = run.method.sample(z, averaged=averaged[name])
-            samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
-            yield name, pictures
-
-    rows, curves = [], []
-    ends = metrics.distances(extractor, real, drawn())[["kid", "diversity"]].to_dict("records")
-    for ((name, seed), run), end in zip(trained.items(), ends, strict=True):
-        curve = _curve(run, averaged[name])
-        late = curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean()
-        cost = run.seconds / trained["plain DCGAN", seed].seconds
+    yardstick = metrics.Yardstick(extractor, real)
+    z = prior_samples(len(real), params.latent_dim, params.seed)
+    rows, curves, samples = [], [], {}
+    for (name, seed), run in trained.items():
+        averaged = "ema_decay" in variants[name]
+        pictures = run.method.sample(z, averaged=averaged)
+        samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
+        end = yardstick.distance(pictures)
+        curve = _curve(run, averaged)
         row = {"variant": name, "seed": seed}
-        rows.append(row | {"kid_late": late} | end | {"cost": cost})
+        rows.append(
+            row
+            | {
+                "kid_late": curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean(),
+                "kid": end["kid"],
+                "diversity": end["diversity"],
+                "cost": run.seconds / trained["plain DCGAN", seed].seconds,
+            }
+        )
         curves.append(curve.assign(**row))
     return Comparison(pd.DataFrame(rows), pd.concat(curves), samples, list(trained.values()))
 

@@ -5,26 +5,19 @@ References:
     [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import pandas as pd
 import torch
-from skimage.metrics import structural_similarity
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dlcvlib.data.batches import CHUNK, float_chunks, to_float
-from dlcvlib.data.images import FaceData
 from dlcvlib.features import Extractor
 from dlcvlib.vae import reconstruction_error
 
 COMPARED = 1000
-"""Images of a kind that are compared with real ones, at most: the time of `distances` grows with
-their square, and a whole test set of faces takes gigabytes as floats."""
+"""Images of a kind that are compared with real ones, at most: the time of that grows with their
+square, and a whole test set of faces takes gigabytes as floats."""
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -35,6 +28,8 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Structural similarity of images in 0..1: (N, 3, H, W) twice -> (N,)."""
+    from skimage.metrics import structural_similarity  # with SciPy, which little else here needs
+
     pairs = zip(images.numpy(), others.numpy(), strict=True)
     values = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
     return torch.tensor(values, dtype=torch.float32)
@@ -131,38 +126,6 @@ def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, best.values
 
 
-def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Area under the ROC curve of a logistic regression on features (N, D); 0.5 is chance.
-
-    NaN if a split has one class only.
-    """
-    if len(train_labels.unique()) < 2 or len(test_labels.unique()) < 2:
-        return float("nan")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    probe.fit(train.numpy(), train_labels.numpy())
-    return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
-
-
-def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.DataFrame:
-    """`probe_auc` of every attribute on several kinds of features.
-
-    Args:
-        features: kind -> {"train": (N, D), "test": (M, D)}.
-        faces: whose attributes are read.
-
-    Returns:
-        One row an attribute: attribute, share (of test images that have it), a column a kind.
-    """
-    rows = []
-    for name, labels in faces.test.attributes.items():
-        row = {"attribute": name, "share": labels.float().mean().item()}
-        for kind, splits in features.items():
-            known = faces.train.attributes[name]
-            row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def sharpness(images: Tensor) -> float:
     """Mean variance of the Laplacian of the luminance; (N, 3, H, W), uint8 or float in 0..1."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
@@ -177,42 +140,45 @@ def diversity(features: Tensor) -> float:
     return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
-def distances(
-    extractor: Extractor, real: Tensor, sets: Iterable[tuple[str, Tensor]]
-) -> pd.DataFrame:
-    """How far sets of images are from real ones.
+class Yardstick:
+    """Real images, measured once, that any number of sets of images are held against."""
 
-    Args:
-        extractor: the features.
-        real: (N, 3, H, W) uint8, the yardstick.
-        sets: (name, (M, 3, H, W), uint8 or float in 0..1), each forgotten once it is measured.
+    def __init__(self, extractor: Extractor, real: Tensor) -> None:
+        """Measure the real images.
 
-    Returns:
-        One row a set: images, features, n, kid, kid_error, fid, diversity and sharpness, the last
-        two as a share of the real images'.
+        Args:
+            extractor: the features.
+            real: (N, 3, H, W) uint8.
+        """
+        self.extractor = extractor
+        self.features = extractor.features(real)
+        self.diversity, self.sharpness = diversity(self.features), sharpness(real)
+
+    def distance(self, images: Tensor) -> dict[str, float]:
+        """How far images (M, 3, H, W), uint8 or float in 0..1, are from the real ones.
+
+        Returns:
+            kid, kid_error, fid, diversity and sharpness, the last two as a share of the real
+            images'.
+        """
+        found = self.extractor.features(images)
+        value, error = kid(self.features, found)
+        return {
+            "kid": value,
+            "kid_error": error,
+            "fid": fid(self.features, found),
+            "diversity": diversity(found) / self.diversity,
+            "sharpness": sharpness(images) / self.sharpness,
+        }
+
+
+def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
+    """How far sets of images, by name, are from real ones: `Yardstick.distance`, one row a set.
+
+    Before its columns stand images (the set's name), features (the extractor's) and n (how many).
     """
-    real_features = extractor.features(real)
-    real_diversity, real_sharpness = diversity(real_features), sharpness(real)
-    rows = []
-    for name, images in sets:
-        found = extractor.features(images)
-        value, error = kid(real_features, found)
-        rows.append(
-            {
-                "images": name,
-                "features": extractor.name,
-                "n": len(images),
-                "kid": value,
-                "kid_error": error,
-                "fid": fid(real_features, found),
-                "diversity": diversity(found) / real_diversity,
-                "sharpness": sharpness(images) / real_sharpness,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the spread of a single value is NaN."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return float(np.mean(values)), spread
+    yardstick = Yardstick(extractor, real)
+    return pd.DataFrame(
+        {"images": name, "features": extractor.name, "n": len(images)} | yardstick.distance(images)
+        for name, images in sets.items()
+    )

@@ -1,6 +1,6 @@
 """Comparisons of chapter 1: one change at a time, several seeds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,20 +66,18 @@ def train(
         for seed in params.ablation_seeds
     }
     real = faces.test.images[: metrics.COMPARED]
-    samples: dict[str, Tensor] = {}
-
-    def drawn() -> Iterator[tuple[str, Tensor]]:
-        z = vae.prior_samples(len(real), params.latent_dim, params.seed)
-        for (name, _), run in trained.items():
-            pictures = run.method.decode(z)
-            samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
-            yield name, pictures
-
-    ends = metrics.distances(extractor, real, drawn())[["kid", "diversity"]].to_dict("records")
-    rows = [
-        {"variant": name, "seed": seed} | _on_test_images(run, real) | end
-        for ((name, seed), run), end in zip(trained.items(), ends, strict=True)
-    ]
+    yardstick = metrics.Yardstick(extractor, real)
+    z = vae.prior_samples(len(real), params.latent_dim, params.seed)
+    rows, samples = [], {}
+    for (name, seed), run in trained.items():
+        pictures = run.method.decode(z)
+        samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
+        end = yardstick.distance(pictures)
+        rows.append(
+            {"variant": name, "seed": seed}
+            | _on_test_images(run, real)
+            | {"kid": end["kid"], "diversity": end["diversity"]}
+        )
     return Comparison(pd.DataFrame(rows), samples, list(trained.values()))
 
 

@@ -67,9 +67,9 @@ def test_probe_finds_what_is_there_and_nothing_else():
     x, labels = torch.randn(600, 10), torch.randint(0, 2, (600,))
     known = x.clone()
     known[:, 3] += 2.5 * labels
-    assert metrics.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
-    assert 0.35 < metrics.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
-    assert math.isnan(metrics.probe_auc(x, torch.ones(600), x, labels))
+    assert embedding.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
+    assert 0.35 < embedding.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
+    assert math.isnan(embedding.probe_auc(x, torch.ones(600), x, labels))
 
 
 def test_sharpness_and_diversity():
@@ -107,8 +107,8 @@ def test_standard_error_of_a_difference():
 
 
 def test_mean_and_spread():
-    assert metrics.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
-    assert math.isnan(metrics.mean_and_spread([1.0])[1])
+    assert ablation.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    assert math.isnan(ablation.mean_and_spread([1.0])[1])
 
 
 def test_direction_joins_the_two_means():
