@@ -80,7 +80,7 @@ def measure(rounds: int) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Median and quartiles of the cost, and the exponent of its growth since the size before."""
     groups = frame.groupby(["quantity", "size"], sort=False)["cost"]
-    table = groups.quantile([0.25, 0.5, 0.75]).unstack()
+    table = groups.quantile([0.25, 0.5, 0.75]).unstack(sort=False)
     table.columns = ["low", "cost", "high"]
     table = table.reset_index()
     table["unit"] = table["quantity"].map(UNITS)

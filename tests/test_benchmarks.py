@@ -92,11 +92,19 @@ def test_kernels_take_a_share_of_the_step():
 
 
 def test_growth_is_an_exponent():
-    sizes = [10, 20, 80]
-    frame = pd.DataFrame({"quantity": "steps", "size": sizes * 2, "round": [0] * 3 + [1] * 3})
-    table = growth.summary(frame.assign(cost=3.0 * frame["size"] ** 2))
-    assert table["exponent"].tolist()[1:] == pytest.approx([2, 2])
-    assert table["cost"].tolist() == [300, 1200, 19200]
+    """Since the size before of the same quantity, also where another has that size too."""
+    sizes = {"steps": [20, 80], "batch size": [10, 20, 80]}
+    frame = pd.DataFrame(
+        {"quantity": quantity, "size": size, "round": turn, "cost": 3.0 * size**2}
+        for quantity in sizes
+        for turn in range(2)
+        for size in sizes[quantity]
+    )
+    table = growth.summary(frame)
+    assert table["size"].tolist() == [20, 80, 10, 20, 80]
+    assert table["exponent"].dropna().tolist() == pytest.approx([2, 2, 2])
+    assert table["exponent"].isna().tolist() == [True, False, True, False, False]
+    assert table["cost"].tolist() == [1200, 19200, 300, 1200, 19200]
 
 
 def test_growth_of_memory_is_asked_for_in_a_process_apart(monkeypatch):
