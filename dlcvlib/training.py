@@ -107,15 +107,20 @@ def fit(
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
-    precision, why = devices.choose(settings, method, batch)
+    checkpoint = _checkpoint(folder)
+    # A run goes on as it began, whatever a trial of the precisions would find today.
+    state = Progress(
+        checkpoint[1]["precision"] if checkpoint else devices.choose(settings, method, batch)
+    )
+    precision, why = state.precision
     accelerator = devices.prepare(method, precision)
     modules, optimizers = method.modules, method.optimizers
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     storage.make_dir(folder)
-    state = Progress()
-    state.restore(folder, method)
+    if checkpoint:
+        state.restore(*checkpoint, method)
 
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
     validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
@@ -182,9 +187,14 @@ def fit(
 
 
 class Progress:
-    """How far a run has come: what a checkpoint holds besides the method's own state."""
+    """How far a run has come: what a checkpoint holds besides the method's own state.
 
-    def __init__(self) -> None:
+    Args:
+        precision: what it is trained in, and why, as `devices.choose` says.
+    """
+
+    def __init__(self, precision: tuple[str, str]) -> None:
+        self.precision = precision
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -245,6 +255,7 @@ class Progress:
                     else:
                         plain_state[key] = value
         meta = {
+            "precision": self.precision,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -259,17 +270,8 @@ class Progress:
         if old and old["file"] != path.name:
             (folder / old["file"]).unlink(missing_ok=True)
 
-    def restore(self, folder: Path, method: Method) -> None:
-        """Take up the current checkpoint of `folder`; a damaged one is named and set aside."""
-        pointer = _pointer(folder)
-        if pointer is None:
-            return
-        try:
-            tensors, meta = storage.read_tensors(folder / pointer["file"], pointer["sha256"])
-        except storage.DamagedFileError as error:
-            print(f"{error}; starting this run anew")
-            clear_checkpoints(folder)
-            return
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any], method: Method) -> None:
+        """Take up what `save` wrote."""
         load_modules(method, {k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
         values = tensors | meta["optimizer_values"]
         for name, optimizer in method.optimizers.items():
@@ -364,6 +366,18 @@ def clear_checkpoints(folder: Path) -> None:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     storage.sweep(folder)
+
+
+def _checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The current checkpoint of a run, if any; a damaged one is named and set aside."""
+    if (pointer := _pointer(folder)) is None:
+        return None
+    try:
+        return storage.read_tensors(folder / pointer["file"], pointer["sha256"])
+    except storage.DamagedFileError as error:
+        print(f"{error}; starting this run anew")
+        clear_checkpoints(folder)
+        return None
 
 
 def _pointer(folder: Path) -> dict[str, Any] | None:

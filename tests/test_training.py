@@ -118,6 +118,27 @@ def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
     assert history == again
 
 
+def test_a_resumed_run_keeps_its_precision(smoke, faces, tmp_path, monkeypatch):
+    """Also where a trial would find another one faster by then, on fewer threads for instance."""
+    settings = smoke(steps=20, precision="auto").settings
+    found = ["bf16"]
+    monkeypatch.setattr(devices, "choose", lambda *_: (found[-1], "faster"))
+    whole, history = fit(settings, faces, tmp_path / "whole")
+
+    def interrupt(step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(training.Stopped):
+        fit(settings, faces, tmp_path / "cut", interrupt)
+    found.append("fp32")
+    resumed, again = fit(settings, faces, tmp_path / "cut")
+    assert equal(whole, resumed)
+    assert history == again
+    other, _ = fit(settings, faces, tmp_path / "other")
+    assert not equal(whole, other)
+
+
 def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, capsys):
     settings = smoke(steps=20, precision="fp32").settings
 
