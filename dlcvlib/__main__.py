@@ -1,6 +1,7 @@
 """The command line: `python -m dlcvlib report | train | params`."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def _report(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs or report.side_by_side(gpu),
         cell_timeout=arguments.cell_timeout,
         out=arguments.out,
-        command="python -m dlcvlib " + " ".join(sys.argv[1:]),
+        command="python -m dlcvlib " + shlex.join(sys.argv[1:]),
     )
     return 0 if complete else 1
 

@@ -27,8 +27,11 @@ DECIDING = (
     "matplotlib",
     "pandas",
     "seaborn",
+    "torchinfo",
 )
 """Libraries whose version decides what a notebook shows."""
+STYLE = fingerprints.PACKAGE / "report.mplstyle"
+"""How every figure looks."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def plan(
             "code": {
                 path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
                 for path in fingerprints.imported(program)
-            },
+            }
+            | {STYLE.name: storage.sha256(STYLE)},
             "versions": versions,
         }
         target = out / "notebooks" / source.name

@@ -262,6 +262,7 @@ class Exhibits(Preprocessor):
             words, kind, name = match.groups()
             own = re.match(r"\d-\d-", name) is None
             target = f"{kind}-{self.problem}-{name}" if own else f"{kind}-{name}"
+            target = target.replace("_", "-")  # as `anchor` does
             label = self.document.labels.get(target)
             return f"[{label}](#{target})" if label else words
 

@@ -92,6 +92,7 @@ def make_report(
     def render(done: Iterable[Outcome], whole: bool) -> None:
         chosen = sorted((o for o in done), key=lambda o: o.task.problem)
         good = [o for o in chosen if not o.error]
+        memory_peak = max([say.memory, *(o.memory for o in chosen)])
         # Apart, or this process would hold some 200 MB more for as long as notebooks run.
         apart(
             "dlcvlib.rendering:render",
@@ -99,7 +100,7 @@ def make_report(
             {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"memory": say.memory, "spent": stopwatch.so_far()},
+            about | {"memory": memory_peak, "spent": stopwatch.so_far()},
             out,
             whole=whole,
         )
@@ -113,7 +114,8 @@ def make_report(
                 outcomes.append(outcome)
                 chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
                 ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
-                if ended == len(chapter) and len(outcomes) < len(tasks):
+                new = not all(o.reused for o in outcomes)
+                if new and ended == len(chapter) and len(outcomes) < len(tasks):
                     render(outcomes, whole=False)
             say("writing the report")
             render(outcomes, whole=True)
@@ -172,7 +174,6 @@ def _run(
                     break
                 except queue.Empty:
                     say.status()
-            say.memory = max(say.memory, outcome.memory)
             say.finished(outcome)
             yield outcome
 

@@ -81,6 +81,15 @@ def test_the_page_loads_nothing(page):
     assert page.html["lang"] == "en"
 
 
+def test_links_from_notebook_to_notebook_are_links(page):
+    """A link to an exhibit that is not there would have become plain text."""
+    text = "".join(path.read_text() for path in planning.NOTEBOOKS.glob("*.ipynb"))
+    wanted = re.findall(r"\]\(#((?:fig|tab)-\d-\d-[\w-]+)\)", text)
+    assert len(wanted) > 5
+    for name in wanted:
+        assert page.find("a", href=f"#{name.replace('_', '-')}"), name
+
+
 def test_links_within_the_page_lead_somewhere(page):
     targets = {tag["id"] for tag in page.find_all(id=True)}
     links = [a["href"] for a in page.find_all("a", href=True)]
@@ -214,6 +223,11 @@ def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatc
         monkeypatch.setattr(memory, "resident_bytes", lambda in_use=in_use: in_use)
         assert small.make()
         assert small.results()["provenance"]["memory_peak_mb"] == 5_000
+    small.write(p1_1=[GOOD], p1_2=[GOOD])
+    assert small.make()
+    assert small.results()["provenance"]["memory_peak_mb"] == 5_000
+    records = [json.loads(path.read_text()) for path in sorted(small.out.glob("notebooks/*.json"))]
+    assert [record["memory"] for record in records] == [5e9, 1e9]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
