@@ -157,11 +157,6 @@ def pixel_level(params: PixelDAParams, digits: DigitData) -> Scores:
     return _alone(PIXELDA, _fourth(params), digits, params.seeds)
 
 
-def pseudo_labelled(params: PixelDAParams, digits: DigitData) -> Scores:
-    """AdaMatch, which is handed the target's images without their labels."""
-    return _alone(ADAMATCH, _fourth(params), digits, params.seeds)
-
-
 def all_methods(params: PixelDAParams, digits: DigitData) -> list[Scores]:
     """Source only, DANN, PixelDA, AdaMatch, target only; chapter 3's runs are used again."""
     # First what chapter 3 does not train, which may run beside this one.
@@ -224,10 +219,10 @@ def _share(low: pd.Series, method: pd.Series, high: pd.Series) -> pd.Series:
     return (method - low) / (high - low).where(high > low)
 
 
-def gap_summary(gaps: pd.DataFrame, method: str = DANN) -> pd.DataFrame:
-    """One row a pair: pair, gap (mean), closed (mean ± standard deviation), original (its own)."""
+def gap_summary(gaps: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair: pair, gap (mean), DANN's closed (mean ± deviation), original (its own)."""
     theirs = pd.DataFrame(original.accuracies()).T
-    shares = _share(theirs.loc[SOURCE_ONLY], theirs.loc[method], theirs.loc[TARGET_ONLY])
+    shares = _share(theirs.loc[SOURCE_ONLY], theirs.loc[DANN], theirs.loc[TARGET_ONLY])
     return pd.DataFrame(
         {
             "pair": pair,
@@ -239,10 +234,10 @@ def gap_summary(gaps: pd.DataFrame, method: str = DANN) -> pd.DataFrame:
     )
 
 
-def gap_sentence(gaps: pd.DataFrame, method: str = DANN) -> str:
-    """What share of the gap a method closes, pair by pair."""
+def gap_sentence(gaps: pd.DataFrame) -> str:
+    """What share of the gap DANN closes, pair by pair."""
     parts = [f"{mean_of(g['closed'])} on {pair}" for pair, g in gaps.groupby("pair", sort=False)]
-    return f"Of the gap between source only and target only {method} closes {', '.join(parts)}."
+    return f"Of the gap between source only and target only DANN closes {', '.join(parts)}."
 
 
 def standings(methods: Sequence[Scores]) -> pd.DataFrame:
@@ -456,7 +451,7 @@ def hardest(scores: Scores, matrices: Mapping[str, np.ndarray]) -> str:
         digit, taken, share = worst_confusion(matrix)
         parts.append(f"on {pair} {share:.0%} of the {digit}s are taken for {taken}s")
     lead = (
-        f"The fall is deepest on {means.idxmin()}, where {means.min():.1%} are read; guessing "
+        f"Least is read on {means.idxmin()}: {means.min():.1%}; guessing "
         f"would read {1 / CLASSES:.0%}. "
     )
     return lead + f"The commonest confusions: {'; '.join(parts)}."

@@ -25,6 +25,8 @@ from dlcvlib.data.images import FaceData
 from dlcvlib.stopwatch import timed
 
 PCA_DIMENSIONS = 50
+AT_ONCE = 5000
+"""Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 ITERATIONS = 500
 """Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
 
@@ -126,11 +128,17 @@ def travels(centre: Tensor, axes: Tensor, deviations: Tensor, strengths: Sequenc
 
 
 def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Principal components of the pixels, fitted to "train": each (N, count)."""
-    flat = {name: split.flatten(1).float().numpy() / 255 for name, split in images.items()}
-    count = min(count, *flat["train"].shape)
-    pca = PCA(count, svd_solver="randomized", random_state=0).fit(flat["train"])
-    return {name: torch.from_numpy(pca.transform(split)) for name, split in flat.items()}
+    """Principal components of the pixels, fitted to the first of "train": each (N, count)."""
+
+    def flat(some: Tensor) -> np.ndarray:
+        return some.flatten(1).float().div_(255).numpy()
+
+    first = flat(images["train"][:AT_ONCE])
+    pca = PCA(min(count, *first.shape), svd_solver="randomized", random_state=0).fit(first)
+    return {
+        name: torch.cat([torch.from_numpy(pca.transform(flat(p))) for p in split.split(AT_ONCE)])
+        for name, split in images.items()
+    }
 
 
 def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:

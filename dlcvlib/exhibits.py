@@ -18,7 +18,6 @@ JSON payload under `MIME` that `dlcvlib.report` reads:
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from dlcvlib import stopwatch
+from dlcvlib.markdown import escaped
 
 MIME = "application/vnd.dlcv.v1+json"
 PIXEL_DPI = 200
@@ -217,16 +217,10 @@ def markdown_table(shown: pd.DataFrame, numeric: Sequence[bool]) -> str:
         "-" * length + ":" if right else ":" + "-" * length
         for length, right in zip(lengths, numeric, strict=True)
     ]
-    lines = ["| " + " | ".join(_escape(str(name)) for name in shown.columns) + " |"]
+    lines = ["| " + " | ".join(escaped(str(name)) for name in shown.columns) + " |"]
     lines.append("|" + "|".join(rules) + "|")
-    lines += ["| " + " | ".join(_escape(str(v)) for v in row) + " |" for row in shown.to_numpy()]
+    lines += ["| " + " | ".join(escaped(str(v)) for v in row) + " |" for row in shown.to_numpy()]
     return "\n".join(lines)
-
-
-def _escape(value: str) -> str:
-    """Text in a table cell that stands for itself in Markdown."""
-    value = re.sub(r"([\\|*_`$<>\[\]^~#@])", r"\\\1", value)
-    return " ".join(value.split())
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,9 @@ from dlcvlib.embedding import slerp
 from dlcvlib.figures import tile, to_png
 from dlcvlib.vae import VAE, prior_samples
 
+DRAWN = 16
+"""Samples of a generator shown at a time."""
+
 
 def latent_space(
     model: VAE, images: Tensor, latents: Tensor, directions: Mapping[str, Tensor]
@@ -53,13 +56,12 @@ def latent_space(
     return widgets.HBox([sliders, pictures])
 
 
-def generators(models: Mapping[int, DCGAN], latent_dim: int, count: int = 16) -> widgets.Widget:
+def generators(models: Mapping[int, DCGAN], latent_dim: int) -> widgets.Widget:
     """Draw new samples, walk from each to the next draw, and look at earlier checkpoints.
 
     Args:
         models: step -> the DCGAN as it was then.
         latent_dim: length of z.
-        count: samples shown at a time.
     """
     steps = list(models)
     after = widgets.SelectionSlider(
@@ -71,9 +73,9 @@ def generators(models: Mapping[int, DCGAN], latent_dim: int, count: int = 16) ->
     picture = widgets.Image(width=1056, height=264)
 
     def redraw(_: object = None) -> None:
-        here, there = (prior_samples(count, latent_dim, draw.value + k) for k in (0, 1))
+        here, there = (prior_samples(DRAWN, latent_dim, draw.value + k) for k in (0, 1))
         images = models[after.value].sample(slerp(here, there, share.value))
-        sheet = torch.from_numpy(tile(images, count // 2)).permute(2, 0, 1)
+        sheet = torch.from_numpy(tile(images, DRAWN // 2)).permute(2, 0, 1)
         picture.value = to_png(sheet, scale=2)
 
     def advance(_: object) -> None:

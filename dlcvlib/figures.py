@@ -96,10 +96,10 @@ def image_rows(
     return figure
 
 
-def image_grid(images: Tensor, columns: int = 8, *, width: float = WIDTH) -> Figure:
-    """Images in reading order, as one picture `width` inches wide."""
-    sheet = tile(images, columns)
-    figure, ax = plt.subplots(figsize=(width, width * sheet.shape[0] / sheet.shape[1]))
+def image_grid(images: Tensor) -> Figure:
+    """Images in reading order, eight in a row, as one picture."""
+    sheet = tile(images, 8)
+    figure, ax = plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))
     ax.imshow(sheet)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -229,9 +229,7 @@ def against_baseline(
     return figure
 
 
-def scatter_classes(
-    points: np.ndarray, classes: np.ndarray, names: Sequence[str], ax: Axes | None = None
-) -> Axes:
+def scatter_classes(points: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> Figure:
     """A 2-D embedding coloured by class; markers differ as well, for readers without colour.
 
     Args:
@@ -239,7 +237,7 @@ def scatter_classes(
         classes: (N,) integers.
         names: name of each class, with 0 first.
     """
-    ax = ax or plt.subplots(figsize=(WIDTH * 0.62, WIDTH * 0.52))[1]
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.62, WIDTH * 0.52))
     markers = "os^Dv<>P*X"
     for index, name in enumerate(names):
         chosen = points[classes == index]
@@ -259,14 +257,12 @@ def scatter_classes(
     ax.set_yticks([])
     ax.grid(False)
     ax.legend(markerscale=1.6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return ax
+    return figure
 
 
-def histogram(
-    values: np.ndarray, label: str, *, marks: dict[str, float], width: float = WIDTH
-) -> Figure:
+def histogram(values: np.ndarray, label: str, marks: dict[str, float]) -> Figure:
     """Distribution of a measure, with named values marked."""
-    figure, ax = plt.subplots(figsize=(width, 2.6))
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.6))
     ax.hist(values, bins=40, color=TRAIN, alpha=0.55, edgecolor="white", linewidth=0.5)
     for (name, value), color in zip(marks.items(), CYCLE[1:], strict=False):
         ax.axvline(value, color=color, linewidth=1.8, label=name)

@@ -27,7 +27,7 @@ def accuracies() -> dict[str, dict[str, float]]:
 
 def accuracy(method: str, pair: str) -> float | None:
     """The accuracy that the original states of a method on a pair, if it does."""
-    return accuracies()[method].get(pair)
+    return accuracies().get(method, {}).get(pair)
 
 
 def settings_beside(

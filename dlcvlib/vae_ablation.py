@@ -24,6 +24,8 @@ LABELS = {
 }
 DIGITS = {"mse": 5, "kld": 1, "kid": 3, "diversity": 2}
 SHOWN = 10
+SLACK = 0.5
+"""How far above the lowest reconstruction error a weight may lie to be considered."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
         variants: `train` over the other choices, the first of them the main run's.
     """
     weight = sweep["variant"].astype(float)
-    low, good = sweep[weight == weight.min()], sweep[weight.between(0.1, 1)]
+    low = sweep[weight == weight.min()]
+    others = sweep[weight.between(0.1, 1) & (weight > weight.min())]
+    good = others.groupby("seed", as_index=False)["kid"].mean()  # a value a seed, as `low` has
     main = variants["variant"].iloc[0]
     chosen = dict(list(variants.groupby("variant")))
     claims = [(f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good)]
@@ -115,20 +119,19 @@ def verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def chosen_weight(sweep: pd.DataFrame, weight: float, slack: float = 0.5) -> str:
+def chosen_weight(sweep: pd.DataFrame, weight: float) -> str:
     """What the sweep says of the weight that the main run uses, by a rule that is part of the text.
 
     Args:
         sweep: `train` over KLD weights; the variant is the weight.
         weight: the main run's.
-        slack: how far above the lowest error a weight may be to be considered.
     """
     means = sweep.groupby(sweep["variant"].astype(float))[["mse", "kid"]].mean()
-    good = means[means["mse"] <= (1 + slack) * means["mse"].min()]
+    good = means[means["mse"] <= (1 + SLACK) * means["mse"].min()]
     choice = good["kid"].idxmin()
     text = (
         "The rule for the weight: the lowest KID among those whose reconstruction error lies at "
-        f"most {slack:.0%} above the lowest ({means['mse'].min():.4f}, at "
+        f"most {SLACK:.0%} above the lowest ({means['mse'].min():.4f}, at "
         f"{means['mse'].idxmin():g}). "
         f"It chooses {choice:g}, with an error of {means.loc[choice, 'mse']:.4f} and a KID of "
         f"{means.loc[choice, 'kid']:.3f}. "

@@ -71,7 +71,13 @@ def _embedded(train: int, test: int) -> Prepared:
     from dlcvlib.data import drawn_faces
 
     code = fingerprints.source_hash(fingerprints.modules("data/drawn_faces", "data/people"))
-    identity = {"code": code, "train": train, "test": test, "format": cache.FORMAT}
+    identity = {
+        "code": code,
+        "versions": fingerprints.versions("skia-python"),
+        "train": train,
+        "test": test,
+        "format": cache.FORMAT,
+    }
     return Prepared(
         source="faces drawn by this project (synthetic)",
         synthetic=True,
@@ -106,6 +112,11 @@ def _folder(root: Path, limit: int) -> Prepared:
         tables.append(table.drop(columns="image_name"))
     train, test = tables
     shared = [name for name in train if name in test]
+    if not shared:
+        raise UserError(
+            f"{faces / 'train.csv'} and test.csv share no attributes: add the same columns of 0 "
+            "and 1 to both"
+        )
     if alone := sorted(set(train).symmetric_difference(test)):
         notes.append(f"In one of the two CSVs only, and left out: {', '.join(alone)}.")
     attributes = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dlcvlib.errors import UserError
+from dlcvlib.markdown import escaped
 
 CLASSES = 10
 """Digits from 0 to 9."""
@@ -53,21 +53,15 @@ class FaceData:
         return {"train": self.train.images, "test": self.test.images}
 
     def summary(self) -> str:
-        """One or two sentences: what the data are and what to know about them."""
-        text = f"Data: {self.source}; {_sizes(self)}."
-        return " ".join([text, *self.notes])
+        """Markdown: one or two sentences on what the data are and what to know about them."""
+        text = f"Data: {escaped(self.source)}; {_sizes(self)}."
+        return " ".join([text, *map(escaped, self.notes)])
 
-    def attribute(self, wanted: str) -> tuple[str, str | None]:
-        """The wanted attribute, or else the most balanced one with a line that says so.
-
-        Raises:
-            UserError: if the data have no attributes.
-        """
+    def attribute(self, wanted: str) -> tuple[str, str]:
+        """The wanted attribute, or else the most balanced one with a line that says so."""
         names = self.train.attributes
         if wanted in names:
-            return wanted, None
-        if not names:
-            raise UserError(f"{self.source} have no attributes: add 0/1 columns to their CSV")
+            return wanted, ""
         balance = {name: abs(float(v.float().mean()) - 0.5) for name, v in names.items()}
         found = min(balance, key=lambda name: balance[name])
         return found, f"The data have no {wanted}; {found}, the most balanced column, stands in."
@@ -113,8 +107,9 @@ class Domain:
     images_fingerprint: str
 
     def summary(self) -> str:
-        """A sentence or two: what they are, how many, what to know about them."""
-        return " ".join([f"{self.name}: {self.source}; {_sizes(self)}.", *self.notes])
+        """Markdown: a sentence or two on what they are, how many, what to know about them."""
+        text = f"{self.name}: {escaped(self.source)}; {_sizes(self)}."
+        return " ".join([text, *map(escaped, self.notes)])
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ class DigitData:
 
     def brief(self) -> str:
         """The same in a sentence or two."""
-        parts = [f"{name} ({domain.source})" for name, domain in self.domains.items()]
+        parts = [f"{name} ({escaped(domain.source)})" for name, domain in self.domains.items()]
         return " ".join([f"Data: {', '.join(parts)}.", *(f"**{x}**" for x in self.left_out)])
 
 

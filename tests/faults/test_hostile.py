@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 
@@ -182,7 +183,7 @@ def test_the_form_above_is_right(tmp_path):
 
 # --- text from data -----------------------------------------------------------------------------
 
-SYNTAX = "<script>alert(1)</script> #panic() $(touch x) `y` *z* | a"
+SYNTAX = "<script>alert(1)</script> #panic() $(touch x) `y` *z* ![a](b.png) [c](http://d) | a"
 
 
 def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
@@ -205,8 +206,9 @@ def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     assert status == 0, output.err
     page = BeautifulSoup((tmp_path / "out" / "report.html").read_text(), "html.parser")
     assert page.find("script") is None
-    text = " ".join(page.get_text().split())
-    assert SYNTAX in text
+    captions = [" ".join(c.get_text().split()) for c in page.select("figcaption, caption, p")]
+    assert sum(SYNTAX in caption for caption in captions) > 3
+    assert not page.find("a", href=re.compile("^http"))
     policy = page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
     assert policy.startswith("default-src 'none'")
     assert "connect-src" not in policy
