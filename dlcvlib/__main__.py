@@ -1,11 +1,13 @@
 """The command line: `python -m dlcvlib report | train | params`."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlcvlib.environment import ROOT
 from dlcvlib.errors import UserError
 
 CHAPTERS = ("vae", "gan", "dann", "pixelda")
@@ -124,6 +126,7 @@ def count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
+    _go_to_the_project(arguments)
     try:
         return {"report": _report, "train": _train, "params": _params}[arguments.command](arguments)
     except UserError as error:
@@ -132,6 +135,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\nstopped: {str(error) or 'run the same command again to go on'}", file=sys.stderr)
         return 130
+
+
+def _go_to_the_project(arguments: argparse.Namespace) -> None:
+    """Work where the notebooks' kernels do; paths that were typed stay what they were."""
+    here = os.path.relpath(Path.cwd(), ROOT)
+
+    def from_there(path: str | Path) -> str:
+        return os.path.normpath(Path(here, path))
+
+    os.chdir(ROOT)
+    if arguments.runs_dir:
+        arguments.runs_dir = from_there(arguments.runs_dir)
+    kind, colon, path = (arguments.data or "").partition(":")
+    if path:
+        arguments.data = kind + colon + from_there(path)
+    if arguments.command == "report":
+        arguments.out = Path(from_there(arguments.out))
 
 
 def _parameters(arguments: argparse.Namespace) -> dict:

@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from dlcvlib.environment import ROOT
 from dlcvlib.errors import UserError
 
 PROFILES = ("smoke", "quick", "full", "original")
-ROOT = Path(__file__).parents[1]
 PARAMS, NOTEBOOKS = ROOT / "params", ROOT / "notebooks"
 
 DOMAINS = ("usps", "mnistm", "svhn")

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dlcvlib import environment
+from dlcvlib import __main__, environment
 from dlcvlib.__main__ import main
+from dlcvlib.environment import ROOT
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     """As the README has it: one notebook by itself; papermill would only warn."""
-    from dlcvlib.params import NOTEBOOKS, PARAMS, ROOT
+    from dlcvlib.params import NOTEBOOKS, PARAMS
 
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]
@@ -129,7 +131,6 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 def test_run_all_passes_on():
-    from dlcvlib.params import ROOT
 
     done = subprocess.run(["bash", "-n", str(ROOT / "run_all.sh")], check=True)
     assert done.returncode == 0
@@ -137,3 +138,29 @@ def test_run_all_passes_on():
         [str(ROOT / "run_all.sh"), "--help"], capture_output=True, text=True, check=True
     )
     assert "smoke|quick|full|original" in text.stdout
+
+
+def test_paths_are_from_where_they_were_typed(tmp_path, monkeypatch):
+    """The work is done in the project, as the notebooks' kernels do theirs."""
+    seen = []
+    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.chdir(tmp_path)
+    typed = ["report", "--data", "folder:mine", "--runs-dir", str(tmp_path / "models")]
+    assert main(typed) == 0
+    assert Path.cwd() == ROOT
+    (arguments,) = seen
+    assert Path(arguments.data.removeprefix("folder:")).resolve() == tmp_path / "mine"
+    assert arguments.out.resolve() == tmp_path / "report"
+    assert Path(arguments.runs_dir) == tmp_path / "models"
+
+
+def test_paths_typed_in_the_project_are_left_as_they_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.chdir(ROOT)
+    assert main(["report", "--data", "folder:mine", "--out", "some/where"]) == 0
+    assert (seen[0].data, seen[0].out, seen[0].runs_dir) == (
+        "folder:mine",
+        Path("some/where"),
+        None,
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from dlcvlib import ablation, embedding, features, metrics
 
@@ -128,6 +129,23 @@ def test_between_and_travels():
     assert moved.shape == (2, 3, 3)
     assert moved[:, 1].abs().max() == 0
     assert moved[0, 2].norm() == pytest.approx(5, rel=0.1)
+
+
+def test_pixel_components_are_those_of_scikit_learn_a_piece_at_a_time(monkeypatch):
+    torch.manual_seed(0)
+    splits = {
+        name: torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8)
+        for name, n in (("train", 60), ("test", 90))
+    }
+    whole = embedding.pixel_components(splits, 5)
+    flat = {name: images.flatten(1).numpy() / 255 for name, images in splits.items()}
+    pca = PCA(5, svd_solver="full").fit(flat["train"])
+    spread = pca.transform(flat["test"]).std(0)
+    assert whole["test"].std(0, correction=0).numpy() == pytest.approx(spread, rel=0.05)
+    monkeypatch.setattr(embedding, "AT_ONCE", 60)
+    pieces = embedding.pixel_components(splits, 5)
+    assert {name: len(found) for name, found in pieces.items()} == {"train": 60, "test": 90}
+    torch.testing.assert_close(pieces["test"], whole["test"], atol=1e-4, rtol=1e-4)
 
 
 def test_tsne_keeps_neighbours(tmp_path):
