@@ -25,10 +25,10 @@ from dlcvlib.data.images import FaceData
 from dlcvlib.stopwatch import timed
 
 PCA_DIMENSIONS = 50
-AT_ONCE = 5000
-"""Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 ITERATIONS = 500
 """Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
+AT_ONCE = 5000
+"""Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:

@@ -121,6 +121,7 @@ def fit(
     storage.make_dir(folder)
     if checkpoint:
         state.restore(*checkpoint, method)
+    del checkpoint  # else it would be held all along: three times the model's weights
 
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
     validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))

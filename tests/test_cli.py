@@ -131,7 +131,6 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 def test_run_all_passes_on():
-
     done = subprocess.run(["bash", "-n", str(ROOT / "run_all.sh")], check=True)
     assert done.returncode == 0
     text = subprocess.run(
