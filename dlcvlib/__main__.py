@@ -245,7 +245,7 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         from dlcvlib import adaptation
 
-        print(data.summary())
+        print(*data.left_out, sep="\n", end="\n" * bool(data.left_out))
         if arguments.chapter == "dann":
             methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
             scores = [method(params, data) for method in methods]

@@ -91,19 +91,20 @@ def redraw_all(
 
 
 def preservation(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
-    """One row a pair: pair, before, kept (shares of digits the judge reads), spread.
+    """One row a run: pair, seed, before, kept (shares of digits the judge reads), spread.
 
     `spread` is the standard deviation of a pixel over the draws, in per cent of the range: how much
     the noise changes.
     """
     rows = []
-    for (pair, _), found in redrawn.items():
+    for (pair, seed), found in redrawn.items():
         right = (found.before == found.source.labels).float().mean().item()
         # By NumPy: torch takes nearly ten times as long over so short a dimension.
         spread = found.versions.numpy().std(0, ddof=1).mean() / 255
         kept = found.kept.float().mean().item()
-        rows.append({"pair": pair, "before": right, "kept": kept, "spread": spread})
-    return adaptation.over_seeds(pd.DataFrame(rows), ["before", "kept", "spread"])
+        row = {"pair": pair, "seed": seed, "before": right, "kept": kept, "spread": spread}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def kept_by_digit(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ PACKAGES = (
     "nbconvert",
 )
 
-LINK = re.compile(r"\[([^\]]*)\]\(#(fig|tab)-([\w-]+)\)")
+LINK = re.compile(r"\[([^\]]*)\]\(#(fig|tab)-(?:(\d-\d)-)?([\w-]+)\)")
 
 
 @dataclass
@@ -152,7 +152,8 @@ def gather(notebooks: Mapping[str, nbformat.NotebookNode]) -> Document:
                 continue
             payloads.append(payload)
             if payload["kind"] in ("figure", "table"):
-                document.labels[anchor(problem, payload)] = payload["label"]
+                target = anchor(payload["kind"][:3], problem, payload["name"])
+                document.labels[target] = payload["label"]
             if payload["kind"] == "figure":
                 stem = file_stem(payload)
                 document.files[f"{stem}.csv"] = payload["csv"].encode()
@@ -170,9 +171,9 @@ def _outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]
             yield from (output for output in cell.outputs if "data" in output)
 
 
-def anchor(problem: str, payload: Mapping[str, Any]) -> str:
-    """Such as "fig-1-3-worst"."""
-    return f"{payload['kind'][:3]}-{problem}-{payload['name'].replace('_', '-')}"
+def anchor(kind: str, problem: str, name: str) -> str:
+    """Such as "fig-1-3-worst", of an exhibit's kind, "fig" or "tab", its notebook and its name."""
+    return f"{kind}-{problem}-{name.replace('_', '-')}"
 
 
 def file_stem(payload: Mapping[str, Any]) -> str:
@@ -243,7 +244,7 @@ class Exhibits(Preprocessor):
             body = self._picture(payload, caption)
         else:
             body = f"{data['text/markdown']}\n\n: {caption}"
-        name = anchor(self.problem, payload)
+        name = anchor(payload["kind"][:3], self.problem, payload["name"])
         return f"::: {{#{name} .{payload['kind']}}}\n{body}\n\n{_source(payload)}\n:::"
 
     def _picture(self, payload: Mapping[str, Any], caption: str) -> str:
@@ -259,10 +260,8 @@ class Exhibits(Preprocessor):
         """Links to exhibits carry their labels; one to an absent exhibit is plain text."""
 
         def resolve(match: re.Match[str]) -> str:
-            words, kind, name = match.groups()
-            own = re.match(r"\d-\d-", name) is None
-            target = f"{kind}-{self.problem}-{name}" if own else f"{kind}-{name}"
-            target = target.replace("_", "-")  # as `anchor` does
+            words, kind, problem, name = match.groups()
+            target = anchor(kind, problem or self.problem, name)
             label = self.document.labels.get(target)
             return f"[{label}](#{target})" if label else words
 

@@ -109,7 +109,7 @@ def make_report(
     with storage.sole(storage.make_dir(out) / ".report", "made"):
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
-        with _board(len(tasks)) as say:
+        with _board(len(tasks), out) as say:
             for outcome in _run(tasks, min(jobs, len(tasks)), cell_timeout, say):
                 outcomes.append(outcome)
                 chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
@@ -159,7 +159,7 @@ def _run(
                 outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
             finished.put(outcome)
 
-    with _kernel_environment(jobs, say):
+    with _kernel_environment(jobs, say.folder):
         # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         for _ in range(jobs):
             threading.Thread(target=work, daemon=True).start()
@@ -317,15 +317,13 @@ def _litter(output: nbformat.NotebookNode) -> bool:
 
 
 @contextmanager
-def _kernel_environment(jobs: int, say: "_Say"):
+def _kernel_environment(jobs: int, folder: Path):
     """Environment variables that the kernels inherit: where to report, and how many threads."""
-    folder = Path(tempfile.mkdtemp(prefix="dlcv-status-"))
-    changes = {"DLCV_STATUS": str(folder)}
+    changes = {"DLCV_STATUS": str(folder.resolve())}
     if jobs > 1:
         changes["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
-    say.folder = folder
     try:
         yield
     finally:
@@ -334,7 +332,6 @@ def _kernel_environment(jobs: int, say: "_Say"):
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Say:
@@ -345,9 +342,9 @@ class _Say:
         memory: the most that was found at once, in bytes.
     """
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: tqdm, folder: Path) -> None:
         self.bar = bar
-        self.folder: Path | None = None
+        self.folder = folder
         self.memory = 0
 
     def __call__(self, text: str) -> None:
@@ -358,7 +355,7 @@ class _Say:
 
     def status(self) -> None:
         """Show what the kernels last reported of their training."""
-        if self.bar.disable or self.folder is None:
+        if self.bar.disable:
             return
         texts = []
         for path in sorted(self.folder.glob("*")):
@@ -381,7 +378,12 @@ class _Say:
 
 
 @contextmanager
-def _board(total: int):
+def _board(total: int, out: Path):
+    # Were this process killed, the next report's sweep would take the folder away.
+    folder = storage.make_dir(out / f"{storage.TEMPORARY}status")
     plain = not sys.stderr.isatty()
-    with tqdm(total=total, desc="report", unit="notebook", disable=plain) as bar:
-        yield _Say(bar)
+    try:
+        with tqdm(total=total, desc="report", unit="notebook", disable=plain) as bar:
+            yield _Say(bar, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -267,9 +267,10 @@ def found(pair):
 def test_preservation(found):
     redrawn = {("usps->mnistm", 0): found}
     (row,) = pixelda_ablation.preservation(redrawn).itertuples()
-    assert (row.before, row.kept) == ("100.0%", "90.0%")
+    assert (row.pair, row.seed) == ("usps->mnistm", 0)
+    assert (row.before, row.kept) == (1.0, pytest.approx(0.9))
     # The standard deviation of 0, 1, 1, 0.
-    assert row.spread == f"{(1 / 3) ** 0.5:.1%}"
+    assert row.spread == pytest.approx((1 / 3) ** 0.5)
     by_digit = pixelda_ablation.kept_by_digit(redrawn).set_index("digit")["kept"]
     assert by_digit[3] == by_digit[8] == 0.5
     assert by_digit[0] == 1.0

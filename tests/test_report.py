@@ -411,7 +411,7 @@ def test_one_chapters_notebooks_run_side_by_side_if_no_other_is_left(small, smok
     assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
 
 
-def order_of_six(monkeypatch, jobs, held=None):
+def order_of_six(monkeypatch, tmp_path, jobs, held=None):
     """Two notebooks of each of three chapters; the one held ends when all others have."""
     started, others_done = [], threading.Event()
 
@@ -425,19 +425,19 @@ def order_of_six(monkeypatch, jobs, held=None):
     monkeypatch.setattr(report, "execute", execute)
     chapters = {"a": "vae", "b": "gan", "c": "pixelda"}
     tasks = [SimpleNamespace(chapter=chapters[c], problem=c + n) for c in chapters for n in "12"]
-    say = report._Say(SimpleNamespace(disable=True, update=lambda: None))
+    say = report._Say(SimpleNamespace(disable=True, update=lambda: None), tmp_path)
     for number, _ in enumerate(report._run(tasks, jobs, None, say), 1):
         if number == 5:
             others_done.set()
     return started
 
 
-def test_one_job_runs_notebooks_in_order(monkeypatch):
-    assert order_of_six(monkeypatch, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+def test_one_job_runs_notebooks_in_order(monkeypatch, tmp_path):
+    assert order_of_six(monkeypatch, tmp_path, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
 
 
-def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch):
-    order = order_of_six(monkeypatch, 2, held="c1")
+def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch, tmp_path):
+    order = order_of_six(monkeypatch, tmp_path, 2, held="c1")
     assert [problem for problem in order if problem != "c1"] == ["a1", "a2", "b1", "b2", "c2"]
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -85,10 +86,10 @@ def whole(tmp_path_factory):
 def test_killed_at_random_moments(whole, tmp_path):
     """At least `KILLS` times, by a clock that knows nothing of what is going on."""
     report, rng = Report(tmp_path), random.Random(0)
-    kills = 0
+    kills, longest = 0, 25.0
     while True:
-        process = report.start()
-        patience = rng.uniform(1, 25) if kills < KILLS else None
+        process, started = report.start(), time.monotonic()
+        patience = rng.uniform(0, longest) if kills < KILLS else None
         try:
             output, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -98,7 +99,8 @@ def test_killed_at_random_moments(whole, tmp_path):
         assert process.returncode == 0, output
         if kills >= KILLS:
             break
-        # Done before its time: what is left to disturb is the rendering.
+        # Done before its time: what is left to disturb is shorter.
+        longest = time.monotonic() - started
     assert report.models() == whole.models()
     assert report.results() == whole.results()
     leftovers = [
