@@ -166,7 +166,6 @@ def domain_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         loss_ax.plot(smooth["step"], smooth["class"], color=CYCLE[0], label="class loss")
         loss_ax.plot(smooth["step"], smooth["domain"], color=CYCLE[1], label="domain loss")
         loss_ax.set_title(name)
-        loss_ax.set_ylim(0, 2.4)
         held_out = history.dropna(subset="validation_domain_accuracy")
         right_ax.plot(
             smooth["step"], smooth["domain_accuracy"], color=CYCLE[1], label="domain, training"
@@ -190,6 +189,7 @@ def domain_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         right_ax.axhline(0.5, color="#777777", linewidth=0.9, linestyle=":")
         right_ax.set_ylim(0, 1.03)
         right_ax.set_xlabel("training step")
+    axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("loss (nats)")
     axes[1, 0].set_ylabel("accuracy")
     for ax in axes[:, -1]:

@@ -185,10 +185,10 @@ def line_panels(
             )
         ax.set_ylabel(label)
         ax.set_xlabel("training step")
-        ax.set_ylim(bottom=0)
     for name, height in (levels or {}).items():
         axes[0, -1].axhline(height, color="#777777", linewidth=0.9, linestyle=":", label=name)
     for ax in axes[0]:
+        ax.set_ylim(bottom=0)  # last: it ends the axis's growing with what is drawn
         # Above, where no curve can run through it.
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
@@ -215,10 +215,12 @@ def against_baseline(
             table = curves[curves["variant"] == variant].pivot(
                 index="step", columns="seed", values=y[0]
             )
-            ax.fill_between(table.index, table.min(1), table.max(1), color=color, alpha=0.25, lw=0)
-            ax.plot(table.index, table.mean(1), color=color, linewidth=1.4)
+            ax.fill_between(
+                table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.25, lw=0
+            )
+            ax.plot(table.index, table.mean(axis=1), color=color, linewidth=1.4)
         ax.set_title(name, fontsize=8.5)
-        ax.set_ylim(bottom=0)
+    axes[0, 0].set_ylim(bottom=0)  # of all, and last: it ends the axis's growing with what is drawn
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
     for ax in axes[:, 0]:
@@ -279,10 +281,10 @@ def tradeoff(frame: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], label:
         frame: one row a run: the columns of `x`, `y` and `label`.
         x: (column, axis label).
         y: (column, axis label).
-        label: the swept column; its value is written at each point.
+        label: the swept column, in the order of the sweep; its value is written at each point.
     """
     figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.4))
-    means = frame.groupby(label, sort=True)[[x[0], y[0]]].mean()
+    means = frame.groupby(label, sort=False)[[x[0], y[0]]].mean()
     ax.plot(means[x[0]], means[y[0]], "-", color="#aaaaaa", zorder=1)
     for color, (value, row) in zip(CYCLE, means.iterrows(), strict=False):
         seeds = frame[frame[label] == value]

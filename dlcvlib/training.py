@@ -125,7 +125,7 @@ def fit(
 
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
     validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
-    validate_every = max(1, settings.steps // validations)
+    validate_every = math.ceil(settings.steps / validations)
     started = saved = time.monotonic()
     pause = CHECKPOINT_SECONDS
     before = state.seconds

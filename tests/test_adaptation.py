@@ -204,6 +204,15 @@ def test_helps_is_judged_pair_by_pair():
     assert "on 1 it is the other way round" in sentence
 
 
+def test_told_apart_is_judged_by_the_mean_over_the_seeds():
+    accuracies = pd.DataFrame(
+        {"pair": ["a->b", "a->b", "b->c", "c->a"], "accuracy": [0.94, 0.9, 0.7, 0.5]}
+    )
+    found = adaptation.told_apart(accuracies)
+    assert found["told"].tolist() == ["nearly always", "often", "hardly"]
+    assert found["accuracy"].tolist() == ["0.920 ± 0.028", "0.700", "0.500"]
+
+
 def test_confusions_and_recalls(chapter, digits):
     chosen = chapter()
     found = adaptation.source_only(chosen, digits)

@@ -106,6 +106,9 @@ def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.find("math")
     assert page.select("details.code > pre, details.code > div pre")
     assert all("open" not in details.attrs for details in page.select("details.code"))
+    # Cells that show nothing between them share a fold.
+    assert not page.select("details.code + details.code")
+    assert any(len(details.select("pre")) > 1 for details in page.select("details.code"))
 
 
 def test_first_page_has_abstract_main_table_and_provenance(page):

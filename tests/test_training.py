@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,27 @@ def fit(settings, faces, folder, after=None):
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
+def test_validations_are_at_even_distances_and_at_the_end(smoke, tmp_path, steps, at):
+    settings = smoke(precision="fp32").settings.replace(steps=steps)
+    weight = torch.nn.Linear(1, 1)
+    optimizer = training.adam([weight], settings)
+
+    def step(batch):
+        loss = weight(batch).square().mean()
+        training.move(loss, [optimizer])
+        return {"loss": loss}
+
+    method = SimpleNamespace(
+        modules={"weight": weight}, optimizers={"weight": optimizer}, done=0, step=step
+    )
+    outcome = training.fit(
+        method, lambda _: torch.ones(1, 1), settings, tmp_path, label="test",
+        evaluate=lambda: {"seen": 1.0},
+    )  # fmt: skip
+    assert [row["step"] for row in outcome["history"] if "validation_seen" in row] == at
 
 
 def test_training_is_deterministic(smoke, faces, tmp_path):

@@ -36,15 +36,22 @@ function Inlines(inlines)
   return inlines
 end
 
--- Code: folded in HTML, left out of print.
-function CodeBlock(block)
-  if not block.classes:includes("python") then return nil end
-  if typst then return {} end
-  return {
-    pandoc.RawBlock("html", '<details class="code"><summary>Code</summary>'),
-    block,
-    pandoc.RawBlock("html", "</details>"),
-  }
+-- Code: folded in HTML, cells that follow each other in one; left out of print.
+function Blocks(blocks)
+  local found, folded = pandoc.List(), false
+  local function fold(code)
+    if html and code ~= folded then
+      found:insert(pandoc.RawBlock("html", code and '<details class="code"><summary>Code</summary>' or "</details>"))
+      folded = code
+    end
+  end
+  for _, block in ipairs(blocks) do
+    local code = block.t == "CodeBlock" and block.classes:includes("python")
+    fold(code)
+    if not (code and typst) then found:insert(block) end
+  end
+  fold(false)
+  return found
 end
 
 -- A wide table scrolls by itself, so that a phone's page does not.

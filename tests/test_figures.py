@@ -1,0 +1,40 @@
+"""What a reader would miss in a picture: curves in full, lines in their order."""
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from dlcvlib import figures
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_level_above_the_curves_is_seen():
+    history = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1, 0.2, 0.3]})
+    figure = figures.line_panels(history, [("loss", {"loss": "loss"})], levels={"real images": 1.0})
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0 < 1.0 < high
+
+
+def test_no_variants_curve_is_cut_off():
+    heights = {"plain": 1.0, "a": 2.0, "b": 8.0}
+    curves = pd.DataFrame(
+        {"variant": name, "seed": seed, "step": step, "kid": height}
+        for name, height in heights.items()
+        for seed in (0, 1)
+        for step in (1, 2)
+    )
+    figure = figures.against_baseline(curves, "plain", ("kid", "KID"), columns=2)
+    assert all(ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 8.0 for ax in figure.axes)
+
+
+def test_a_sweeps_line_keeps_its_order():
+    weights = ["1e-05", "0.01", "0.1", "1"]
+    runs = pd.DataFrame({"weight": weights, "error": [1, 2, 3, 4], "kid": [4, 3, 2, 1]})
+    figure = figures.tradeoff(runs, ("error", "error"), ("kid", "KID"), "weight")
+    assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
+    assert [text.get_text() for text in figure.axes[0].texts] == weights
