@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -329,38 +330,54 @@ def paired_bars(frame: pd.DataFrame, measures: Sequence[tuple[str, str]], group:
     return figure
 
 
-def architecture(
-    rows: Sequence[Sequence[tuple[str, str, int, int]]], arrows: Sequence[str]
-) -> Figure:
-    """A network as blocks from left to right, heights by spatial size, widths by channels.
+class Block(NamedTuple):
+    """A weight layer and what follows it.
+
+    Attributes:
+        name: what is written above.
+        shape: of what leaves it, as text.
+        channels: of that.
+        side: of that; 1 is a vector.
+        beside: whether it is fed by what feeds the block before it, not by that block.
+    """
+
+    name: str
+    shape: str
+    channels: int
+    side: int
+    beside: bool
+
+
+def architecture(rows: Sequence[Sequence[Block]], names: Sequence[str]) -> Figure:
+    """Networks as blocks from left to right, heights by spatial size, widths by channels.
 
     Args:
-        rows: one list of blocks a network: (name, shape text, channels, side); side 1 is a vector.
-        arrows: name of each row, at its left.
+        rows: the blocks of each network.
+        names: of the networks.
     """
     figure, axes = plt.subplots(len(rows), 1, figsize=(WIDTH, 2.15 * len(rows)), squeeze=False)
-    for ax, blocks, name in zip(axes[:, 0], rows, arrows, strict=True):
+    for ax, blocks, name in zip(axes[:, 0], rows, names, strict=True):
         _draw_blocks(ax, blocks)
         ax.set_title(name)
     return figure
 
 
-def _draw_blocks(ax: Axes, blocks: Sequence[tuple[str, str, int, int]]) -> None:
+def _draw_blocks(ax: Axes, blocks: Sequence[Block]) -> None:
     """Boxes in a row on a 100-wide canvas, each drawn as a slab in shallow perspective."""
     step = 100 / len(blocks)
     ax.set_xlim(0, 100)
     ax.set_ylim(-17, 17)
     ax.set_aspect("equal")
     ax.axis("off")
-    for index, (name, shape, channels, side) in enumerate(blocks):
+    for index, block in enumerate(blocks):
         x = (index + 0.5) * step
-        height = 2.5 + 15.5 * np.log2(side + 1) / np.log2(65)
-        width = min(0.55 * step, 0.8 + 0.55 * np.log2(channels + 1))
-        color = CYCLE[4] if side == 1 else CYCLE[0]
+        height = 2.5 + 15.5 * np.log2(block.side + 1) / np.log2(65)
+        width = min(0.55 * step, 0.8 + 0.55 * np.log2(block.channels + 1))
+        color = CYCLE[4] if block.side == 1 else CYCLE[0]
         _slab(ax, x, width, height, color)
-        ax.text(x, -11.2, shape, ha="center", va="top", fontsize=7.5, color="#333333")
-        ax.text(x, 12.2, name, ha="center", va="bottom", fontsize=7.5, color="#333333")
-        if index:
+        ax.text(x, -11.2, block.shape, ha="center", va="top", fontsize=7.5, color="#333333")
+        ax.text(x, 12.2, block.name, ha="center", va="bottom", fontsize=7.5, color="#333333")
+        if index and not block.beside:
             ax.add_patch(
                 FancyArrowPatch(
                     (x - step + 0.32 * step, 0),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from dlcvlib import params
+from dlcvlib.figures import Block
 
 if TYPE_CHECKING:
     from dlcvlib.runs import Run
@@ -20,7 +21,7 @@ SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyRe
 def layers(
     module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
 ) -> pd.DataFrame:
-    """One row a layer that computes: layer, output shape, parameters, multiply-adds an image.
+    """One row a layer that computes: layer, input, output, parameters, mult_adds (of an image).
 
     Args:
         module: the network.
@@ -38,11 +39,16 @@ def layers(
     return pd.DataFrame(
         {
             "layer": [_title(info.module) for info in leaves],
-            "output": ["×".join(map(str, info.output_size[1:] or [1])) for info in leaves],
+            "input": [_shape(info.input_size) for info in leaves],
+            "output": [_shape(info.output_size) for info in leaves],
             "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
             "mult_adds": [int(info.macs) for info in leaves],
         }
     )
+
+
+def _shape(size: Sequence[int]) -> str:
+    return "×".join(map(str, size[1:] or [1]))
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -63,33 +69,35 @@ def _title(layer: nn.Module) -> str:
     return SHORT.get(name, name)
 
 
-def blocks(frame: pd.DataFrame) -> list[tuple[str, str, int, int]]:
-    """Layers as blocks for `figures.architecture`: each weight layer with what follows it.
-
-    Returns:
-        (name, shape, channels, side) of each block; vectors have side 1.
-    """
+def blocks(frame: pd.DataFrame) -> list[Block]:
+    """Layers as blocks for `figures.architecture`: each weight layer with what follows it."""
     groups: list[list[int]] = []
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
             groups.append([])
         if row["layer"] != "Unflatten":
             groups[-1].append(index)
-    found = []
+    found: list[Block] = []
+    before = ""
     for group in groups:
         name, *rest = frame.loc[group, "layer"]
-        shape = frame.loc[group[-1], "output"]
+        shape, given = frame.loc[group[-1], "output"], frame.loc[group[0], "input"]
         sizes = [int(size) for size in shape.split("×")]
         title = name.replace(", stride 2", "/2") + ("\n" + " ".join(rest) if rest else "\n")
-        found.append((title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1))
+        beside = bool(found) and given == before != found[-1].shape
+        found.append(Block(title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1, beside))
+        before = given
     return found
 
 
 def together(**frames: pd.DataFrame) -> pd.DataFrame:
-    """Tables of several networks under each other, with a first column naming the network."""
+    """Tables of several networks under each other, with a first column naming the network.
+
+    What goes into a layer is left out: it is what leaves those before.
+    """
     named = [frame.assign(network=name) for name, frame in frames.items()]
     joined = pd.concat(named, ignore_index=True)
-    return joined[["network", *joined.columns.drop("network")]]
+    return joined[["network", *joined.columns.drop(["network", "input"], errors="ignore")]]
 
 
 def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.patches import FancyArrowPatch
 
-from dlcvlib import figures
+from dlcvlib import figures, inspection, pixelda, vae
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +39,20 @@ def test_a_sweeps_line_keeps_its_order():
     figure = figures.tradeoff(runs, ("error", "error"), ("kid", "KID"), "weight")
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
     assert [text.get_text() for text in figure.axes[0].texts] == weights
+
+
+def beside(network, *shapes):
+    return [block.beside for block in inspection.blocks(inspection.layers(network, shapes))]
+
+
+def test_only_what_feeds_a_block_has_an_arrow_to_it():
+    """The encoder's two heads stand side by side; PixelDA's image joins the spread noise."""
+    encoder = vae.Encoder((4, 8), latent_dim=16)
+    assert beside(encoder, (1, 3, 64, 64)) == [False, False, False, True]
+    generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
+    assert not any(beside(generator, (1, 3, 32, 32), (1, 8)))
+    figure = figures.architecture(
+        [inspection.blocks(inspection.layers(encoder, (1, 3, 64, 64)))], ["E"]
+    )
+    arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == 2
