@@ -6,11 +6,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told here"
 RULE = (
     "A claim *holds* or *does not hold* if the means differ, in either direction, by more than "
     "twice the standard error of their difference over the seeds; otherwise it *cannot be told "
     "here*."
 )
+
+
+def rule(seeds: int) -> str:
+    """`RULE`, and how often chance alone passes it with so many seeds of each variant."""
+    if seeds < 2:
+        return f"{RULE} With one seed nothing can be told."
+    from scipy.special import stdtr  # for the discussions alone
+
+    chance = 2 * stdtr(2 * seeds - 2, -2.0)  # Student's t: normal errors of the same size
+    return (
+        f"{RULE} Between variants that differ in nothing, {seeds} seeds of each pass it by chance "
+        f"{chance:.0%} of the time."
+    )
+
+
+def tally(verdicts: pd.DataFrame) -> str:
+    """How many claims were judged how: such as "3 hold, 1 does not and 2 cannot be told"."""
+    counts = verdicts["verdict"].value_counts()
+    held, failed, rest = (int(counts.get(verdict, 0)) for verdict in (HOLDS, FAILS, UNTOLD))
+    return (
+        f"{held} hold{'s' * (held == 1)}, {failed} do{'es' * (failed == 1)} not and {rest} cannot "
+        "be told"
+    )
+
+
+def over(seeds: Sequence[int]) -> str:
+    """Such as "over 2 seeds"."""
+    return f"over {len(seeds)} seed{'s' * (len(seeds) != 1)}"
 
 
 def summary(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
@@ -81,10 +110,11 @@ def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> di
     """
     difference = worse.mean() - better.mean()
     error = np.sqrt(worse.var(ddof=1) / len(worse) + better.var(ddof=1) / len(better))
-    if np.isnan(error) or abs(difference) <= 2 * error:
-        verdict = "cannot be told here"
+    # Without a spread, of a single seed or of equal ones, there is nothing to judge by.
+    if not error > 0 or abs(difference) <= 2 * error:
+        verdict = UNTOLD
     else:
-        verdict = "holds" if difference > 0 else "does not hold"
+        verdict = HOLDS if difference > 0 else FAILS
     return {
         "claim": claim,
         "measure": measure,

@@ -87,7 +87,7 @@ def verdicts(
     after: Scores,
     params: DANNParams,
 ) -> pd.DataFrame:
-    """The claims of 3-6, each judged by `ablation.RULE`.
+    """The claims of 3-6, each judged by `ablation.compare`.
 
     Args:
         sweep: of `weight_sweep`.
@@ -129,15 +129,15 @@ def plateaus(before: Scores) -> pd.DataFrame:
     """How long a classifier of the source alone only guesses: one row a run, slowest pair first.
 
     Returns:
-        pair, seed, steps: the first logged step with a class loss below 90 % of guessing's; the
-        run's length if there is none.
+        pair, seed, steps: the first logged step with a class loss below 90 % of guessing's; NaN if
+        there is none.
     """
     rows = []
     for (pair, seed), run in before.trained.items():
         better = run.history.loc[run.history["class"] < 0.9 * math.log(CLASSES), "step"]
-        rows.append((pair, seed, better.min() if len(better) else run.settings.steps))
+        rows.append((pair, seed, better.min()))
     frame = pd.DataFrame(rows, columns=["pair", "seed", "steps"])
-    slowness = -frame.groupby("pair")["steps"].transform("mean")
+    slowness = -frame["steps"].fillna(math.inf).groupby(frame["pair"]).transform("mean")
     return frame.iloc[slowness.argsort(kind="stable")]
 
 
@@ -147,8 +147,12 @@ def plateau_sentence(frame: pd.DataFrame) -> str:
     Args:
         frame: of `plateaus`.
     """
-    means = frame.groupby("pair", sort=False)["steps"].mean()
-    parts = [f"{steps:,.0f} steps on {pair}" for pair, steps in means.items()]
+    parts = [
+        f"longer than the runs on {pair}"
+        if steps.isna().any()
+        else f"{steps.mean():,.0f} steps on {pair}"
+        for pair, steps in frame.groupby("pair", sort=False)["steps"]
+    ]
     return (
         "Until a classifier of the source alone is better than a guess, its class loss 10% below "
         f"that of guessing, it takes {', '.join(parts)}."
@@ -211,8 +215,9 @@ def hurt_sentence(frame: pd.DataFrame) -> str:
         lost = change[change < 0]
         text = f"on {pair} {len(lost)} of {len(change)} digits lose"
         if len(lost):
-            text += f", most of all the {lost.idxmin()} ({lost.min():+.0%})"
-        parts.append(text + f"; the {change.idxmax()} gains most ({change.max():+.0%})")
-    return f"Measured by the share of a digit that is read, {'. '.join(parts)}.".replace(
-        ". on", ". On"
-    )
+            text += f", most of all the {lost.idxmin()} ({100 * lost.min():+.0f})"
+        if change.max() > 0:
+            text += f"; the {change.idxmax()} gains most ({100 * change.max():+.0f})"
+        parts.append(text)
+    lead = "Measured by the share of a digit that is read, in percentage points,"
+    return f"{lead} {'. '.join(parts)}.".replace(". on", ". On")

@@ -115,12 +115,14 @@ def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float
         **common, dodge=True, palette=["#222222"] * len(methods), size=3, ax=ax, legend=False
     )
     step = 0.8 / len(methods)
+    label = "original"  # once
     for x, pair in enumerate(pairs):
         for number, method in enumerate(methods):
             if (height := references.get(method, {}).get(pair)) is not None:
                 left = x - 0.4 + number * step
-                ax.hlines(height, left, left + step, color="black", linewidth=1.4, zorder=5)
-    ax.hlines([], 0, 0, color="black", linewidth=1.4, label="original")
+                place = {"xmin": left, "xmax": left + step, "zorder": 5}
+                ax.hlines(height, **place, color="black", linewidth=1.4, label=label)
+                label = None
     ax.axhline(1 / CLASSES, color="#777777", linewidth=0.8, linestyle=":")
     ax.set_ylim(0, 1)
     ax.set_xlabel("")

@@ -31,10 +31,15 @@ AT_ONCE = 5000
 """Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 
 
+def carried(perplexity: float, points: int) -> float:
+    """The perplexity that t-SNE is run with on so many points."""
+    return min(perplexity, (points - 1) / 3)
+
+
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
     """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and kept.
 
-    A perplexity that N cannot carry is lowered to what it can.
+    A perplexity that N cannot carry is lowered to what it can (`carried`).
 
     Args:
         features: (N, D).
@@ -54,7 +59,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
-            perplexity=min(perplexity, (len(features) - 1) / 3),
+            perplexity=carried(perplexity, len(features)),
             max_iter=ITERATIONS,
             random_state=seed,
         )

@@ -122,25 +122,39 @@ def points_of(maps: Sequence[FeatureMap]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+NEAR = 0.02
+"""Changes of an A-distance or an accuracy that are too small for what a map's images can tell."""
+
+
+def _course(before: float, after: float) -> str:
+    if abs(after - before) < NEAR:
+        return "hardly changes"
+    return "rises" if after > before else "falls"
+
+
 def distance_sentence(summary: pd.DataFrame) -> str:
     """Whether the domains came closer, and whether that helped, pair by pair."""
     first, last = summary["features"].iloc[[0, -1]]
     parts = []
     for pair, rows in summary.groupby("pair", sort=False):
         before, after = (rows.set_index("features").loc[name] for name in (first, last))
-        closer = after["distance"] < before["distance"]
         parts.append(
-            f"on {pair} the A-distance {'falls' if closer else 'does not fall'} "
+            f"on {pair} the A-distance {_course(before['distance'], after['distance'])} "
             f"({before['distance']:.2f} to {after['distance']:.2f}) and the target accuracy "
-            f"{'rises' if after['target'] > before['target'] else 'does not rise'} "
+            f"{_course(before['target'], after['target'])} "
             f"({before['target']:.2f} to {after['target']:.2f})"
         )
-    return f"From {first} to {last}, {'; '.join(parts)}."
+    return f"From {first} to {last}, with the first seed: {'; '.join(parts)}."
 
 
 def closer(summary: pd.DataFrame) -> str:
     """On how many pairs the domains came closer, in a short sentence."""
     first, last = summary["features"].iloc[[0, -1]]
     table = summary.pivot(index="pair", columns="features", values="distance")
-    count = int((table[last] < table[first]).sum())
-    return f"In the features of {last} the domains lie closer on {count} of {len(table)} pairs."
+    count = sum(
+        _course(*values) == "falls" for values in zip(table[first], table[last], strict=True)
+    )
+    return (
+        f"In the features of {last} the domains lie closer on {count} of {len(table)} pairs, by "
+        "the first seed's runs."
+    )

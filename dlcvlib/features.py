@@ -34,11 +34,13 @@ class Extractor:
         name: for captions.
         key: changes whenever the features do.
         features: images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU.
+        runs: what it was trained by, if it was here.
     """
 
     name: str
     key: str
     features: Callable[[Tensor], Tensor]
+    runs: tuple[Run, ...] = ()
 
 
 class AttributeNet(nn.Module):
@@ -151,7 +153,7 @@ def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
     """The features that faces are measured with: our own, and Inception's if at hand."""
     run = train_or_load(faces, settings_for(params), params.runs_dir)
     name = "a network trained here on the data's attributes"
-    own = Extractor(name, run.name, run.method.features)
+    own = Extractor(name, run.name, run.method.features, (run,))
     return [own, *filter(None, [inception()])]
 
 

@@ -1,6 +1,7 @@
 """Every plot of the report. Functions take data and give a figure; none computes a result."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -174,6 +175,8 @@ def line_panels(
     for ax, (label, columns) in zip(axes[0], panels, strict=True):
         for color, (column, name) in zip(CYCLE, columns.items(), strict=False):
             seen = frame.dropna(subset=column)
+            if seen.empty:
+                continue
             sparse = len(seen) < 30
             ax.plot(
                 seen["step"],
@@ -189,7 +192,8 @@ def line_panels(
     for name, height in (levels or {}).items():
         axes[0, -1].axhline(height, color="#777777", linewidth=0.9, linestyle=":", label=name)
     for ax in axes[0]:
-        ax.set_ylim(bottom=0)  # last: it ends the axis's growing with what is drawn
+        if ax.dataLim.ymin >= 0:
+            ax.set_ylim(bottom=0)  # last: it ends the axis's growing with what is drawn
         # Above, where no curve can run through it.
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
@@ -287,7 +291,7 @@ def tradeoff(frame: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], label:
     figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.4))
     means = frame.groupby(label, sort=False)[[x[0], y[0]]].mean()
     ax.plot(means[x[0]], means[y[0]], "-", color="#aaaaaa", zorder=1)
-    for color, (value, row) in zip(CYCLE, means.iterrows(), strict=False):
+    for color, (value, row) in zip(itertools.cycle(CYCLE), means.iterrows(), strict=False):
         seeds = frame[frame[label] == value]
         ax.scatter(seeds[x[0]], seeds[y[0]], s=18, color=color, alpha=0.55, linewidths=0)
         ax.scatter(row[x[0]], row[y[0]], s=60, color=color, edgecolors="white", zorder=3)

@@ -146,9 +146,10 @@ def verdicts(frame: pd.DataFrame, claims: Mapping[str, str]) -> pd.DataFrame:
 
 
 def best(frame: pd.DataFrame) -> tuple[str, float]:
-    """The variant with the lowest mean KID, and how far below plain DCGAN's it lies (0..1)."""
+    """The variant with the lowest mean KID, and how far below plain DCGAN's it lies (at most 1)."""
     means = frame.groupby("variant", sort=False)["kid_late"].mean()
-    return means.idxmin(), 1 - means.min() / means["plain DCGAN"]
+    plain = means.pop("plain DCGAN")
+    return means.idxmin(), 1 - means.min() / plain
 
 
 def collapsed(frame: pd.DataFrame) -> list[str]:

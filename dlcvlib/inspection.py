@@ -1,6 +1,7 @@
 """What a network looks like and what a run cost: layers, blocks for the diagram, time."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,21 @@ def layers(
             "input": [_shape(info.input_size) for info in leaves],
             "output": [_shape(info.output_size) for info in leaves],
             "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
-            "mult_adds": [int(info.macs) for info in leaves],
+            "mult_adds": [_multiply_adds(info) for info in leaves],
         }
     )
+
+
+def _multiply_adds(info: torchinfo.layer_info.LayerInfo) -> int:
+    """What torchinfo counts, but for layers that it takes for others."""
+    layer = info.module
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Each weight meets every pixel that goes in, not every one that leaves.
+        weights = layer.weight.numel() * math.prod(info.input_size[2:])
+        return weights + (math.prod(info.output_size[1:]) if layer.bias is not None else 0)
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
+        return math.prod(info.output_size[1:])
+    return int(info.macs)
 
 
 def _shape(size: Sequence[int]) -> str:

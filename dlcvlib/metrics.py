@@ -77,9 +77,10 @@ def fid(real: Tensor, fake: Tensor) -> float:
 def kid(
     real: Tensor, fake: Tensor, *, subset: int = 250, subsets: int = 50, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel distance of features ([2], section 4): mean and standard error over random subsets.
+    """Kernel distance of features ([2], section 4): mean and deviation over random subsets.
 
-    Unbiased squared MMD under the kernel (x.y / D + 1)^3; may be slightly negative.
+    Unbiased squared MMD under the kernel (x.y / D + 1)^3; may be slightly negative. The standard
+    deviation is NaN where neither set has more rows than are drawn, so that all draws are the same.
 
     Args:
         real: (N, D).
@@ -95,7 +96,8 @@ def kid(
         return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
 
     values = torch.stack([squared_mmd(draw(real), draw(fake)) for _ in range(subsets)])
-    return float(values.mean()), float(values.std() / subsets**0.5)
+    spread = float(values.std()) if max(len(real), len(fake)) > size else float("nan")
+    return float(values.mean()), spread
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
@@ -158,14 +160,13 @@ class Yardstick:
         """How far images (M, 3, H, W), uint8 or float in 0..1, are from the real ones.
 
         Returns:
-            kid, kid_error, fid, diversity and sharpness, the last two as a share of the real
-            images'.
+            kid, kid_std, fid, diversity and sharpness, the last two as a share of the real images'.
         """
         found = self.extractor.features(images)
-        value, error = kid(self.features, found)
+        value, spread = kid(self.features, found)
         return {
             "kid": value,
-            "kid_error": error,
+            "kid_std": spread,
             "fid": fid(self.features, found),
             "diversity": diversity(found) / self.diversity,
             "sharpness": sharpness(images) / self.sharpness,

@@ -38,20 +38,24 @@ def settings_beside(
     Args:
         chapter: such as "vae".
         settings: what was run.
-        names: which to show; by default all that the chapter's parameters have too.
+        names: which to show; by default all that the chapter's parameters have too, or those of the
+            chapters that it uses.
     """
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
     import pandas as pd
 
     theirs = params.load("original", chapter)
+    known: dict[str, Any] = {}
+    for source in (*theirs.uses.values(), theirs):
+        known |= dict(source)
     fields = type(settings).model_fields
     rows = [
         (
             name,
             params.as_text(getattr(settings, name)),
-            params.as_text(getattr(theirs, name)),
+            params.as_text(known[name]),
             fields[name].description,
         )
-        for name in names or [name for name in fields if name in type(theirs).model_fields]
+        for name in names or [name for name in fields if name in known]
     ]
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])

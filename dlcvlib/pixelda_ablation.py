@@ -224,19 +224,22 @@ WAITS, HASTY = "waits", "does not wait"
 def waiting(params: PixelDAParams) -> dict[str, dict[str, Any]]:
     """A patient T and one that is not, as long as the main runs: variant -> changed settings."""
     return {
-        name: {"steps": params.steps, "patient": patient}
+        name: {"steps": params.steps, "patient": patient, "classifier_with_generator": False}
         for name, patient in ((WAITS, True), (HASTY, False))
     }
 
 
 NEITHER = "neither slip"
 SLIPS = {
-    NEITHER: {"softmax_twice": False, "classifier_with_generator": False},
-    "Softmax twice": {"softmax_twice": True, "classifier_with_generator": False},
-    "T moves with G": {"softmax_twice": False, "classifier_with_generator": True},
-    "both slips": {"softmax_twice": True, "classifier_with_generator": True},
+    name: {"softmax_twice": twice, "classifier_with_generator": with_g, "patient": False}
+    for name, twice, with_g in (
+        (NEITHER, False, False),
+        ("Softmax twice", True, False),
+        ("T moves with G", False, True),
+        ("both slips", True, True),
+    )
 }
-"""The original's two slips, one by one and together."""
+"""The original's two slips, one by one and together; a T that moves with G cannot be patient."""
 
 
 def verdicts(slips: pd.DataFrame, waits: pd.DataFrame) -> pd.DataFrame:
@@ -257,7 +260,8 @@ def verdicts(slips: pd.DataFrame, waits: pd.DataFrame) -> pd.DataFrame:
 def verdict_sentence(verdicts: pd.DataFrame) -> str:
     """What each slip, and haste, cost, in words."""
     parts = [
-        f"{row.claim.removeprefix('it costs accuracy: ')} {row.difference:+.1%} (*{row.verdict}*)"
+        f"{row.claim.removeprefix('it costs accuracy: ')} {100 * row.difference:+.1f} "
+        f"(*{row.verdict}*)"
         for row in verdicts.itertuples()
     ]
-    return f"What each adds to the target's error rate: {'; '.join(parts)}."
+    return f"What each adds to the target's error rate, in percentage points: {'; '.join(parts)}."

@@ -39,7 +39,7 @@ SUBTITLE = (
 CHAPTER_TITLES = ("The variational autoencoder", "The GAN", "DANN", "PixelDA")
 TEMPLATE = ROOT / "report" / "template"
 READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
 PACKAGES = (

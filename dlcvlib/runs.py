@@ -229,7 +229,7 @@ def _train(
         "code": identity["code"],
         **outcome,
         "images_per_second": images / outcome["seconds"],
-        "parameters": sum(p.numel() for m in method.modules.values() for p in m.parameters()),
+        "parameters": _trained(method),
         "snapshots": snapshots,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
@@ -238,6 +238,12 @@ def _train(
     }
     storage.write_sealed(folder / "provenance.json", provenance)
     training.clear_checkpoints(folder)
+
+
+def _trained(method: devices.Method) -> int:
+    """How many parameters training moves; a kept average has as many, and is not trained."""
+    parameters = (p for module in method.modules.values() for p in module.parameters())
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def _snapshot(step: int) -> str:

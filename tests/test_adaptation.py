@@ -192,6 +192,9 @@ def test_gap_closed_on_a_hand_made_case():
     # (.548 - .355) / (.958 - .355), of what the original reports.
     assert summary.loc["usps->mnistm", "original"] == pytest.approx(0.32007, abs=1e-4)
     assert summary.loc["mnistm->svhn", "closed"] == "–"
+    assert adaptation.gap_sentence(gaps).endswith(
+        "on usps->mnistm, nothing on mnistm->svhn, where target only is not always better."
+    )
 
 
 def test_helps_is_judged_pair_by_pair():
@@ -202,15 +205,24 @@ def test_helps_is_judged_pair_by_pair():
     sentence = adaptation.verdict_sentence(found, "DANN", "source only")
     assert "1 of 3 pairs" in sentence
     assert "on 1 it is the other way round" in sentence
+    assert "on 1 it cannot be told" in sentence
 
 
 def test_told_apart_is_judged_by_the_mean_over_the_seeds():
     accuracies = pd.DataFrame(
-        {"pair": ["a->b", "a->b", "b->c", "c->a"], "accuracy": [0.94, 0.9, 0.7, 0.5]}
+        {
+            "pair": ["a->b", "a->b", "b->c", "c->a", "c->b"],
+            "accuracy": [0.94, 0.9, 0.7, 0.5, 0.3],
+        }
     )
     found = adaptation.told_apart(accuracies)
-    assert found["told"].tolist() == ["nearly always", "often", "hardly"]
-    assert found["accuracy"].tolist() == ["0.920 ± 0.028", "0.700", "0.500"]
+    assert found["told"].tolist() == [
+        "nearly always",
+        "often",
+        "hardly",
+        "often, the wrong way round",
+    ]
+    assert found["accuracy"].tolist() == ["0.920 ± 0.028", "0.700", "0.500", "0.300"]
 
 
 def test_confusions_and_recalls(chapter, digits):
@@ -245,6 +257,15 @@ def test_closer_counts_pairs():
     assert "features of DANN the domains lie closer on 1 of 2 pairs" in feature_spaces.closer(
         summary
     )
+
+
+def test_a_change_too_small_to_tell_is_called_so():
+    rows = [("a->b", "source only", 1.98, 0.5), ("a->b", "DANN", 1.97, 0.6)]
+    summary = pd.DataFrame(rows, columns=["pair", "features", "distance", "target"])
+    assert "on 0 of 1 pairs" in feature_spaces.closer(summary)
+    sentence = feature_spaces.distance_sentence(summary)
+    assert "the A-distance hardly changes (1.98 to 1.97)" in sentence
+    assert "the target accuracy rises (0.50 to 0.60)" in sentence
 
 
 def test_feature_map_is_computed_once(chapter, digits, monkeypatch):
@@ -301,8 +322,8 @@ def test_a_setback_is_told_with_what_is_read_of_the_source(monkeypatch):
     methods = five(a=[0.5, 0.6, 0.3, 0.8, 1.0], b=[0.5, 0.4, 0.5, 0.8, 1.0])
     home = {"source only": 0.9, "DANN": 0.88, "PixelDA": 0.7}
     monkeypatch.setattr(adaptation.Scores, "at_home", lambda self, *_: home[self.method])
-    for method in methods:  # a second seed of the same accuracies: the differences can be told
-        second = method.frame.assign(seed=1)
+    for method in methods:  # a second seed of nearly the same accuracies: differences can be told
+        second = method.frame.assign(seed=1, accuracy=method.frame["accuracy"] + 0.01)
         object.__setattr__(method, "frame", pd.concat([method.frame, second], ignore_index=True))
     pairs = SimpleNamespace(pairs=["a", "b"])
     first, second = adaptation.setbacks(methods[0], methods[1:-1], pairs)

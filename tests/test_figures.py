@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch
+from torch import nn
 
 from dlcvlib import figures, inspection, pixelda, vae
 
@@ -19,6 +20,18 @@ def test_a_level_above_the_curves_is_seen():
     figure = figures.line_panels(history, [("loss", {"loss": "loss"})], levels={"real images": 1.0})
     low, high = figure.axes[0].get_ylim()
     assert low == 0 < 1.0 < high
+
+
+def test_what_was_not_measured_has_no_place_in_the_legend():
+    history = pd.DataFrame({"step": [1, 2], "kid": [0.5, 0.2], "kid_averaged": [None, None]})
+    figure = figures.line_panels(history, [("KID", {"kid": "now", "kid_averaged": "averaged"})])
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["now"]
+
+
+def test_losses_below_zero_are_seen():
+    history = pd.DataFrame({"step": [1, 2], "loss": [0.5, -0.4]})
+    figure = figures.line_panels(history, [("loss", {"loss": "generator"})])
+    assert figure.axes[0].get_ylim()[0] < -0.4
 
 
 def test_no_variants_curve_is_cut_off():
@@ -39,6 +52,13 @@ def test_a_sweeps_line_keeps_its_order():
     figure = figures.tradeoff(runs, ("error", "error"), ("kid", "KID"), "weight")
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
     assert [text.get_text() for text in figure.axes[0].texts] == weights
+
+
+def test_multiply_adds_of_a_transposed_convolution_count_what_goes_in():
+    layer = nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
+    (count,) = inspection.layers(nn.Sequential(layer), (1, 8, 5, 5))["mult_adds"]
+    # Each of 25 pixels in meets each weight; each of 100 out, in 4 channels, adds its bias.
+    assert count == 25 * 8 * 4 * 16 + 4 * 100
 
 
 def beside(network, *shapes):

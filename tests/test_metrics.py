@@ -34,6 +34,14 @@ def test_kid_tells_sets_apart():
     assert metrics.kid(a, b) == metrics.kid(a, b)
 
 
+def test_kid_of_sets_that_each_draw_takes_whole_has_no_deviation():
+    torch.manual_seed(0)
+    a, b = torch.randn(60, 8), torch.randn(60, 8)
+    value, spread = metrics.kid(a, b)
+    assert value == pytest.approx(float(metrics.squared_mmd(a.double(), b.double())))
+    assert math.isnan(spread)
+
+
 def test_fid_in_closed_form():
     torch.manual_seed(0)
     a = torch.randn(5000, 3).double()

@@ -367,7 +367,7 @@ def test_slips_are_judged():
     waits = frame.iloc[:4].replace({"neither slip": "waits", "Softmax twice": "does not wait"})
     verdicts = pixelda_ablation.verdicts(frame, waits)
     assert verdicts["verdict"].tolist() == ["holds", "cannot be told here", "holds", "holds"]
-    assert "Softmax twice +20.0% (*holds*)" in pixelda_ablation.verdict_sentence(verdicts)
+    assert "Softmax twice +20.0 (*holds*)" in pixelda_ablation.verdict_sentence(verdicts)
 
 
 def test_the_classifier_sees_half_of_the_source_in_its_own_light(settings, monkeypatch):

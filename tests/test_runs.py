@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dlcvlib import fingerprints, runs, storage, training, vae
+from dlcvlib import dcgan, fingerprints, params, runs, storage, training, vae
 from dlcvlib.errors import UserError
 
 
@@ -130,6 +130,13 @@ def test_what_a_run_leaves(smoke, faces, tmp_path):
     assert record["parameters"] == sum(
         v.numel() for m in run.method.modules.values() for v in m.parameters()
     )
+
+
+def test_an_average_is_not_counted_among_what_is_trained():
+    settings = params.load("smoke", "gan", {"ema_decay": 0.9}).settings
+    method = dcgan.DCGAN(settings)
+    players = [method.generator, method.discriminator]
+    assert runs._trained(method) == sum(p.numel() for m in players for p in m.parameters())
 
 
 def test_runs_dir_that_cannot_be_written(smoke, faces, tmp_path):
