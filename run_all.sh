@@ -8,6 +8,7 @@
 # DLCV_ENV names another environment: a folder for the venv, which is made anew if an installation
 # into it was cut short, or conda's environment name.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 task=report
@@ -80,10 +81,11 @@ environment() {
 }
 
 python=$(environment)
+case $python in /*) ;; *) python=$PWD/$python ;; esac
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 case $task in
-    report) exec "$python" -m dlcvlib report "$@" ;;
+    report) cd "$here" && exec "$python" -m dlcvlib report "$@" ;; # where typed paths mean what they say
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

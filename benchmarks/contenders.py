@@ -113,9 +113,9 @@ class Contender:
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
 
-        It is what no change around these kernels can save. The profiler makes all else look slower
-        than it is, so that the share is rather too low. NaN on a GPU: networks this small keep it
-        waiting for the next kernel, so that the share of its time says nothing.
+        It is what no change around these kernels can save. Their time is the profiler's, that of
+        the step is without it, since it slows down all else. NaN on a GPU: networks this small keep
+        it waiting for the next kernel, so that the share of its time says nothing.
         """
         if torch.accelerator.is_available():
             return math.nan
@@ -124,9 +124,13 @@ class Contender:
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 for _ in range(steps):
                     step()
+            started = now()
+            for _ in range(steps):
+                step()
+            seconds = now() - started
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
-        return kernels / sum(times.values())
+        return kernels / 1e6 / seconds
 
     def _step_alone(self) -> Callable[[], None]:
         torch.manual_seed(0)

@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--explain",
         action="store_true",
-        help="run nothing: say what would run and why, and what would be used again",
+        help="prepare the data, then run nothing: say what would run and why, and what would be "
+        "used again",
     )
     report.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="default: report"
@@ -168,7 +169,9 @@ def _parameters(arguments: argparse.Namespace) -> dict:
     ):
         theirs = _seeds(arguments, other) | changes[other]
         kept = {name: value for name, value in theirs.items() if name not in own.model_fields}
-        changes[chapter] = {f"{other}_changes": kept} | changes[chapter]
+        named = f"{other}_changes"
+        profiles = getattr(params.load(arguments.profile, chapter), named)
+        changes[chapter] = {named: profiles | kept} | changes[chapter]
     return {
         chapter: params.load(
             arguments.profile,
@@ -186,10 +189,13 @@ def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
     first = arguments.seed
     if first is None:
         return {}
-    chosen = params.load(arguments.profile, chapter)
-    if "seed" in type(chosen).model_fields:
-        return {"seed": first}
-    return {"seeds": [first + number for number in range(len(chosen.seeds))]}
+    chosen = params.load(arguments.profile, chapter).model_dump()
+    several = {
+        name: [first + number for number in range(len(chosen[name]))]
+        for name in ("seeds", "ablation_seeds")
+        if name in chosen
+    }
+    return several | ({"seed": first} if "seed" in chosen else {})
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -240,7 +246,7 @@ def _train(arguments: argparse.Namespace) -> int:
     elif arguments.chapter == "gan":
         from dlcvlib import dcgan, features
 
-        extractor = features.extractors(params, data)[0]
+        extractor = features.extractor(params, data)
         runs = [dcgan.train_or_load(params.settings, data, extractor, params.runs_dir)]
     else:
         from dlcvlib import adaptation

@@ -51,8 +51,8 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         "features": fingerprints.arrays_hash([features.numpy()]),
         "perplexity": perplexity,
         "seed": seed,
-        "iterations": ITERATIONS,
-        **fingerprints.versions("scikit-learn"),
+        "code": fingerprints.module_hashes(["embedding"]),
+        **fingerprints.versions("scikit-learn", "scipy", "numpy"),
     }
 
     @timed("t-SNE")
@@ -120,8 +120,11 @@ def arc(start: Tensor, end: Tensor, count: int) -> Tensor:
 
 
 def principal_directions(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unit principal axes, (count, D), and the standard deviation along each, (count,)."""
-    pca = PCA(count, svd_solver="full").fit(latents.numpy())
+    """Unit principal axes and the standard deviation along each: (count, D) and (count,).
+
+    Where the latents have fewer dimensions than `count`, or are fewer, as many as there are.
+    """
+    pca = PCA(min(count, *latents.shape), svd_solver="full").fit(latents.numpy())
     scale = torch.from_numpy(np.sqrt(pca.explained_variance_)).float()
     return torch.from_numpy(pca.components_).float(), scale
 

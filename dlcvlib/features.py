@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib import runs
+from dlcvlib import runs, storage
 from dlcvlib.data.batches import Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
+from dlcvlib.errors import UserError
 from dlcvlib.params import FaceParams, TrainingSettings
 from dlcvlib.runs import Run, device_of
 from dlcvlib.training import adam, move
@@ -149,23 +150,37 @@ def settings_for(params: FaceParams) -> TrainingSettings:
     )
 
 
-def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
-    """The features that faces are measured with: our own, and Inception's if at hand."""
+def extractor(params: FaceParams, faces: FaceData) -> Extractor:
+    """Our own features, which every comparison goes by."""
     run = train_or_load(faces, settings_for(params), params.runs_dir)
     name = "a network trained here on the data's attributes"
-    own = Extractor(name, run.name, run.method.features, (run,))
-    return [own, *filter(None, [inception()])]
+    return Extractor(name, run.name, run.method.features, (run,))
+
+
+def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
+    """All features that faces are measured with: our own, and Inception's if at hand."""
+    return [extractor(params, faces), *filter(None, [inception()])]
 
 
 def inception() -> Extractor | None:
-    """Inception-v3's pooled features, if torchvision's weights already lie in torch's cache."""
+    """Inception-v3's pooled features, if torchvision's weights already lie in torch's cache.
+
+    Raises:
+        UserError: if that file is not torchvision's.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
     # torchvision takes a second and 150 MB: it is loaded only if it is of use.
-    if not (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
+    if not file.is_file():
         return None
+    # By its name; torchvision itself would take whatever lies there, and unpickle it.
+    if not storage.sha256(file).startswith(file.stem.rpartition("-")[2]):
+        raise UserError(f"{file} is not what its name says (its hash is another): remove it")
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     weights = Inception_V3_Weights.IMAGENET1K_V1
-    net = inception_v3(weights=weights, progress=False).eval().requires_grad_(False)
+    net = inception_v3(init_weights=False, transform_input=True)
+    net.load_state_dict(torch.load(file, weights_only=True))
+    net.eval().requires_grad_(False)
     net.fc = nn.Identity()
     prepare = weights.transforms(antialias=True)
 

@@ -13,13 +13,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGE = Path(__file__).parent
+_LOADED = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+"""This package as it was when it was loaded: a file that is edited under a running kernel is not
+what that trains with."""
+
+
+def _text(path: Path) -> str:
+    return _LOADED.get(path) or path.read_text(encoding="utf-8")
 
 
 def source_hash(paths: Iterable[Path]) -> str:
     """Hex digest of Python sources that comments, docstrings and layout do not change."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(f"{path.name}\n{_code(path.read_text(encoding='utf-8'))}\n".encode())
+        digest.update(f"{path.name}\n{_code(_text(path))}\n".encode())
     return digest.hexdigest()
 
 
@@ -58,7 +65,7 @@ def imported(source: str) -> list[Path]:
     while waiting:
         new = _imports(waiting.pop()) - found
         found |= new
-        waiting += [path.read_text(encoding="utf-8") for path in new]
+        waiting += map(_text, new)
     return sorted(found)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,6 +40,16 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Label = Annotated[float, Field(gt=0.5, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _differ(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is named twice: its runs would be the same")
+    return values
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_differ)]
+Weights = Annotated[list[Weight], AfterValidator(_differ)]
 
 
 class Parameters(BaseModel):
@@ -97,6 +108,15 @@ class Parameters(BaseModel):
             UserError: if `<chapter>_changes` holds what that chapter refuses.
         """
         return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_switches(cls, values: Any) -> Any:
+        for name, value in values.items():
+            field = cls.model_fields.get(name)
+            if field and isinstance(value, bool) and field.annotation is not bool:
+                raise ValueError(f"parameter {name!r}: {value} is neither a number nor a text")
+        return values
 
     @model_validator(mode="after")
     def _uses_are_valid(self) -> Self:
@@ -187,13 +207,9 @@ class VAESettings(TrainingSettings):
 class VAEParams(FaceParams, VAESettings):
     """Chapter 1."""
 
-    kld_weights: Annotated[list[Weight], Field(min_length=2)] = Field(
-        description="KL weights that 1-6 compares"
-    )
+    kld_weights: Weights = Field(min_length=2, description="KL weights that 1-6 compares")
     ablation_steps: Positive = Field(description="training steps of each run of 1-6")
-    ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        description="seeds of each comparison of 1-6"
-    )
+    ablation_seeds: Seeds = Field(description="seeds of each comparison of 1-6")
     tsne_points: Annotated[int, Field(ge=50, le=5000)] = Field(description="points in a t-SNE plot")
     tsne_perplexity: Annotated[float, Field(ge=2, le=200)] = Field(
         description="t-SNE's perplexity: about how many neighbours count"
@@ -253,9 +269,7 @@ class GANParams(FaceParams, GANSettings):
     )
     ablation_channels: Positive = Field(description="width of the networks of 2-3")
     ablation_learning_rate: Rate = Field(description="learning rate of the runs of 2-3")
-    ablation_seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        description="seeds of each comparison of 2-3"
-    )
+    ablation_seeds: Seeds = Field(description="seeds of each comparison of 2-3")
     vae_profile: Literal["smoke", "quick", "full", "original"] = Field(
         description="profile of the VAE that 2-4 compares with"
     )
@@ -283,9 +297,7 @@ class DigitParams(Parameters):
 
     data: str = Field(description="embedded, folder:PATH or torchvision:PATH")
     pairs: Annotated[list[str], Field(min_length=1)] = Field(description="each SOURCE->TARGET")
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        description="seeds of every comparison: weights, batches and noise"
-    )
+    seeds: Seeds = Field(description="seeds of every comparison: weights, batches and noise")
     drawn_train: Positive = Field(description="street numbers drawn for training (embedded data)")
     drawn_test: Positive = Field(description="street numbers drawn for testing (embedded data)")
     image_limit: Count = Field(description="most images read of a split (other data; 0: all)")
@@ -309,13 +321,6 @@ class DigitParams(Parameters):
         if len(set(pairs)) < len(pairs):
             raise ValueError("a pair is named twice")
         return pairs
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is named twice: its runs would have no spread")
-        return seeds
 
 
 class ClassifierFields(TrainingFields):

@@ -127,7 +127,7 @@ def explain(tasks: Sequence[Task]) -> str:
 
 def explain_runs(runs_dir: Path) -> str:
     """Which trained models fit today's code, which are stale and why, and which are half done."""
-    torch = fingerprints.versions("torch")
+    versions = fingerprints.versions("torch", "accelerate")
     fit, stale, halves = 0, [], []
     for folder in sorted(path for path in runs_dir.glob("*-*") if path.is_dir()):
         if (record := storage.sealed(folder / "provenance.json")) is None:
@@ -135,7 +135,7 @@ def explain_runs(runs_dir: Path) -> str:
                 halves.append(f"{folder.name} goes on at step {pointer['step']}")
             continue
         there = [name for name in record["code"] if fingerprints.modules(name)[0].is_file()]
-        if reasons := _differences(record, {"code": fingerprints.module_hashes(there), **torch}):
+        if reasons := _differences(record, {"code": fingerprints.module_hashes(there), **versions}):
             stale.append(f"{folder.name} is stale: {'; '.join(reasons)}")
         else:
             fit += 1

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dlcvlib import memory, stopwatch, storage
 from dlcvlib.apart import apart, cores
+from dlcvlib.errors import UserError
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
@@ -84,8 +85,10 @@ def make_report(
         Whether every notebook ran.
 
     Raises:
-        UserError: if `only` names a problem that is not there, or `out` cannot be written.
+        UserError: if `only` names a problem that is not there, or `out` cannot be written, or holds
+            what a report would replace and is no report's.
     """
+    _refuse(out, notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     about = {"profile": profile, "command": command, "started": time.time()}
 
@@ -124,6 +127,16 @@ def make_report(
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
     print(f"{out / 'report.html'}\n{out / 'report.pdf'}\n{out / 'results.json'}")
     return not failures
+
+
+def _refuse(out: Path, notebooks: Path) -> None:
+    """Raise a UserError where a report would overwrite what it has not made."""
+    ours = any((out / name).exists() for name in (".report.lock", "results.json"))
+    for name in ("notebooks", "figures"):
+        if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
+            raise UserError(
+                f"--out: {out / name} is no report's and would be overwritten; name another folder"
+            )
 
 
 def _run(

@@ -1,8 +1,8 @@
 """`train_or_load`: where a run lives on disk, when it is reused, who holds its lock.
 
 A run is `runs/<method>-<hash>/`; the hash covers what decides the result: the method's settings,
-the data's fingerprint, the source of the code that trains it and torch's version. Notebooks that
-need the same run share it.
+the data's fingerprint, the source of the code that trains it and the versions of torch and
+accelerate. Notebooks that need the same run share it.
 
     settings.yaml        what was trained
     history.csv          losses over the steps
@@ -90,11 +90,13 @@ def identity_of(settings: TrainingSettings, data: str, code: Iterable[str]) -> d
         data: fingerprint of the data.
         code: modules of this package that define the method, such as "vae".
     """
+    processes = PartialState().num_processes  # each has batches of its own
     return {
         "settings": settings.model_dump(),
         "data": data,
         "code": fingerprints.module_hashes([*code, "devices", "training", "data/batches"]),
-        "torch": torch.__version__,
+        **fingerprints.versions("torch", "accelerate"),
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 
@@ -198,7 +200,8 @@ def _train(
     keep: Sequence[str],
 ) -> None:
     storage.make_dir(folder)
-    storage.sweep(folder)
+    if PartialState().is_main_process:
+        storage.sweep(folder)
     method = _create(create, settings)
 
     def measure() -> dict[str, float]:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from dlcvlib import devices, memory, storage
 from dlcvlib.devices import Method
+from dlcvlib.errors import UserError
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
 
@@ -40,7 +41,7 @@ WARM_UP = 0.1
 """Share of a cosine schedule in which the learning rate rises."""
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """A run that cannot go on, with the step and the last good checkpoint named."""
 
 
@@ -431,7 +432,7 @@ def _progress(
             bar.update(step - bar.n)
             if status:
                 rate = (step - done) / (time.monotonic() - begun)
-                left = time.strftime("%M:%S", time.gmtime((steps - step) / rate))
+                left = tqdm.format_interval((steps - step) / rate)
                 text = f"{label} {step}/{steps} · {rate:.1f} steps/s · {left} left"
                 with contextlib.suppress(OSError):
                     Path(status, str(os.getpid())).write_text(text, encoding="utf-8")

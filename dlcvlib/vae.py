@@ -39,6 +39,9 @@ IMAGE_SIZE = 64
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
+FITTED = 10_000
+"""Latents that a density is fitted to, at most."""
+
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
@@ -205,9 +208,11 @@ class VAE:
         means, log_variances = zip(*(self.encoder(chunk) for chunk in chunks), strict=True)
         return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
 
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Means of q(z|x): (N, 3, 64, 64) uint8 -> (N, latent_dim) on the CPU."""
-        return self.posterior(images)[0]
+        chunks = float_chunks(images, device_of(self.encoder))
+        return torch.cat([self.encoder(chunk)[0].cpu() for chunk in chunks])
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -226,7 +231,10 @@ def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
 
 
 def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
-    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
+    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim).
+
+    To the first `FITTED` of them: more take gigabytes.
+    """
     # Loaded here: scikit-learn takes more than a second, and most of this module does without it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -235,7 +243,7 @@ def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10)
     with warnings.catch_warnings():
         # Twenty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(latents.double().numpy())
+        mixture.fit(latents[:FITTED].double().numpy())
     z, _ = mixture.sample(count)
     order = np.random.default_rng(seed).permutation(count)  # sample() sorts by component
     return torch.from_numpy(z[order]).float()

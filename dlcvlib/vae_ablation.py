@@ -105,7 +105,9 @@ def verdicts(sweep: pd.DataFrame, variants: pd.DataFrame) -> pd.DataFrame:
     good = others.groupby("seed", as_index=False)["kid"].mean()  # a value a seed, as `low` has
     main = variants["variant"].iloc[0]
     chosen = dict(list(variants.groupby("variant")))
-    claims = [(f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good)]
+    claims = []
+    if len(good):
+        claims = [(f"a KLD weight of {weight.min():g} is worse than 0.1 to 1", "kid", low, good)]
     for claim, variant in (
         ("vertical flips do harm", "with vertical flips"),
         ("Sigmoid is better than Tanh", "Tanh output"),

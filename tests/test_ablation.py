@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlcvlib import ablation, dann_ablation, gan_ablation
+from dlcvlib import ablation, dann_ablation, gan_ablation, vae_ablation
 
 
 def verdict(worse, better):
@@ -27,6 +27,17 @@ def verdict(worse, better):
 def test_verdicts(worse, better, expected):
     """One seed, and seeds without a spread, say nothing."""
     assert verdict(worse, better) == expected
+
+
+def test_standard_error_of_a_difference():
+    found = ablation.compare("claim", "error", pd.Series([1, 2, 3]), pd.Series([0, 0, 6]))
+    assert found["difference"] == 0
+    assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + 12 / 3))
+
+
+def test_mean_and_spread():
+    assert ablation.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    assert math.isnan(ablation.mean_and_spread([1.0])[1])
 
 
 def test_the_rule_says_how_often_chance_passes_it():
@@ -72,3 +83,11 @@ def test_where_every_digit_loses_none_gains():
     sentence = dann_ablation.hurt_sentence(recalls)
     assert "2 of 2 digits lose, most of all the 1 (-25)" in sentence
     assert "gains" not in sentence
+
+
+def test_weights_that_no_claim_is_about_leave_the_others_judged():
+    runs = pd.DataFrame({"seed": [0, 1] * 4, "mse": np.arange(8.0), "kid": np.arange(8.0) % 3})
+    names = ["as the main run", "with vertical flips", "Tanh output", "ReLU in the decoder"]
+    variants = runs.assign(variant=np.repeat(names, 2))
+    sweep = runs.iloc[:4].assign(variant=np.repeat(["2", "5"], 2))
+    assert len(vae_ablation.verdicts(sweep, variants)) == 6

@@ -1,5 +1,6 @@
 """The command line: help, errors, exit statuses, and that help is quick to come."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,21 @@ def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
     words = ["report", "--seed", "3", "--set", "vae.kld_weight=0.5", "--runs-dir", "elsewhere"]
     chapters = _parameters(parser().parse_args(words))
     assert chapters["gan"].vae == chapters["vae"]
-    assert chapters["gan"].vae_changes == {"seed": 3, "kld_weight": 0.5}
+    assert chapters["gan"].vae_changes == {"seed": 3, "ablation_seeds": [3, 4], "kld_weight": 0.5}
+    assert chapters["vae"].ablation_seeds == chapters["gan"].ablation_seeds == [3, 4]
+
+
+def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path):
+    from dlcvlib import params
+    from dlcvlib.__main__ import _parameters, parser
+
+    shutil.copytree(params.PARAMS, tmp_path / "params")
+    profile = tmp_path / "params" / "smoke" / "gan.yaml"
+    profile.write_text(profile.read_text() + "\nvae_changes: {kld_weight: 0.5}\n")
+    monkeypatch.setattr(params, "PARAMS", tmp_path / "params")
+    words = ["report", "--profile", "smoke", "--set", "vae.latent_dim=7"]
+    vae = _parameters(parser().parse_args(words))["gan"].vae
+    assert (vae.kld_weight, vae.latent_dim) == (0.5, 7)
 
 
 def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():

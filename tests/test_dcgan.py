@@ -201,6 +201,21 @@ def test_blur_smooths_and_anneals(settings):
     assert constant.input_blur() == 2.0
 
 
+@pytest.mark.parametrize("deviation", [0.5, 2.0, 8.0])
+def test_blur_is_torchvisions(deviation):
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    reach = math.ceil(3 * deviation)
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    theirs = gaussian_blur(images, [2 * reach + 1] * 2, [deviation] * 2)
+    ours = dcgan.blurred(images, deviation, reach)
+    torch.testing.assert_close(ours, theirs)
+    noise = torch.randn_like(ours)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((found * noise).sum(), images)[0] for found in (ours, theirs))
+    )
+
+
 def test_without_tricks_images_are_shown_as_they_are(settings):
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(dcgan.DCGAN(settings()).shown(images), images)

@@ -11,7 +11,7 @@ import torch
 from conftest import HW3_DATA, ROOT, write_csv
 from PIL import Image
 
-from dlcvlib.data import decoding, drawn_faces
+from dlcvlib.data import decoding, drawn_faces, loading
 from dlcvlib.data.faces import load_faces
 from dlcvlib.errors import UserError
 
@@ -416,3 +416,9 @@ def test_celeba_that_cannot_be_had(load, tmp_path, monkeypatch):
     monkeypatch.setattr(CelebA, "download", lambda self: (_ for _ in ()).throw(OSError("refused")))
     with pytest.raises(UserError, match=r"could not be downloaded \(refused\).*img_align_celeba"):
         load(f"torchvision:{tmp_path}")
+
+
+def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, smoke):
+    chosen = smoke(data=f"folder:{folder}", validation_size=4, runs_dir=str(folder / "runs"))
+    with pytest.raises(UserError, match="the faces have 8 images for train, and the report needs"):
+        loading.look({"vae": chosen})

@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from dlcvlib import ablation, embedding, features, metrics
+from dlcvlib import embedding, features, metrics, storage
 
 
 def test_squared_mmd_against_a_loop():
@@ -92,34 +91,6 @@ def test_sharpness_and_diversity():
     assert metrics.diversity(torch.tensor([[0.0], [1.0], [2.0]])) == pytest.approx(4 / 3)
 
 
-def series(*values):
-    return pd.Series(values, dtype=float)
-
-
-@pytest.mark.parametrize(
-    ("worse", "better", "verdict"),
-    [
-        (series(1.0, 1.1), series(0.1, 0.2), "holds"),
-        (series(0.1, 0.2), series(1.0, 1.1), "does not hold"),
-        (series(0.1, 1.2), series(0.2, 1.0), "cannot be told here"),
-        (series(5.0), series(1.0), "cannot be told here"),
-    ],
-)
-def test_verdicts(worse, better, verdict):
-    assert ablation.compare("claim", "error", worse, better)["verdict"] == verdict
-
-
-def test_standard_error_of_a_difference():
-    found = ablation.compare("claim", "error", series(1, 2, 3), series(0, 0, 6))
-    assert found["difference"] == 0
-    assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + 12 / 3))
-
-
-def test_mean_and_spread():
-    assert ablation.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
-    assert math.isnan(ablation.mean_and_spread([1.0])[1])
-
-
 def test_direction_joins_the_two_means():
     latents = torch.tensor([[0.0, 1], [2, 1], [5, 5], [7, 5]])
     assert embedding.direction(latents, torch.tensor([0, 0, 1, 1])).tolist() == [5, 4]
@@ -132,6 +103,7 @@ def test_between_and_travels():
     torch.manual_seed(0)
     latents = torch.randn(2000, 3) * torch.tensor([5.0, 1.0, 0.1])
     axes, deviations = embedding.principal_directions(latents, 2)
+    assert len(embedding.principal_directions(latents[:, :1], 4)[0]) == 1
     assert deviations.tolist() == pytest.approx([5, 1], rel=0.1)
     moved = embedding.travels(torch.zeros(3), axes, deviations, [-1.0, 0.0, 1.0])
     assert moved.shape == (2, 3, 3)
@@ -185,6 +157,23 @@ def test_the_extractor_learns_an_attribute(drawn, faces, smoke, tmp_path):
 def test_inception_is_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert features.inception() is None
+
+
+def test_inceptions_weights_give_features(monkeypatch, tmp_path):
+    from torchvision.models import inception_v3
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    weights = inception_v3(init_weights=False).state_dict()
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(weights, folder / "new.pth")
+    name = f"inception_v3_google-{storage.sha256(folder / 'new.pth')[:8]}.pth"
+    (folder / "new.pth").rename(folder / name)
+    monkeypatch.setattr(features, "INCEPTION", name)
+    found = features.inception().features(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8))
+    assert found.shape == (2, 2048)
+    assert found.isfinite().all()
 
 
 def test_inceptions_file_is_named_as_torchvision_names_it():

@@ -50,6 +50,22 @@ def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
         params.load("quick", "gan", {"vae_changes": {"kdl": 1}})
 
 
+@pytest.mark.parametrize(
+    ("chapter", "changes", "message"),
+    [
+        ("vae", {"steps": True}, "'steps': True is neither"),
+        ("vae", {"kld_weight": False}, "'kld_weight': False is neither"),
+        ("vae", {"ablation_seeds": [0, 0]}, "named twice"),
+        ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
+        ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
+        ("dann", {"seeds": [2, 2]}, "named twice"),
+    ],
+)
+def test_switches_for_numbers_and_doubles_are_refused(chapter, changes, message):
+    with pytest.raises(UserError, match=message):
+        params.load("quick", chapter, changes)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_cell_holds_quick(path):
     cells = nbformat.read(path, as_version=4).cells

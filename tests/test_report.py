@@ -401,6 +401,26 @@ assert "Table 1-1.1" in Path({str(small.out / "report.html")!r}).read_text()
     assert "Chapter 2" in text
 
 
+@pytest.mark.parametrize("name", ["notebooks", "figures"])
+def test_what_no_report_has_made_is_not_overwritten(small, name):
+    small.write(p1_1=[GOOD])
+    (small.out / name).mkdir(parents=True)
+    (small.out / name / "mine").write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is no report's"):
+        small.make()
+    assert [path.name for path in small.out.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_the_projects_own_folder_is_no_place_for_a_report(small):
+    small.write(p1_1=[GOOD])
+    small.out = small.folder.parent
+    (small.out / "results.json").write_text("{}")
+    before = {path: path.read_bytes() for path in small.folder.iterdir()}
+    with pytest.raises(UserError, match="name another folder"):
+        small.make()
+    assert {path: path.read_bytes() for path in small.folder.iterdir()} == before
+
+
 def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
     """Each chapter's notebook waits until the other opens the other end of a pipe."""
     os.mkfifo(pipe := tmp_path / "pipe")

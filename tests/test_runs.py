@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,23 @@ def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_p
     assert name() == first
     (tmp_path / "vae.py").write_text("x = 2\n")
     assert name() != first
+
+
+def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypatch, tmp_path):
+    path = tmp_path / "vae.py"
+    path.write_text("x = 1")
+    monkeypatch.setitem(fingerprints._LOADED, path, path.read_text())
+    before = fingerprints.source_hash([path])
+    path.write_text("x = 2")
+    assert fingerprints.source_hash([path]) == before
+    monkeypatch.delitem(fingerprints._LOADED, path)
+    assert fingerprints.source_hash([path]) != before
+
+
+def test_several_processes_are_another_run(smoke, monkeypatch):
+    one = runs.identity_of(smoke().settings, "f", ["vae"])
+    monkeypatch.setattr(runs, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    assert runs.identity_of(smoke().settings, "f", ["vae"]) != one
 
 
 def test_parameters_that_decide_nothing_do_not_matter(smoke):

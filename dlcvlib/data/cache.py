@@ -1,11 +1,11 @@
 """Prepared image sets on disk: decoded or drawn once, found again by the content that they came of.
 
 A set is kept in a folder of its own (see `storage.kept`), whose name covers the content of every
-file that went into it.
+file that went into it (of CelebA's, their sizes and times) and the code that reads them.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlcvlib import storage
+from dlcvlib import fingerprints, storage
 from dlcvlib.data import decoding
 from dlcvlib.errors import UserError
 from dlcvlib.stopwatch import timed
-
-FORMAT = 3
-"""Raised when the cached form changes, so that older caches are made anew."""
 
 PREFIX = "column."
 """Keeps a column that happens to be called "images" apart from the images."""
@@ -73,6 +70,15 @@ class Columns:
     train: int
     notes: tuple[str, ...]
     digests: dict[str, str]
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """Hex digest of what a source names, and of all that reads and keeps pictures here."""
+    common = {
+        "reading": fingerprints.module_hashes(["data/cache", "data/decoding", "data/scans"]),
+        "libraries": fingerprints.versions("numpy", "pillow"),
+    }
+    return fingerprints.json_hash(dict(identity) | common)
 
 
 def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size: int) -> Columns:

@@ -127,7 +127,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
         "svhn": (
             "street numbers drawn by this project (synthetic)",
             True,
-            ["data/drawn_numbers"],
+            ["data/drawn_numbers", "data/people"],
             ["skia-python", "matplotlib"],
             params.drawn_train,
             params.drawn_test,
@@ -138,12 +138,11 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
         "code": fingerprints.source_hash(fingerprints.modules(*code)),
         "versions": fingerprints.versions(*versions),
         "sizes": [train, test],
-        "format": cache.FORMAT,
     }
     return Prepared(
         source=source,
         synthetic=synthetic,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=train,
         side=SIDE,
         items=range(train + test),
@@ -180,12 +179,11 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
         "labels": known["label"].tolist(),
         "train": counts[0],
         "notes": notes,
-        "format": cache.FORMAT,
     }
     return Prepared(
         source=f"images in {root.name}/digits/{name}",
         synthetic=False,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=counts[0],
         side=SIDE,
         items=paths,
@@ -216,12 +214,11 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     identity = {
         "images": fingerprints.arrays_hash([*images, labels]),
         "train": len(splits[0][1]),
-        "format": cache.FORMAT,
     }
     return Prepared(
         source=source,
         synthetic=False,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=len(splits[0][1]),
         side=SIDE,
         items=images,

@@ -76,12 +76,11 @@ def _embedded(train: int, test: int) -> Prepared:
         "versions": fingerprints.versions("skia-python"),
         "train": train,
         "test": test,
-        "format": cache.FORMAT,
     }
     return Prepared(
         source="faces drawn by this project (synthetic)",
         synthetic=True,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=train,
         side=SIDE,
         items=range(train + test),
@@ -128,12 +127,11 @@ def _folder(root: Path, limit: int) -> Prepared:
         "attributes": {name: values.tolist() for name, values in attributes.items()},
         "train": len(train),
         "notes": notes,
-        "format": cache.FORMAT,
     }
     return Prepared(
         source=f"photographs in {root.name}",
         synthetic=False,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=len(train),
         side=SIDE,
         items=paths,
@@ -171,12 +169,11 @@ def _celeba(root: Path, limit: int) -> Prepared:
         "files": stats,
         "attributes": hashlib.sha256(attributes.numpy().tobytes()).hexdigest(),
         "train": counts[0],
-        "format": cache.FORMAT,
     }
     return Prepared(
         source="CelebA",
         synthetic=False,
-        key=fingerprints.json_hash(identity),
+        key=cache.key(identity),
         train=counts[0],
         side=SIDE,
         items=[str(folder / file) for file in files],

@@ -6,6 +6,9 @@ Modules are imported where they are needed: a report's own process does without 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+LEAST = {"train": 32, "validation": 2, "test": 12}
+"""Images of a split that the notebooks' grids, batches and neighbourhoods need."""
+
 if TYPE_CHECKING:
     from dlcvlib.data.images import DigitData, FaceData
     from dlcvlib.params import Parameters
@@ -26,7 +29,25 @@ def load(params: "Parameters") -> "FaceData | DigitData":
 
 def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
     """Prepare the data of some chapters; their fingerprints, and whether there is a GPU."""
-    fingerprints = {name: load(params).fingerprint for name, params in chapters.items()}
+    fingerprints = {}
+    for name, params in chapters.items():
+        data = load(params)
+        _enough(data)
+        fingerprints[name] = data.fingerprint
     import torch
 
     return fingerprints, torch.accelerator.is_available()
+
+
+def _enough(data: "FaceData | DigitData") -> None:
+    """Raise a UserError where a set is too small for what the notebooks show of it."""
+    from dlcvlib.data.images import DigitData
+    from dlcvlib.errors import UserError
+
+    sets = data.domains if isinstance(data, DigitData) else {"the faces": data}
+    for name, found in sets.items():
+        for split, least in LEAST.items():
+            if (count := len(getattr(found, split))) < least:
+                raise UserError(
+                    f"data: {name} have {count} images for {split}, and the report needs {least}"
+                )

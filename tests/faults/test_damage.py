@@ -29,7 +29,7 @@ def test_a_run(smoke, faces, tmp_path, damage, name, capsys):
 
 def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
     chosen = params.load("smoke", "gan", {"runs_dir": str(tmp_path), "precision": "fp32"})
-    extractor = features.extractors(chosen, faces)[0]
+    extractor = features.extractor(chosen, faces)
     run = dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
     before, path = digests(run.folder), next(run.folder.glob("snapshot-*"))
     damage(path)

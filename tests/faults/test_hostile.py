@@ -12,7 +12,7 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import write_csv
 
-from dlcvlib import params, report, storage, vae
+from dlcvlib import features, params, report, storage, vae
 from dlcvlib.data.faces import load_faces
 from dlcvlib.errors import UserError
 
@@ -213,3 +213,12 @@ def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     assert policy.startswith("default-src 'none'")
     assert "connect-src" not in policy
     assert "script-src" not in policy
+
+
+def test_a_file_that_is_not_inceptions_is_named_and_not_loaded(monkeypatch, tmp_path, malicious):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / features.INCEPTION
+    file.parent.mkdir(parents=True)
+    file.write_bytes(malicious)
+    with pytest.raises(UserError, match=features.INCEPTION):
+        features.inception()
