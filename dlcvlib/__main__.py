@@ -88,9 +88,7 @@ def parser() -> argparse.ArgumentParser:
         help="prepare the data, then run nothing: say what would run and why, and what would be "
         "used again",
     )
-    report.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="default: report"
-    )
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: report/ in the project")
 
     train = commands.add_parser(
         "train",
@@ -140,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _go_to_the_project(arguments: argparse.Namespace) -> None:
     """Work where the notebooks' kernels do; paths that were typed stay what they were."""
-    here = os.path.relpath(Path.cwd(), ROOT)
+    here = Path.cwd()
 
     def from_there(path: str | Path) -> str:
-        return os.path.normpath(Path(here, path))
+        return os.path.normpath(path if here == ROOT else here / path)
 
     os.chdir(ROOT)
     if arguments.runs_dir:
@@ -152,7 +150,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
     if path:
         arguments.data = kind + colon + from_there(path)
     if arguments.command == "report":
-        arguments.out = Path(from_there(arguments.out))
+        arguments.out = Path(from_there(arguments.out)) if arguments.out else Path("report")
 
 
 def _parameters(arguments: argparse.Namespace) -> dict:

@@ -160,12 +160,21 @@ def test_paths_are_from_where_they_were_typed(tmp_path, monkeypatch):
     monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
     monkeypatch.chdir(tmp_path)
     typed = ["report", "--data", "folder:mine", "--runs-dir", str(tmp_path / "models")]
+    typed += ["--out", "made"]
     assert main(typed) == 0
     assert Path.cwd() == ROOT
     (arguments,) = seen
-    assert Path(arguments.data.removeprefix("folder:")).resolve() == tmp_path / "mine"
-    assert arguments.out.resolve() == tmp_path / "report"
+    assert arguments.data == f"folder:{tmp_path / 'mine'}"
+    assert arguments.out == tmp_path / "made"
     assert Path(arguments.runs_dir) == tmp_path / "models"
+
+
+def test_an_out_that_was_not_typed_is_the_projects(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0
+    assert seen[0].out == Path("report")
 
 
 def test_paths_typed_in_the_project_are_left_as_they_are(monkeypatch):
