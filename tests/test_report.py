@@ -588,6 +588,7 @@ def test_links_to_absent_exhibits_become_text():
 def test_figures_of_earlier_reports_go(small):
     (small.out / "figures").mkdir(parents=True)
     (small.out / "figures" / "old.png").write_bytes(b"x")
+    (small.out / "results.json").write_text("{}")
     small.write(p1_1=[GOOD])
     assert small.make()
     assert not list((small.out / "figures").iterdir())
