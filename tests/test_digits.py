@@ -255,6 +255,14 @@ def test_torchvision(load, torchvision_root):
     assert digits.domains["svhn"].test.labels.tolist() == [*range(1, 10), 0]
 
 
+def test_a_prepared_mnistm_is_not_blended_again(load, torchvision_root, monkeypatch):
+    first = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
+    assert len(first.test.images.flatten(1).unique(dim=0)) == 10
+    monkeypatch.setattr(scans, "blend", lambda *_: pytest.fail("blended again"))
+    again = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
+    assert torch.equal(first.train.images, again.train.images)
+
+
 def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):
     folder = torchvision_root / "photographs"
     folder.mkdir()

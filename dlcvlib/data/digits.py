@@ -201,18 +201,16 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     """torchvision's own files under `root`, downloaded if they are not there."""
     splits = [_arrays(root, {"mnistm": "mnist"}.get(name, name), train) for train in (True, False)]
     splits = [(images[: limit or None], labels[: limit or None]) for images, labels in splits]
-    source = f"torchvision's {name.upper()}"
-    if name == "mnistm":
-        pictures, whence = _photographs(root)
-        source = f"torchvision's MNIST, blended with {whence}"
-        splits = [
-            (_blended(images, scans.halves(pictures, train)), labels)
-            for train, (images, labels) in zip((True, False), splits, strict=True)
-        ]
-    images = [picture for images, _ in splits for picture in images]
+    pictures = [images for images, _ in splits]
     labels = np.concatenate([labels for _, labels in splits]).astype(np.uint8)
+    source, photographs = f"torchvision's {name.upper()}", []
+    items: Sequence[np.ndarray] = [picture for images in pictures for picture in images]
+    if name == "mnistm":
+        photographs, whence = _photographs(root)
+        source = f"torchvision's MNIST, blended with {whence}"
+        items = scans.Blended(pictures, photographs)
     identity = {
-        "images": fingerprints.arrays_hash([*images, labels]),
+        "images": fingerprints.arrays_hash([*pictures, labels, *photographs]),
         "train": len(splits[0][1]),
     }
     return Prepared(
@@ -221,7 +219,7 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
         key=cache.key(identity),
         train=len(splits[0][1]),
         side=SIDE,
-        items=images,
+        items=items,
         work=scans.enlarged,
         known={"label": labels},
         columns=[],
@@ -270,10 +268,3 @@ def _photographs(root: Path) -> tuple[Sequence[np.ndarray], str]:
             raise UserError(f"{folder} holds no photograph of at least 112×28 pixels")
         return found, f"the {len(found):,} photographs in {folder.name}/"
     return scans.photographs(), "photographs shipped with scikit-image and scikit-learn"
-
-
-def _blended(images: np.ndarray, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [
-        scans.blend(image, pictures, np.random.default_rng([1, i]))
-        for i, image in enumerate(images)
-    ]
