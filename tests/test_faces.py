@@ -135,11 +135,14 @@ def test_a_damaged_cache_is_made_again(load, folder, tmp_path, capsys):
     assert before.fingerprint == after.fingerprint
 
 
-def test_files_that_no_csv_names_are_left_out_and_said(load, folder):
+def test_files_that_no_csv_names_are_left_out_and_said(load, folder, tmp_path):
+    """Also of pictures that were prepared before there were any; they are not prepared again."""
+    assert load(f"folder:{folder}").fingerprint
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "face/train/extra.png")
     assert any(
         "1 files in train/ are not in train.csv" in n for n in load(f"folder:{folder}").notes
     )
+    assert len(list((tmp_path / "runs" / "data").glob("faces-*/"))) == 1
 
 
 def test_a_damaged_pointer_is_named_and_the_data_made_again(load, folder, tmp_path, capsys):

@@ -37,7 +37,7 @@ class Prepared:
         work: chunk of items -> pictures and columns (see `decoding.fill`).
         known: name -> (len(items),) uint8: columns that are known without decoding.
         columns: names of the columns of `work`.
-        notes: what a reader must know.
+        notes: what a reader must know, and no part of the key.
     """
 
     source: str
@@ -104,7 +104,8 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
     )
     images = tensors.pop("images")
     columns = {key.removeprefix(PREFIX): values for key, values in tensors.items()}
-    return Columns(images, columns, prepared.train, tuple(meta["notes"]), meta["digests"])
+    notes = (*prepared.notes, *meta["notes"])
+    return Columns(images, columns, prepared.train, notes, meta["digests"])
 
 
 @timed("data")
@@ -119,7 +120,7 @@ def _make(folder: Path, prepared: Prepared, label: str) -> tuple[dict[str, Tenso
     )
     known = {name: values[order] for name, values in prepared.known.items()}
     extra = {name: columns[:, i] for i, name in enumerate(prepared.columns)}
-    notes = list(prepared.notes)
+    notes = []
     if (resized := int(extra.pop("resized", np.zeros(1)).sum())) > 0:
         notes.append(
             f"{resized:,} images were not {prepared.side}×{prepared.side}: cropped to their "

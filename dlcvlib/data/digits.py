@@ -178,7 +178,6 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
         "files": decoding.contents(paths),
         "labels": known["label"].tolist(),
         "train": counts[0],
-        "notes": notes,
     }
     return Prepared(
         source=f"images in {root.name}/digits/{name}",

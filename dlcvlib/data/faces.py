@@ -126,7 +126,6 @@ def _folder(root: Path, limit: int) -> Prepared:
         "files": decoding.contents(paths),
         "attributes": {name: values.tolist() for name, values in attributes.items()},
         "train": len(train),
-        "notes": notes,
     }
     return Prepared(
         source=f"photographs in {root.name}",

@@ -6,6 +6,8 @@ Modules are imported where they are needed: a report's own process does without 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from dlcvlib import fingerprints
+
 LEAST = {"train": 32, "validation": 2, "test": 12}
 """Images of a split that the notebooks' grids, batches and neighbourhoods need."""
 
@@ -28,15 +30,18 @@ def load(params: "Parameters") -> "FaceData | DigitData":
 
 
 def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
-    """Prepare the data of some chapters; their fingerprints, and whether there is a GPU."""
-    fingerprints = {}
+    """Prepare the data of some chapters; their fingerprints, and whether there is a GPU.
+
+    These fingerprints cover what is said of the data too, such as files that were left out.
+    """
+    found = {}
     for name, params in chapters.items():
         data = load(params)
         _enough(data)
-        fingerprints[name] = data.fingerprint
+        found[name] = fingerprints.json_hash({"data": data.fingerprint, "said": data.summary()})
     import torch
 
-    return fingerprints, torch.accelerator.is_available()
+    return found, torch.accelerator.is_available()
 
 
 def _enough(data: "FaceData | DigitData") -> None:
