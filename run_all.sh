@@ -85,7 +85,7 @@ case $python in /*) ;; *) python=$PWD/$python ;; esac
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 case $task in
-    report) cd "$here" && exec "$python" -m dlcvlib report "$@" ;; # where typed paths mean what they say
+    report) cd "$here" && exec "$python" -P -m dlcvlib report "$@" ;; # where typed paths mean what they say
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

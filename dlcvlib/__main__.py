@@ -249,7 +249,8 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         from dlcvlib import adaptation
 
-        print(*data.left_out, sep="\n", end="\n" * bool(data.left_out))
+        for line in data.left_out:
+            print(line)
         if arguments.chapter == "dann":
             methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
             scores = [method(params, data) for method in methods]

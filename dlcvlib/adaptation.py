@@ -228,7 +228,7 @@ def gap_summary(gaps: pd.DataFrame) -> pd.DataFrame:
         {
             "pair": pair,
             "gap": (group["high"] - group["low"]).mean(),
-            "closed": mean_of(group["closed"]),
+            "closed": mean_of(group["closed"].dropna()),
             "original": shares.get(pair, np.nan),
         }
         for pair, group in gaps.groupby("pair", sort=False)
@@ -238,9 +238,9 @@ def gap_summary(gaps: pd.DataFrame) -> pd.DataFrame:
 def gap_sentence(gaps: pd.DataFrame) -> str:
     """What share of the gap DANN closes, pair by pair."""
     parts = [
-        f"nothing on {pair}, where target only is not always better"
-        if closed.isna().any()
-        else f"{mean_of(closed)} on {pair}"
+        f"nothing on {pair}, where there is none"
+        if closed.isna().all()
+        else f"{mean_of(closed.dropna())} on {pair}"
         for pair, closed in gaps.groupby("pair", sort=False)["closed"]
     ]
     return f"Of the gap between source only and target only DANN closes {', '.join(parts)}."

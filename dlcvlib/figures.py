@@ -225,7 +225,8 @@ def against_baseline(
             )
             ax.plot(table.index, table.mean(axis=1), color=color, linewidth=1.4)
         ax.set_title(name, fontsize=8.5)
-    axes[0, 0].set_ylim(bottom=0)  # of all, and last: it ends the axis's growing with what is drawn
+    if all(ax.dataLim.ymin >= 0 for ax in axes.flat[: len(names)]):
+        axes[0, 0].set_ylim(bottom=0)  # of all; last: it ends the axis's growing with what is drawn
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
     for ax in axes[:, 0]:

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -109,14 +110,15 @@ class Parameters(BaseModel):
         """
         return {}
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _numbers_are_no_switches(cls, values: Any) -> Any:
-        for name, value in values.items():
-            field = cls.model_fields.get(name)
-            if field and isinstance(value, bool) and field.annotation is not bool:
-                raise ValueError(f"parameter {name!r}: {value} is neither a number nor a text")
-        return values
+    def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        switch = cls.model_fields[info.field_name].annotation is bool
+        if not switch and any(
+            isinstance(v, bool) for v in (value if isinstance(value, list) else [value])
+        ):
+            raise ValueError(f"{value} is a switch, where none is asked for")
+        return value
 
     @model_validator(mode="after")
     def _uses_are_valid(self) -> Self:

@@ -91,7 +91,7 @@ def plan(
             "text": fingerprints.json_hash({"cells": [cell.source for cell in cells]}),
             "parameters": _deciding(params[chapter]),
             "original": fingerprints.json_hash(
-                original.report() | {"parameters": load("original", chapter).model_dump()}
+                original.report() | {"parameters": _deciding(load("original", chapter))}
             ),
             "data": {parameters["data"]: fingerprints_of_data[chapter]},
             "code": {

@@ -29,6 +29,8 @@ from dlcvlib.errors import UserError
 from dlcvlib.params import NOTEBOOKS, ROOT, Parameters
 from dlcvlib.planning import Task, plan
 
+MARK = ".dlcv-report"
+"""Tells a folder that a report has been begun in from one that holds something else."""
 KERNEL_STARTS = 3
 MEMORY_SECONDS = 5.0
 """Between two looks at the memory in use, each of which takes some hundredths of a second."""
@@ -110,6 +112,7 @@ def make_report(
 
     outcomes: list[Outcome] = []
     with storage.sole(storage.make_dir(out) / ".report", "made"):
+        (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         with _board(len(tasks), out) as say:
@@ -131,7 +134,7 @@ def make_report(
 
 def _refuse(out: Path, notebooks: Path) -> None:
     """Raise a UserError where a report would overwrite what it has not made."""
-    ours = any((out / name).exists() for name in (".report.lock", "results.json"))
+    ours = any((out / name).exists() for name in (MARK, "results.json"))
     for name in ("notebooks", "figures"):
         if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
             raise UserError(

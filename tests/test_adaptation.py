@@ -193,8 +193,16 @@ def test_gap_closed_on_a_hand_made_case():
     assert summary.loc["usps->mnistm", "original"] == pytest.approx(0.32007, abs=1e-4)
     assert summary.loc["mnistm->svhn", "closed"] == "–"
     assert adaptation.gap_sentence(gaps).endswith(
-        "on usps->mnistm, nothing on mnistm->svhn, where target only is not always better."
+        "on usps->mnistm, nothing on mnistm->svhn, where there is none."
     )
+
+
+def test_a_seed_without_a_gap_is_left_out_of_the_share():
+    gaps = pd.DataFrame(
+        {"pair": "a->b", "low": 0.5, "high": [0.9, 0.5], "closed": [0.75, math.nan]}
+    )
+    assert adaptation.gap_summary(gaps)["closed"].tolist() == ["75.0%"]
+    assert "closes 75.0% on a->b." in adaptation.gap_sentence(gaps)
 
 
 def test_helps_is_judged_pair_by_pair():

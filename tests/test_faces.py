@@ -425,3 +425,6 @@ def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, 
     chosen = smoke(data=f"folder:{folder}", validation_size=4, runs_dir=str(folder / "runs"))
     with pytest.raises(UserError, match="the faces have 8 images for train, and the report needs"):
         loading.look({"vae": chosen})
+    few = smoke(drawn_test=31, runs_dir=str(folder / "runs"))
+    with pytest.raises(UserError, match="31 images for test, and the report needs 32"):
+        loading.look({"vae": few})

@@ -53,8 +53,10 @@ def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
 @pytest.mark.parametrize(
     ("chapter", "changes", "message"),
     [
-        ("vae", {"steps": True}, "'steps': True is neither"),
-        ("vae", {"kld_weight": False}, "'kld_weight': False is neither"),
+        ("vae", {"steps": True}, "'steps': True is a switch"),
+        ("vae", {"kld_weight": False}, "'kld_weight': False is a switch"),
+        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds': .*True.* is a switch"),
+        ("vae", {"steps": True, "latent_dim": 0}, "steps.*; .*latent_dim"),
         ("vae", {"ablation_seeds": [0, 0]}, "named twice"),
         ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
         ("gan", {"ablation_seeds": [1, 1]}, "named twice"),

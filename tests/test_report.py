@@ -414,7 +414,7 @@ def test_what_no_report_has_made_is_not_overwritten(small, name):
 def test_the_projects_own_folder_is_no_place_for_a_report(small):
     small.write(p1_1=[GOOD])
     small.out = small.folder.parent
-    (small.out / "results.json").write_text("{}")
+    (small.out / report.MARK).touch()
     before = {path: path.read_bytes() for path in small.folder.iterdir()}
     with pytest.raises(UserError, match="name another folder"):
         small.make()

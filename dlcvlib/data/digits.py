@@ -203,11 +203,12 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     pictures = [images for images, _ in splits]
     labels = np.concatenate([labels for _, labels in splits]).astype(np.uint8)
     source, photographs = f"torchvision's {name.upper()}", []
-    items: Sequence[np.ndarray] = [picture for images in pictures for picture in images]
     if name == "mnistm":
         photographs, whence = _photographs(root)
         source = f"torchvision's MNIST, blended with {whence}"
-        items = scans.Blended(pictures, photographs)
+        items: Sequence[np.ndarray] = scans.Blended(pictures, photographs)
+    else:
+        items = [picture for images in pictures for picture in images]
     identity = {
         "images": fingerprints.arrays_hash([*pictures, labels, *photographs]),
         "train": len(splits[0][1]),

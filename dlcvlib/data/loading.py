@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dlcvlib import fingerprints
 
-LEAST = {"train": 32, "validation": 2, "test": 12}
+LEAST_FACES = {"train": 32, "validation": 2, "test": 32}
+LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Images of a split that the notebooks' grids, batches and neighbourhoods need."""
 
 if TYPE_CHECKING:
@@ -49,9 +50,12 @@ def _enough(data: "FaceData | DigitData") -> None:
     from dlcvlib.data.images import DigitData
     from dlcvlib.errors import UserError
 
-    sets = data.domains if isinstance(data, DigitData) else {"the faces": data}
+    if isinstance(data, DigitData):
+        sets, needed = data.domains, LEAST_DIGITS
+    else:
+        sets, needed = {"the faces": data}, LEAST_FACES
     for name, found in sets.items():
-        for split, least in LEAST.items():
+        for split, least in needed.items():
             if (count := len(getattr(found, split))) < least:
                 raise UserError(
                     f"data: {name} have {count} images for {split}, and the report needs {least}"
