@@ -2,8 +2,8 @@
 
 `AttributeNet` is a small convolutional network trained here to tell the data's own attributes;
 its last hidden layer is the feature. Distances in it are comparable within one data set and one
-trained extractor, not with published FIDs. Where torchvision's Inception weights already lie in
-torch's cache, they are used as well.
+trained extractor, not with published FIDs. Where Inception's weights lie in torch's cache as
+safetensors, they are used as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib import runs, storage
+from dlcvlib import runs
 from dlcvlib.data.batches import Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.errors import UserError
@@ -163,23 +165,27 @@ def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
 
 
 def inception() -> Extractor | None:
-    """Inception-v3's pooled features, if torchvision's weights already lie in torch's cache.
+    """Inception-v3's pooled features, if its weights lie in torch's cache as safetensors.
+
+    torchvision's own file there is a pickle, and is not read.
 
     Raises:
-        UserError: if that file is not torchvision's.
+        UserError: if they are not Inception's.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
     # torchvision takes a second and 150 MB: it is loaded only if it is of use.
     if not file.is_file():
         return None
-    # By its name; torchvision itself would take whatever lies there, and unpickle it.
-    if not storage.sha256(file).startswith(file.stem.rpartition("-")[2]):
-        raise UserError(f"{file} is not what its name says (its hash is another): remove it")
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     weights = Inception_V3_Weights.IMAGENET1K_V1
     net = inception_v3(init_weights=False, transform_input=True)
-    net.load_state_dict(torch.load(file, weights_only=True))
+    try:
+        net.load_state_dict(load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"{file} does not hold the weights of {INCEPTION} ({error}): write it anew or remove it"
+        ) from None
     net.eval().requires_grad_(False)
     net.fc = nn.Identity()
     prepare = weights.transforms(antialias=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from dlcvlib import embedding, features, metrics, storage
+from dlcvlib import embedding, features, metrics
 
 
 def test_squared_mmd_against_a_loop():
@@ -160,6 +160,7 @@ def test_inception_is_not_downloaded(monkeypatch, tmp_path):
 
 
 def test_inceptions_weights_give_features(monkeypatch, tmp_path):
+    from safetensors.torch import save_file
     from torchvision.models import inception_v3
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -167,10 +168,7 @@ def test_inceptions_weights_give_features(monkeypatch, tmp_path):
     weights = inception_v3(init_weights=False).state_dict()
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    torch.save(weights, folder / "new.pth")
-    name = f"inception_v3_google-{storage.sha256(folder / 'new.pth')[:8]}.pth"
-    (folder / "new.pth").rename(folder / name)
-    monkeypatch.setattr(features, "INCEPTION", name)
+    save_file(weights, (folder / features.INCEPTION).with_suffix(".safetensors"))
     found = features.inception().features(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8))
     assert found.shape == (2, 2048)
     assert found.isfinite().all()

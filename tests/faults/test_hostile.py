@@ -215,9 +215,18 @@ def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     assert "script-src" not in policy
 
 
+def test_inceptions_pickle_is_not_read(monkeypatch, tmp_path, malicious):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / features.INCEPTION
+    file.parent.mkdir(parents=True)
+    file.write_bytes(malicious)
+    assert features.inception() is None
+
+
 def test_a_file_that_is_not_inceptions_is_named_and_not_loaded(monkeypatch, tmp_path, malicious):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / features.INCEPTION
+    file = file.with_suffix(".safetensors")
     file.parent.mkdir(parents=True)
     file.write_bytes(malicious)
     with pytest.raises(UserError, match=features.INCEPTION):
