@@ -15,7 +15,7 @@ task=report
 case "${1:-}" in
     test | lab) task=$1 && shift ;;
     smoke | quick | full | original) set -- --profile "$@" ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' run_all.sh && exit ;;
 esac
 extra=""
 if [ "$task" = test ]; then extra=test; fi

@@ -205,7 +205,7 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
             lambda: plain.train_dann(d, *places),
         ),
         of_pixelda("PixelDA", p),
-        of_pixelda("PixelDA, T with G", p.replace(classifier_with_generator=True)),
+        of_pixelda("PixelDA, T with G", p.replace(classifier_with_generator=True, patient=False)),
         Contender(
             "AdaMatch",
             a,

@@ -103,8 +103,6 @@ def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
     averaged = torch.optim.swa_utils.AveragedModel(
         generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
     )
-    for network in (generator, discriminator):
-        dcgan.initialise(network)
     g_optimizer, d_optimizer = adam(settings, generator), adam(settings, discriminator)
     criterion = nn.BCEWithLogitsLoss()
     for images, _ in batches(faces, settings.batch_size, FLIP):

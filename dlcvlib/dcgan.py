@@ -76,6 +76,7 @@ class Generator(nn.Module):
         for in_channels, out_channels in itertools.pairwise(widths):
             blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3), nn.Tanh())
+        initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in -1..1."""
@@ -97,8 +98,8 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [3, *(channels << stage for stage in range(STAGES))]
         layers: list[nn.Module] = []
-        for in_channels, out_channels in itertools.pairwise(widths):
-            normalise = not spectral and in_channels != 3
+        for stage, (in_channels, out_channels) in enumerate(itertools.pairwise(widths)):
+            normalise = not spectral and stage > 0
             layers.append(
                 nn.Conv2d(
                     in_channels, out_channels, kernel, 2, (kernel - 1) // 2, bias=not normalise
@@ -106,10 +107,12 @@ class Discriminator(nn.Module):
             )
             layers += [nn.BatchNorm2d(out_channels)] * normalise
             layers.append(nn.LeakyReLU(0.2))
-        layers += [nn.Conv2d(widths[-1], 1, SIDE), nn.Flatten(0)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, SIDE), nn.Flatten(0))
+        initialise(self)
         if spectral:
-            layers = [spectral_norm(m) if isinstance(m, nn.Conv2d) else m for m in layers]
-        self.layers = nn.Sequential(*layers)
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, 64, 64) in -1..1 -> logits of "this one is real" (N,)."""
@@ -117,7 +120,7 @@ class Discriminator(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), BatchNorm's scale from N(1, 0.02) ([2], section 3)."""
+    """Weights from N(0, 0.02) ([2], section 4), BatchNorm's scale from N(1, 0.02), as is usual."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.02)
@@ -251,8 +254,6 @@ class DCGAN:
         spectral = settings.discriminator_norm == "spectral"
         self.generator = Generator(settings.channels, settings.latent_dim, settings.kernel)
         self.discriminator = Discriminator(settings.channels, settings.kernel, spectral)
-        initialise(self.generator)
-        initialise(self.discriminator)
         self.modules = {"generator": self.generator, "discriminator": self.discriminator}
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)

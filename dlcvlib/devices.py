@@ -75,7 +75,9 @@ def prepare(method: Method, precision: str) -> Accelerator:
     accelerator = accelerator_for(precision)
     for name, module in method.modules.items():
         module.to(accelerator.device, memory_format=torch.channels_last)
-        setattr(method, name, accelerator.prepare_model(module.train()))
+        # Not wrapped for several processes, whose gradients `training.move` averages: a wrapper
+        # bears neither two passes before one step nor a network that stands still in one.
+        setattr(method, name, accelerator.prepare_model(module.train(), evaluation_mode=True))
     return accelerator
 
 

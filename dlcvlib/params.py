@@ -158,7 +158,9 @@ class TrainingFields(Parameters):
     """What every training run needs to know, the seed aside."""
 
     steps: Positive = Field(description="training steps, one batch each")
-    batch_size: Annotated[int, Field(gt=1)] = Field(description="images in a batch")
+    batch_size: Annotated[int, Field(gt=1)] = Field(
+        description="images in a batch (in chapters 3 and 4: of each domain)"
+    )
     learning_rate: Rate = Field(description="Adam's learning rate at its highest")
     learning_rate_schedule: Literal["cosine", "halvings", "constant"] = Field(
         description="cosine with warm-up, halvings (original) or constant"
@@ -180,7 +182,7 @@ class FaceParams(Parameters):
     """Which faces, and where runs are kept."""
 
     data: str = Field(description="embedded, folder:PATH or torchvision:PATH")
-    attribute: str = Field(description="attribute that colours the t-SNE plot")
+    attribute: str = Field(description="attribute that 1-5 colours, moves along and tells apart")
     drawn_train: Positive = Field(description="faces drawn for training (embedded data)")
     drawn_test: Positive = Field(description="faces drawn for testing (embedded data)")
     image_limit: Count = Field(description="most images read of a split (other data; 0: all)")
@@ -249,7 +251,9 @@ class GANSettings(TrainingSettings):
     augmentation: list[Literal["color", "translation", "cutout"]] = Field(
         description="differentiable augmentation: color, translation, cutout"
     )
-    ema_decay: Probability = Field(description="decay of the averaged generator; 0 is none")
+    ema_decay: Probability = Field(
+        description="highest decay of the averaged generator, shorter at first; 0 is none"
+    )
     horizontal_flip: bool = Field(description="mirror training images at random")
     keep_snapshots: bool = Field(description="keep generators along the run")
 
@@ -409,6 +413,12 @@ class PixelDAFields(TrainingFields):
     softmax_twice: bool = Field(description="a slip of the original: cross-entropy of a Softmax")
     classifier_with_generator: bool = Field(description="another: T moves with G, not with D")
 
+    @model_validator(mode="after")
+    def _who_moves_with_g_cannot_wait(self) -> Self:
+        if self.patient and self.classifier_with_generator:
+            raise ValueError("patient: a T that moves with G does not wait, set false")
+        return self
+
 
 class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
     """What decides a trained PixelDA."""
@@ -420,7 +430,9 @@ class AdaMatchFields(Parameters):
     threshold: Rate = Field(
         description="share of the source's confidence from which a pseudo-label counts"
     )
-    ema_decay: Probability = Field(description="decay of the averaged weights of AdaMatch")
+    ema_decay: Probability = Field(
+        description="highest decay of AdaMatch's averaged weights, shorter at first"
+    )
 
 
 class AdaMatchSettings(AdaMatchFields, AdaptationFields, TrainingSettings):

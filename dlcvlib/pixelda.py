@@ -20,8 +20,10 @@ other light. Half of the source images keep theirs for T as well; without any, i
 for most of a short run. What G has drawn is moved once more before T sees it, lest the two agree on
 marks that are no digits. Where we depart from [1] too: generated images teach a `patient` T only as
 far as it has `learned` the source's labels; G's early ones, which show no digit, would keep it from
-learning any. Two slips of the original homework's code are parameters, off by default: a Softmax
-before a cross-entropy that has one inside, and T in G's optimiser, where [1] has it move with D.
+learning any. Source and generated images count half each in the task loss, where [1] adds them up:
+a `task_weight` here is twice the one there. Two slips of the original homework's code are
+parameters, off by default: a Softmax before a cross-entropy that has one inside, and T in G's
+optimiser, where [1] has it move with D.
 """
 
 import itertools
@@ -132,7 +134,7 @@ def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Te
     """Cross-entropy of logits (N, 10) and labels (N,): scalar ([1], eq. 3).
 
     `softmax_twice` takes the Softmax of the logits first. Whatever the logits, it cannot fall below
-    log(e + 9) - 1, or .46, and its gradient hardly tells a sure answer from a right one.
+    log(e + 9) - 1, or 1.46, and its gradient hardly tells a sure answer from a right one.
     """
     return F.cross_entropy(logits.softmax(1) if softmax_twice else logits, labels)
 

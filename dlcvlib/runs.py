@@ -90,13 +90,11 @@ def identity_of(settings: TrainingSettings, data: str, code: Iterable[str]) -> d
         data: fingerprint of the data.
         code: modules of this package that define the method, such as "vae".
     """
-    processes = PartialState().num_processes  # each has batches of its own
     return {
         "settings": settings.model_dump(),
         "data": data,
         "code": fingerprints.module_hashes([*code, "devices", "training", "data/batches"]),
         **fingerprints.versions("torch", "accelerate"),
-        **({"processes": processes} if processes > 1 else {}),
     }
 
 
@@ -225,7 +223,7 @@ def _train(
     storage.write_tensors(folder / "model.safetensors", training.module_tensors(method), {})
     snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
     files = ["settings.yaml", "history.csv", "model.safetensors", *map(_snapshot, snapshots)]
-    images = settings.steps * settings.batch_size * outcome["processes"]
+    images = settings.steps * settings.batch_size
     provenance = {
         "kind": kind,
         "data": identity["data"],

@@ -6,6 +6,9 @@ A method is an object with `modules`, `optimizers` and `step(batch) -> dict of s
 All randomness of step t comes from (seed, t): weights aside, no generator has a state that must
 survive. A run that is killed and resumed, as often as you like, is therefore the uninterrupted
 run, bit for bit on one device.
+
+Under `accelerate launch` each process takes its share of every batch, with noise of its own, and
+the gradients are averaged; BatchNorm knows a process's share alone.
 """
 
 import contextlib
@@ -14,11 +17,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -105,9 +110,16 @@ def fit(
         {"history": rows as dicts, "seconds": time spent training, "device", "precision", …}.
 
     Raises:
+        UserError: if a batch cannot be shared out among the processes.
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
+    processes = PartialState().num_processes
+    if settings.batch_size % processes or settings.batch_size < 2 * processes:
+        raise UserError(
+            f"batch_size: {settings.batch_size} images cannot be shared out evenly, two or more "
+            f"each, among {processes} processes"
+        )
     checkpoint = _checkpoint(folder)
     # A run goes on as it began, whatever a trial of the precisions would find today.
     state = Progress(
@@ -137,9 +149,8 @@ def fit(
         memory.kept_between_steps(),
     ):
         while state.step < settings.steps:
-            # With several processes each has batches and noise of its own.
-            draw = state.step * accelerator.num_processes + accelerator.process_index
-            seed_step(settings.seed, draw)
+            rank = accelerator.process_index
+            seed_step(settings.seed, state.step * processes + rank)
             factor = learning_rate_factor(
                 settings.learning_rate_schedule, state.step / settings.steps
             )
@@ -147,7 +158,10 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = factor * group["initial_lr"]
             method.done = state.step
-            losses = method.step(batch(draw))
+            drawn = batch(state.step)
+            if processes > 1:
+                drawn = [tensor.tensor_split(processes)[rank] for tensor in drawn]
+            losses = method.step(drawn)
             losses |= gradient_norms(method.optimizers)
             state.pending.append({name: value.detach() for name, value in losses.items()})
             state.step += 1
@@ -184,7 +198,7 @@ def fit(
         "precision": precision,
         "precision_why": why,
         "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
+        "processes": processes,
     }
 
 
@@ -306,17 +320,29 @@ def move(loss: Tensor, optimizers: Collection[torch.optim.Optimizer]) -> None:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for optimizer in optimizers:
+        if PartialState().num_processes > 1:
+            _average(_gradients(optimizer))
         optimizer.step()
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def _average(gradients: Sequence[Tensor]) -> None:
+    """Over the processes, in one message; in place."""
+    mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def gradient_norms(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Length of the gradient that each optimiser moved by last: GRADIENT + its name -> scalar."""
-    found = {}
-    for name, optimizer in optimizers.items():
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        found[GRADIENT + name] = torch.nn.utils.get_total_norm(gradients)
-    return found
+    return {
+        GRADIENT + name: torch.nn.utils.get_total_norm(_gradients(optimizer))
+        for name, optimizer in optimizers.items()
+    }
 
 
 @contextlib.contextmanager

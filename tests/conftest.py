@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Precisions that are tried here are tried once, whatever an earlier session or the user has found.
+_cache = tempfile.TemporaryDirectory(prefix="dlcv-cache-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -75,22 +79,41 @@ def folder(tmp_path):
     return root
 
 
+def settings_of(method, **changes):
+    """Settings of a method under profile smoke, in float32."""
+    from dlcvlib import params
+
+    chapter = {"dcgan": "gan", "classifier": "dann", "adamatch": "pixelda"}.get(method, method)
+    chosen = params.load("smoke", chapter)
+    settings = {
+        "vae": lambda: chosen.settings,
+        "dcgan": lambda: chosen.settings,
+        "classifier": lambda: chosen.classifier(0),
+        "dann": lambda: chosen.settings(0),
+        "pixelda": lambda: chosen.settings(0),
+        "adamatch": lambda: chosen.adamatch(0),
+    }[method]()
+    return settings.replace(**{"precision": "fp32"} | changes)
+
+
 def write_csv(path, header, rows):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
 
 
-def digit_folder(root, domains):
-    """Digits in the homework's layout: 20 training and 10 test images a domain."""
+def digit_folder(root, domains, train=20, test=10):
+    """Digits in the homework's layout.
+
+    Each image is nearly flat, of the shade 20 times its label and up to 9 more.
+    """
     rng = np.random.default_rng(0)
     for domain in domains:
-        for split, count in (("train", 20), ("test", 10)):
+        for split, count in (("train", train), ("test", test)):
             folder = root / "digits" / domain / split
             folder.mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 255, (28, 28, 3), np.uint8)).save(
-                    folder / f"{i}.png"
-                )
+                pixels = 20 * (i % 10) + rng.integers(0, 10, (28, 28, 3), np.uint8)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
             rows = [(f"{i}.png", i % 10) for i in range(count)]
             write_csv(folder.with_suffix(".csv"), ["image_name", "label"], rows)
     return root

@@ -1,5 +1,7 @@
 """AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the step against them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -82,8 +84,9 @@ def test_the_step_is_the_papers(settings, batch, monkeypatch):
     method = adamatch.AdaMatch(settings(steps=8, threshold=0.5))
     method.done = 2
     x_s, y_s, x_t = batch
-    network = method.trained
+    network = copy.deepcopy(method.trained)
     joint = network(torch.cat([x_s, 1 - x_s, x_t, 1 - x_t]))
+    statistics = {name: value.clone() for name, value in network.named_buffers()}
     alone = network(torch.cat([x_s, 1 - x_s]))
     source = 0.25 * joint[:32] + 0.75 * alone
     p_s, p_t = source[:16].softmax(1), joint[32:48].softmax(1)
@@ -98,8 +101,12 @@ def test_the_step_is_the_papers(settings, batch, monkeypatch):
     assert 0 < terms["kept"] <= 1
     torch.testing.assert_close(terms["class"], source_loss)
     torch.testing.assert_close(terms["target"], (each * mask).mean())
-    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+    for parameter, gradient in zip(method.trained.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    # The pass over the source alone leaves the running statistics to the joint one.
+    for name, value in method.trained.named_buffers():
+        if name.endswith(("mean", "var")):
+            torch.testing.assert_close(value, statistics[name])
 
 
 def test_at_first_the_target_has_no_say(settings, batch):

@@ -1,5 +1,6 @@
 """The command line: help, errors, exit statuses, and that help is quick to come."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlcvlib import __main__, environment
+from dlcvlib import __main__, environment, storage, training
 from dlcvlib.__main__ import main
 from dlcvlib.environment import ROOT
 
@@ -77,12 +78,58 @@ def test_params_can_be_read_back(capsys):
 
 
 @pytest.mark.parametrize(("chapter", "kind"), [("vae", "vae"), ("gan", "dcgan")])
-def test_train_twice_is_train_once(chapter, kind, tmp_path, capsys):
+def test_train_twice_is_train_once(chapter, kind, tmp_path, monkeypatch):
     words = ["train", chapter, "--profile", "smoke", "--runs-dir", str(tmp_path)]
     assert main(words) == 0
     assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
     assert main(words) == 0
-    assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("chapter", "kinds"),
+    [("dann", {"classifier": 6, "dann": 6}), ("pixelda", {"pixelda": 6, "adamatch": 6})],
+)
+def test_a_chapter_of_digits_is_trained_over_its_pairs_and_seeds(chapter, kinds, tmp_path):
+    words = ["train", chapter, "--profile", "smoke", "--runs-dir", str(tmp_path)]
+    assert main(words) == 0
+    found = [path.parent.name.split("-")[0] for path in tmp_path.glob("*/model.safetensors")]
+    assert {kind: found.count(kind) for kind in kinds} == kinds
+
+
+ON_CPU = """
+import sys
+from accelerate import PartialState
+PartialState(cpu=True)
+from dlcvlib.__main__ import main
+sys.exit(main())
+"""
+"""Several processes without GPUs, which `accelerate` takes for granted."""
+
+
+@pytest.mark.parametrize("chapter", ["vae", "gan", "pixelda"])
+def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
+    """As with `accelerate launch`; a single process finds what they have trained."""
+    words = ["train", chapter, "--profile", "smoke", "--runs-dir", str(tmp_path)]
+    words += ["--set", f"{chapter}.precision=fp32"]
+    if chapter == "pixelda":  # with all methods of chapter 3
+        words += ["--set", f'{chapter}.pairs=["usps->mnistm"]', "--set", f"{chapter}.seeds=[0]"]
+    program = tmp_path / "on_cpu.py"
+    program.write_text(ON_CPU)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(program), *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    records = [storage.read_sealed(path) for path in tmp_path.glob("*-*/provenance.json")]
+    assert records
+    assert {record["processes"] for record in records} == {2}
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert main(words) == 0
 
 
 def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
@@ -143,6 +190,15 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(environment, "version", lambda name: versions.get(name) or real(name))
     (unmet,) = environment.missing()
     assert unmet.startswith("torch")
+
+
+def test_a_version_that_was_not_tested_is_told(monkeypatch):
+    assert not any(line.startswith("pandas ") for line in environment.deviations())
+    real = environment.version
+    versions = {"pandas": "0.1"}
+    monkeypatch.setattr(environment, "version", lambda name: versions.get(name) or real(name))
+    (line,) = [line for line in environment.deviations() if line.startswith("pandas ")]
+    assert line.startswith("pandas 0.1 (tested with ==")
 
 
 def test_run_all_passes_on():

@@ -65,6 +65,7 @@ def test_original_is_the_homeworks_setting():
     assert original.adam_betas == [0.5, 0.999]
     assert (original.domain_weight, original.domain_update) == (0.07, "alternating")
     assert (original.augmentation, original.target_augmentation) == ("none", "none")
+    assert (original.learning_rate_schedule, original.domain_schedule) == ("constant", "fixed")
 
 
 def test_every_parameter_gets_a_gradient(settings, batch):

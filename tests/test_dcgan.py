@@ -73,7 +73,6 @@ def test_five_upsampling_stages_and_no_pooling():
 def test_initial_weights():
     torch.manual_seed(0)
     model = nn.Sequential(dcgan.Generator(16, 100), dcgan.Discriminator(16))
-    dcgan.initialise(model)
     for layer in model.modules():
         if (
             isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
@@ -82,6 +81,8 @@ def test_initial_weights():
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.weight.mean().item() == pytest.approx(1, abs=0.02)
+    for layer in dcgan.Discriminator(16, spectral=True).layers[2:-2:2]:
+        assert layer.parametrizations.weight.original.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_spectral_norm_is_one(settings, images):
@@ -295,6 +296,36 @@ def test_only_the_player_whose_turn_it_is_moves(settings, images):
     assert all(p.requires_grad for p in gan.discriminator.parameters())
 
 
+@pytest.mark.parametrize("loss", ["bce", "hinge"])
+def test_the_step_is_the_papers(settings, images, loss, monkeypatch):
+    """Each player's gradient is that of the loss of [1] or [5] on images as D is shown them."""
+    gan = dcgan.DCGAN(settings(loss=loss))
+    monkeypatch.setattr(gan, "shown", lambda images: -images)
+    real = 2 * images - 1
+    fake = gan.generator(gan.noise(16, CPU))
+
+    def gradients(player, value):
+        return torch.autograd.grad(value, list(player.parameters()), retain_graph=True)
+
+    of_real, of_fake = gan.discriminator(-real), gan.discriminator(-fake.detach())
+    d_loss = {
+        "bce": -(of_real.sigmoid().log().mean() + (1 - of_fake.sigmoid()).log().mean()),
+        "hinge": (1 - of_real).relu().mean() + (1 + of_fake).relu().mean(),
+    }[loss]
+    wanted = gradients(gan.discriminator, d_loss)
+    terms = gan._train_discriminator(real, fake.detach())
+    torch.testing.assert_close(terms["discriminator"], d_loss)
+    for weight, gradient in zip(gan.discriminator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-6)
+
+    fooled = gan.discriminator(-fake)
+    g_loss = {"bce": -fooled.sigmoid().log().mean(), "hinge": -fooled.mean()}[loss]
+    wanted = gradients(gan.generator, g_loss)
+    torch.testing.assert_close(gan._train_generator(fake)["generator"], g_loss)
+    for weight, gradient in zip(gan.generator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_every_weight_moves(settings, images):
     gan = dcgan.DCGAN(settings())
     gan.step((images,))
@@ -353,6 +384,18 @@ def test_sampling_moves_nothing(settings):
     assert pictures.max() <= 1
     assert gan.generator.training
     assert all(torch.equal(v, before[k]) for k, v in gan.generator.state_dict().items())
+
+
+def test_samples_are_the_averages_unless_the_raw_ones_are_asked_for(settings, images):
+    gan = dcgan.DCGAN(settings(ema_decay=0.9))
+    for _ in range(3):
+        gan.step((images,))
+    z = torch.randn(5, 8)
+    for averaged, generator in ((False, gan.generator), (True, gan.averaged.module)):
+        with torch.no_grad():
+            expected = (copy.deepcopy(generator).eval()(z) + 1) / 2
+        torch.testing.assert_close(gan.sample(z, averaged=averaged), expected)
+    assert not torch.equal(gan.sample(z), gan.sample(z, averaged=False))
 
 
 # --- runs -------------------------------------------------------------------------------------

@@ -32,6 +32,11 @@ def load(tmp_path):
     return load
 
 
+def shades(images):
+    """The labels that nearly flat images of `conftest.digit_folder` show."""
+    return (images.float().mean((1, 2, 3)) // 20).int().tolist()
+
+
 # --- embedded ---------------------------------------------------------------------------------
 
 
@@ -103,6 +108,8 @@ def test_folder(load, tmp_path):
     usps = digits.domains["usps"]
     assert (len(usps.train), len(usps.validation), len(usps.test)) == (16, 4, 10)
     assert usps.test.labels.tolist() == list(range(10))
+    for split in (usps.train, usps.validation, usps.test):
+        assert shades(split.images) == split.labels.tolist()
 
 
 def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
@@ -216,18 +223,23 @@ def idx(array):
 
 @pytest.fixture
 def torchvision_root(tmp_path, monkeypatch):
-    """Tiny files in the formats of torchvision's MNIST, USPS and SVHN."""
+    """Tiny files in the formats of torchvision's MNIST, USPS and SVHN, shaded by their labels."""
     rng = np.random.default_rng(0)
+
+    def shaded(labels, *shape):
+        shade = 20 * labels.reshape(-1, *[1] * len(shape))
+        return (shade + rng.integers(0, 10, (len(labels), *shape))).astype(np.uint8)
+
     root = tmp_path / "tv"
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 20), ("t10k", 10)):
         labels = np.arange(count, dtype=np.uint8) % 10
-        images = rng.integers(0, 255, (count, 28, 28), np.uint8)
+        images = shaded(labels.astype(int), 28, 28)
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
     for name, count in (("usps.bz2", 20), ("usps.t.bz2", 10)):
-        pixels = rng.uniform(-1, 1, (count, 256))
+        pixels = shaded(np.arange(count) % 10, 256) / 127.5 - 1
         lines = [
             f"{i % 10 + 1} " + " ".join(f"{k + 1}:{v:.3f}" for k, v in enumerate(row))
             for i, row in enumerate(pixels)
@@ -236,8 +248,8 @@ def torchvision_root(tmp_path, monkeypatch):
     for split, count in (("train", 20), ("test", 10)):
         file = root / f"{split}_32x32.mat"
         labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
-        images = rng.integers(0, 255, (32, 32, 3, count), np.uint8)
-        scipy.io.savemat(file, {"X": images, "y": labels})
+        images = shaded(labels[:, 0].astype(int) % 10, 32, 32, 3)
+        scipy.io.savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": labels})
     unchecked = {split: [url, name, None] for split, (url, name, _) in SVHN.split_list.items()}
     monkeypatch.setattr(SVHN, "split_list", unchecked)
     return root
@@ -251,6 +263,9 @@ def test_torchvision(load, torchvision_root):
         assert (len(domain.train), len(domain.test)) == (16, 10)
         assert domain.test.labels[0] == first
         assert not domain.synthetic
+        if name != "mnistm":  # blended
+            for split in (domain.train, domain.validation, domain.test):
+                assert shades(split.images) == split.labels.tolist()
     # SVHN writes a 0 as 10.
     assert digits.domains["svhn"].test.labels.tolist() == [*range(1, 10), 0]
 
@@ -270,6 +285,8 @@ def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):
     Image.fromarray(flat).save(folder / "wall.png")
     domain = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
     assert "1 photographs in photographs/" in domain.source
+    for split in (domain.train, domain.validation, domain.test):
+        assert shades(200 - split.images[:, :1].int()) == split.labels.tolist()
     small = np.full((20, 20, 3), 9, np.uint8)
     Image.fromarray(small).save(folder / "wall.png")
     with pytest.raises(UserError, match="no photograph of at least"):

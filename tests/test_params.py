@@ -30,6 +30,12 @@ def test_original_is_the_homeworks_setting():
     assert (original.horizontal_flip, original.vertical_flip) == (True, False)
     assert (original.activation, original.output) == ("leaky_relu", "sigmoid")
     assert original.learning_rate_schedule == "halvings"
+    assert original.kld_weight == 1
+    assert (original.decoder_kernel, original.normalise_heads, original.normalise_output) == (
+        2,
+        True,
+        True,
+    )
 
 
 def test_original_gan_is_the_homeworks_setting():
@@ -38,6 +44,17 @@ def test_original_gan_is_the_homeworks_setting():
     assert (original.learning_rate, original.adam_betas) == (1e-4, [0.5, 0.999])
     assert (original.loss, original.discriminator_norm) == ("bce", "batch")
     assert (original.ema_decay, original.augmentation) == (0, [])
+    assert (original.kernel, original.soft_labels) == (5, [1, 1])
+    assert (original.flip_labels, original.flip_labels_until) == (0.1, original.steps)
+    assert original.learning_rate_schedule == "constant"
+
+
+def test_full_has_five_seeds_and_quick_two():
+    for profile, count in (("full", 5), ("quick", 2)):
+        for chapter in params.CHAPTERS:
+            chosen = params.load(profile, chapter)
+            seeds = chosen.ablation_seeds if chapter in ("vae", "gan") else chosen.seeds
+            assert len(seeds) == count
 
 
 def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
@@ -105,11 +122,6 @@ def test_bad_parameters_are_named(changes, message):
         params.load("quick", "vae", changes)
 
 
-def test_a_seed_cannot_stand_for_two():
-    with pytest.raises(UserError, match="named twice"):
-        params.load("quick", "dann", {"seeds": [0, 0]})
-
-
 def test_all_problems_are_told_at_once():
     with pytest.raises(UserError, match=r"steps.*latent_dim"):
         params.load("quick", "vae", {"steps": 0, "latent_dim": 0})
@@ -158,10 +170,3 @@ def test_assignments():
 def test_bad_assignments_are_shown(text):
     with pytest.raises(UserError, match="--set"):
         params.parse_assignments([text])
-
-
-def test_assignments_cannot_reach_code(tmp_path):
-    marker = tmp_path / "marker"
-    with pytest.raises(UserError):
-        params.parse_assignments([f"vae.seed=!!python/object/apply:os.system ['touch {marker}']"])
-    assert not marker.exists()

@@ -55,11 +55,13 @@ def test_batches_are_scaled_and_in_step_with_their_labels():
 def test_flips_mirror_half_of_the_images():
     torch.manual_seed(0)
     images = torch.randint(0, 255, (400, 3, 6, 6), dtype=torch.uint8)
-    flipped = random_flips(horizontal=True, vertical=False)(images)
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    kept = (flipped == images).flatten(1).all(1)
-    assert bool((mirrored | kept).all())
-    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
+    for axis, wanted in ((3, {"horizontal": True, "vertical": False}),
+                         (2, {"horizontal": False, "vertical": True})):  # fmt: skip
+        flipped = random_flips(**wanted)(images)
+        mirrored = (flipped == images.flip(axis)).flatten(1).all(1)
+        kept = (flipped == images).flatten(1).all(1)
+        assert bool((mirrored | kept).all())
+        assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
     assert torch.equal(random_flips(horizontal=False, vertical=False)(images), images)
 
 
@@ -91,13 +93,13 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
-def test_validations_are_at_even_distances_and_at_the_end(smoke, tmp_path, steps, at):
-    settings = smoke(precision="fp32").settings.replace(steps=steps)
-    weight = torch.nn.Linear(1, 1)
+def fit_weight(settings, folder, before=lambda optimizer: None, **arguments):
+    """Train a single weight; `before` is called with its optimiser before each step."""
+    weight = nn.Linear(1, 1)
     optimizer = training.adam([weight], settings)
 
     def step(batch):
+        before(optimizer)
         loss = weight(batch).square().mean()
         training.move(loss, [optimizer])
         return {"loss": loss}
@@ -105,10 +107,37 @@ def test_validations_are_at_even_distances_and_at_the_end(smoke, tmp_path, steps
     method = SimpleNamespace(
         modules={"weight": weight}, optimizers={"weight": optimizer}, done=0, step=step
     )
-    outcome = training.fit(
-        method, lambda _: torch.ones(1, 1), settings, tmp_path, label="test",
-        evaluate=lambda: {"seen": 1.0},
-    )  # fmt: skip
+
+    def batch(_):
+        return torch.ones(1, 1, device=weight.weight.device)
+
+    return training.fit(method, batch, settings, folder, label="test", **arguments)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "halvings", "constant"])
+def test_each_step_has_the_rate_of_its_schedule(smoke, tmp_path, schedule):
+    settings = smoke(precision="fp32", steps=20, learning_rate_schedule=schedule).settings
+    rates = []
+    outcome = fit_weight(
+        settings, tmp_path, lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    expected = [settings.learning_rate * learning_rate_factor(schedule, i / 20) for i in range(20)]
+    assert rates == pytest.approx(expected)
+    assert [row["learning_rate"] for row in outcome["history"]] == pytest.approx(expected)
+
+
+def test_each_step_and_seed_has_noise_of_its_own(smoke, tmp_path):
+    drawn = []
+    for seed in range(3):
+        settings = smoke(precision="fp32", steps=50, seed=seed).settings
+        fit_weight(settings, tmp_path / str(seed), lambda _: drawn.append(torch.rand(2)))
+    assert len(torch.stack(drawn).unique(dim=0)) == 150
+
+
+@pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
+def test_validations_are_at_even_distances_and_at_the_end(smoke, tmp_path, steps, at):
+    settings = smoke(precision="fp32").settings.replace(steps=steps)
+    outcome = fit_weight(settings, tmp_path, evaluate=lambda: {"seen": 1.0})
     assert [row["step"] for row in outcome["history"] if "validation_seen" in row] == at
 
 
@@ -122,7 +151,8 @@ def test_training_is_deterministic(smoke, faces, tmp_path):
     assert not equal(first, other)
 
 
-def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path):
+def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_POINTS", 6)  # so that losses wait to be averaged
     settings = smoke(steps=20, precision="fp32").settings
     whole, history = fit(settings, faces, tmp_path / "whole")
     for stop in (7, 13):

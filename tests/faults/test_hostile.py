@@ -83,7 +83,9 @@ def test_in_a_checkpoint(smoke, faces, tmp_path, malicious):
 def test_in_prepared_data(smoke, tmp_path, malicious):
     chosen = smoke(runs_dir=str(tmp_path))
     before = load_faces(chosen).fingerprint
-    for path in tmp_path.glob("data/faces-*/images.*"):
+    paths = sorted(tmp_path.glob("data/faces-*/images.*"))
+    assert [path.suffix for path in paths] == [".json", ".safetensors"]
+    for path in paths:
         path.write_bytes(malicious)
         assert load_faces(chosen).fingerprint == before
 

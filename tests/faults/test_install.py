@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import packaging
@@ -16,6 +17,8 @@ PIP = """
 import pathlib, sys, sysconfig
 if pathlib.Path("broken").exists():
     sys.exit("no such package")
+if pathlib.Path("other-versions").exists() and "-c" in sys.argv:
+    sys.exit("no such versions")
 if pathlib.Path("go").exists():
     pathlib.Path("pip-runs").touch()
     pathlib.Path("go").read_text()
@@ -41,23 +44,30 @@ def checkout(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     (tmp_path / "dlcvlib" / "__main__.py").write_text(
-        "import importlib.metadata\nprint('has', importlib.metadata.version('needed'))\n"
+        "import importlib.metadata, os, sys\n"
+        "print('has', importlib.metadata.version('needed'))\n"
+        "if sys.argv[2:]:\n    print(os.getcwd(), *sys.argv[1:])\n"
     )
     stand_ins = tmp_path / "stand-ins"
     (stand_ins / "pip").mkdir(parents=True)
     (stand_ins / "pip" / "__init__.py").touch()
     (stand_ins / "pip" / "__main__.py").write_text(PIP)
     (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
+    # No conda and no other Python: what is made is made in the checkout.
+    (stand_ins / "bin").mkdir()
+    (stand_ins / "bin" / "python3").symlink_to(Path(sys._base_executable).resolve())
     return tmp_path
 
 
-def start(checkout):
+def start(checkout, *arguments, script="./run_all.sh", cwd=None):
     hidden = ("VIRTUAL_ENV", "CONDA_PREFIX", "DLCV_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    stand_ins = checkout / "stand-ins"
     return subprocess.Popen(
-        ["./run_all.sh"],
-        cwd=checkout,
-        env=environment | {"PYTHONPATH": str(checkout / "stand-ins")},
+        [script, *arguments],
+        cwd=cwd or checkout,
+        env=environment
+        | {"PYTHONPATH": str(stand_ins), "PATH": f"{stand_ins / 'bin'}:/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,6 +109,23 @@ def test_an_installation_that_fails_ends_it(checkout):
     assert said.endswith("no such package\n")
     (checkout / "broken").unlink()
     assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
+
+
+def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
+    (checkout / "other-versions").touch()
+    out, said = start(checkout).communicate(timeout=120)
+    assert out == "has 1.0\n"
+    assert "versions of constraints.txt cannot all be had here" in said
+
+
+def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
+    elsewhere = checkout / "else where"
+    elsewhere.mkdir()
+    process = start(checkout, "smoke", "--jobs", "1", script="../run_all.sh", cwd=elsewhere)
+    out, _ = process.communicate(timeout=120)
+    assert out == f"has 1.0\n{elsewhere} report --profile smoke --jobs 1\n"
+    help_, _ = start(checkout, "--help", script="../run_all.sh", cwd=elsewhere).communicate()
+    assert "smoke|quick|full|original" in help_
 
 
 def test_two_at_once_install_once(checkout):

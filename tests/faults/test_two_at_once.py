@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dlcvlib import storage
+from dlcvlib import params, storage, vae
+from dlcvlib.data.faces import load_faces
 
 MAKE = """
 import sys
@@ -73,11 +74,9 @@ def test_a_dead_holders_lock_is_free(tmp_path):
 
 def run_name(tmp_path):
     """The folder of smoke's VAE."""
-    elsewhere = ["--profile", "smoke", "--runs-dir", tmp_path / "elsewhere"]
-    process = start("-m", "dlcvlib", "train", "vae", *elsewhere)
-    process.communicate(timeout=300)
-    (record,) = (tmp_path / "elsewhere").glob("vae-*/provenance.json")
-    return record.parent.name
+    chosen = params.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
+    faces = load_faces(chosen)
+    return vae.train_or_load(chosen.settings, faces, chosen.runs_dir).name
 
 
 @pytest.mark.parametrize("command", ["train", "report"])
@@ -92,10 +91,12 @@ def test_two_commands_in_one_checkout(tmp_path, command):
         both = [start("-m", "dlcvlib", *arguments) for _ in range(2)]
         for process in both:
             assert "waiting for it" in read_until(process.stderr, f"{wanted} is being ")
-    outputs = [process.communicate(timeout=300)[0] for process in both]
+    told = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     if command == "report":
-        assert sum("1-2 unchanged" in output for output in outputs) == 1
+        assert sum("1-2 unchanged" in output for output, _ in told) == 1
+    else:
+        assert sum("vae:" in progress for _, progress in told) == 1
     runs = [path for path in (tmp_path / "runs").glob("vae-*") if path.is_dir()]
     assert len(runs) == 1
     storage.read_sealed(runs[0] / "provenance.json")
