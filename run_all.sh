@@ -69,7 +69,7 @@ environment() {
     conda=$(command -v mamba || command -v conda || true)
     if [ -n "$conda" ]; then
         local name=${DLCV_ENV:-dlcv-report}
-        "$conda" env list | grep -q "^$name " || "$conda" env create -y -n "$name" -f environment.yml >&2
+        "$conda" run -n "$name" python -c "" 2>/dev/null || "$conda" env create -y -n "$name" -f environment.yml >&2
         python=$("$conda" run -n "$name" python -c 'import sys; print(sys.executable)')
         satisfies "$python" || install "$python" || exit 1
         echo "$python"

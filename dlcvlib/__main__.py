@@ -67,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
         "an interrupted report goes on where it stopped.",
     )
     report.add_argument(
-        "--only", default="", metavar="N-M,…", help="only these problems, such as 1-1,1-3"
+        "--only",
+        default="",
+        metavar="N-M,…",
+        help="only these problems, or chapters, such as 1-1,1-3 or 2",
     )
     report.add_argument(
         "--jobs",
@@ -141,6 +144,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
     here = Path.cwd()
 
     def from_there(path: str | Path) -> str:
+        path = Path(path).expanduser()
         return os.path.normpath(path if here == ROOT else here / path)
 
     os.chdir(ROOT)
@@ -203,11 +207,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
     # A folder may well hold faces only, or digits only.
-    needed = [
-        name
-        for number, name in enumerate(chapters, 1)
-        if not wanted or any(problem.startswith(f"{number}-") for problem in wanted)
-    ]
+    numbers = {int(problem[0]) for problem in planning.chosen(wanted)}
+    needed = [name for number, name in enumerate(chapters, 1) if number in numbers]
+    report.refuse(arguments.out)  # before the data, which may take long
     # torch and the images take hundreds of megabytes; what follows needs neither.
     fingerprints, gpu = apart(
         "dlcvlib.data.loading:look", {name: chapters[name] for name in needed}

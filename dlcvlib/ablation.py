@@ -14,17 +14,25 @@ RULE = (
 )
 
 
-def rule(seeds: int) -> str:
-    """`RULE`, and how often chance alone passes it with so many seeds of each variant."""
+def rule(seeds: int, claims: int = 1) -> str:
+    """`RULE`, and how often chance alone passes it with so many seeds of each variant.
+
+    Args:
+        seeds: how many.
+        claims: how many are judged in one table.
+    """
     if seeds < 2:
         return f"{RULE} With one seed nothing can be told."
     from scipy.special import stdtr  # for the discussions alone
 
     chance = 2 * stdtr(2 * seeds - 2, -2.0)  # Student's t: normal errors of the same size
-    return (
+    text = (
         f"{RULE} Between variants that differ in nothing, {seeds} seeds of each pass it by chance "
         f"{chance:.0%} of the time."
     )
+    if claims > 1:
+        text += f" Of {claims} such claims that is about {chance * claims:.1f}."
+    return text
 
 
 def tally(verdicts: pd.DataFrame) -> str:

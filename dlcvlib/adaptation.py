@@ -168,7 +168,7 @@ def all_methods(params: PixelDAParams, digits: DigitData) -> list[Scores]:
 
 # --- tables -----------------------------------------------------------------------------------
 
-HEADINGS = {"others": "ten others"}
+HEADINGS = {"original": original.heading(), "others": "ten others"}
 
 
 def together(methods: Sequence[Scores]) -> pd.DataFrame:
@@ -220,6 +220,11 @@ def _share(low: pd.Series, method: pd.Series, high: pd.Series) -> pd.Series:
     return (method - low) / (high - low).where(high > low)
 
 
+def _closed(shares: pd.Series) -> str:
+    """Mean ± deviation of the share of the gap that is closed, over the seeds that have a gap."""
+    return mean_of(shares.dropna())
+
+
 def gap_summary(gaps: pd.DataFrame) -> pd.DataFrame:
     """One row a pair: pair, gap (mean), DANN's closed (mean ± deviation), original (its own)."""
     theirs = pd.DataFrame(original.accuracies()).T
@@ -228,7 +233,7 @@ def gap_summary(gaps: pd.DataFrame) -> pd.DataFrame:
         {
             "pair": pair,
             "gap": (group["high"] - group["low"]).mean(),
-            "closed": mean_of(group["closed"].dropna()),
+            "closed": _closed(group["closed"]),
             "original": shares.get(pair, np.nan),
         }
         for pair, group in gaps.groupby("pair", sort=False)
@@ -240,7 +245,7 @@ def gap_sentence(gaps: pd.DataFrame) -> str:
     parts = [
         f"nothing on {pair}, where there is none"
         if closed.isna().all()
-        else f"{mean_of(closed.dropna())} on {pair}"
+        else f"{_closed(closed)} on {pair}"
         for pair, closed in gaps.groupby("pair", sort=False)["closed"]
     ]
     return f"Of the gap between source only and target only DANN closes {', '.join(parts)}."
@@ -271,7 +276,7 @@ def standings(methods: Sequence[Scores]) -> pd.DataFrame:
                     "pair": pair,
                     "method": scores.method,
                     "accuracy": ablation.mean_text(mine, 3),
-                    "closed": mean_of(closed[scores.method].get_group(pair)) if inside else "–",
+                    "closed": _closed(closed[scores.method].get_group(pair)) if inside else "–",
                     "original": ends[1],
                     "original_closed": _share(*map(pd.Series, ends)).item() if inside else np.nan,
                 }
@@ -292,17 +297,18 @@ def best(methods: Sequence[Scores]) -> dict[str, list[str]]:
 
 
 def best_sentence(methods: Sequence[Scores], worth: pd.DataFrame) -> str:
-    """On which pairs AdaMatch reads the most, and what its pseudo-labels were worth on the others.
+    """On which pairs AdaMatch alone reads the most, and what its labels are worth on the others.
 
     Args:
         methods: as for `standings`.
         worth: of `pseudo_label_worth`.
     """
     winners = best(methods)
-    won = [pair for pair, names in winners.items() if ADAMATCH in names]
+    won = [pair for pair, names in winners.items() if names == [ADAMATCH]]
     text = f"{ADAMATCH} reads the most of the target on {len(won)} of {len(winners)} pairs."
     for pair, names in winners.items():
         if ADAMATCH in names:
+            text += f" On {pair} {' and '.join(names)} read equally much." * (len(names) > 1)
             continue
         here = worth[worth["pair"] == pair][["covered", "right_covered", "right"]].mean()
         text += f" On {pair} {' and '.join(names)} read{'s' * (len(names) == 1)} more. There "

@@ -8,17 +8,25 @@ import threading
 import traceback
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from dlcvlib import stopwatch
 from dlcvlib.errors import UserError
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time, and in how many of the clock's, of a Linux container."""
+
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use, as many as its container's share of time is worth."""
+    count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+        quota, period = QUOTA.read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def apart(function: str, *arguments: Any, **options: Any) -> Any:

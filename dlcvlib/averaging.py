@@ -15,17 +15,24 @@ from torch.optim.swa_utils import AveragedModel
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a module's weights and buffers, itself never trained.
 
-    Its memory is short at first: min(decay, (1 + t) / (10 + t)) after t updates.
+    Args:
+        module: what is averaged.
+        decay: the highest (see `decay_after`).
     """
     return AveragedModel(module, multi_avg_fn=_average(decay), use_buffers=True).requires_grad_(
         False
     )
 
 
+def decay_after(updates: int, highest: float) -> float:
+    """The decay of the update that follows so many: the memory is short at first."""
+    return min(highest, (1 + updates) / (10 + updates))
+
+
 def _average(decay: float) -> Callable:
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        share = 1 - decay_after(int(count), decay)
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, share)

@@ -98,21 +98,20 @@ def verdicts(
     """
     main, most = params.domain_weight, sweep["weight"].max()
     name = _variant(main, params.domain_schedule)
-    rows = [
-        ablation.better(sweep, f"a weight of {main:g} is better than none", _variant(0, ""), name)
-    ]
+    claims = [(f"a weight of {main:g} is better than none", _variant(0, ""), name)]
     if most > main:
         heavy = _variant(most, params.domain_schedule)
-        rows.append(
-            ablation.better(sweep, f"a weight of {most:g} is worse than {main:g}", heavy, name)
-        )
+        claims.append((f"a weight of {most:g} is worse than {main:g}", heavy, name))
     for weight in dict.fromkeys([main, most]):
         fixed, rising = (_variant(weight, schedule) for schedule in ("fixed", "rising"))
-        claim = f"letting the domain classifier lose slowly is better (weight {weight:g})"
-        rows.append(ablation.better(sweep, claim, fixed, rising))
-    (hasty,) = set(waits["variant"]) - {"patient"}
-    claim = f"the domain classifier should wait for the labels (against {hasty})"
-    rows.append(ablation.better(waits, claim, hasty, "patient"))
+        claim = f"letting the weight rise is better than keeping it fixed (weight {weight:g})"
+        claims.append((claim, fixed, rising))
+    # Of a weight of 0 there is one variant, whatever the schedule.
+    rows = [ablation.better(sweep, *claim) for claim in claims if claim[1] != claim[2]]
+    if main:
+        (hasty,) = set(waits["variant"]) - {"patient"}
+        claim = f"the domain classifier should wait for the labels (against {hasty})"
+        rows.append(ablation.better(waits, claim, hasty, "patient"))
     return pd.concat([pd.DataFrame(rows), adaptation.helps(before, after)], ignore_index=True)
 
 

@@ -26,6 +26,8 @@ from dlcvlib.stopwatch import timed
 
 # A GPU's fastest convolutions add up in another order each time: no run could be repeated.
 torch.backends.cudnn.deterministic = True
+# Else a GPU would round the factors of "fp32" to ten bits.
+torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3
@@ -128,7 +130,8 @@ def _kept_gain(batch_size: int, method: Method, batch: Callable[[int], Any]) -> 
         with contextlib.suppress(storage.DamagedFileError):
             return storage.read_sealed(path)["gain"]
         gain = _gain(method, batch)
-        storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
+        with contextlib.suppress(UserError):  # a full disk there is no reason to train no more
+            storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
         return gain
 
 

@@ -77,7 +77,7 @@ def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
     0 is not at all, 2 perfectly; the error is cross-validated.
 
     Args:
-        features: (N, D), as many of either domain.
+        features: (N, D), as many of each domain.
         is_source: (N,) bool.
     """
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
@@ -133,28 +133,41 @@ def _course(before: float, after: float) -> str:
 
 
 def distance_sentence(summary: pd.DataFrame) -> str:
-    """Whether the domains came closer, and whether that helped, pair by pair."""
-    first, last = summary["features"].iloc[[0, -1]]
-    parts = []
-    for pair, rows in summary.groupby("pair", sort=False):
-        before, after = (rows.set_index("features").loc[name] for name in (first, last))
-        parts.append(
-            f"on {pair} the A-distance {_course(before['distance'], after['distance'])} "
-            f"({before['distance']:.2f} to {after['distance']:.2f}) and the target accuracy "
-            f"{_course(before['target'], after['target'])} "
-            f"({before['target']:.2f} to {after['target']:.2f})"
-        )
-    return f"From {first} to {last}, with the first seed: {'; '.join(parts)}."
+    """Whether the domains came closer, and whether that helped: a paragraph a method.
+
+    Args:
+        summary: of `map_summary`; the first features are what the others are held against.
+    """
+    first, *others = summary["features"].unique()
+    paragraphs = []
+    for method in others:
+        parts = []
+        for pair, rows in summary.groupby("pair", sort=False):
+            before, after = (rows.set_index("features").loc[name] for name in (first, method))
+            parts.append(
+                f"on {pair} the A-distance {_course(before['distance'], after['distance'])} "
+                f"({before['distance']:.2f} to {after['distance']:.2f}) and the target accuracy "
+                f"{_course(before['target'], after['target'])} "
+                f"({before['target']:.2f} to {after['target']:.2f})"
+            )
+        paragraphs.append(f"From {first} to {method}, with the first seed: {'; '.join(parts)}.")
+    return "\n\n".join(paragraphs)
 
 
 def closer(summary: pd.DataFrame) -> str:
-    """On how many pairs the domains came closer, in a short sentence."""
-    first, last = summary["features"].iloc[[0, -1]]
+    """On how many pairs the domains came closer, method by method, in a short sentence.
+
+    Args:
+        summary: as for `distance_sentence`.
+    """
+    first, *others = summary["features"].unique()
     table = summary.pivot(index="pair", columns="features", values="distance")
-    count = sum(
-        _course(*values) == "falls" for values in zip(table[first], table[last], strict=True)
-    )
+    counts = [
+        sum(_course(*two) == "falls" for two in zip(table[first], table[method], strict=True))
+        for method in others
+    ]
+    more = (f", in {m}'s on {n}" for m, n in zip(others[1:], counts[1:], strict=True))
     return (
-        f"In the features of {last} the domains lie closer on {count} of {len(table)} pairs, by "
-        "the first seed's runs."
+        f"In the features of {others[0]} the domains lie closer than in those of {first} on "
+        f"{counts[0]} of {len(table)} pairs{''.join(more)}, by the first seed's runs."
     )

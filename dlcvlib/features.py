@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib import runs
-from dlcvlib.data.batches import Batches, float_chunks, random_flips
+from dlcvlib import devices, runs
+from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.images import FaceData
 from dlcvlib.errors import UserError
 from dlcvlib.params import FaceParams, TrainingSettings
@@ -108,11 +108,16 @@ class AttributeClassifier:
 
     @torch.no_grad()
     def _over(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Apply a function chunk by chunk; generated pictures are rounded like real ones."""
-        if images.dtype != torch.uint8:
-            images = images.mul(255).round().clamp(0, 255).byte()
-        chunks = float_chunks(images, device_of(self.net))
+        """Apply a function chunk by chunk."""
+        chunks = float_chunks(_as_files(images), device_of(self.net))
         return torch.cat([function(chunk).float().cpu() for chunk in chunks])
+
+
+def _as_files(images: Tensor) -> Tensor:
+    """Generated pictures, float in 0..1, rounded to uint8 like the real ones."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.mul(255).round().clamp(0, 255).byte()
 
 
 def train_or_load(
@@ -139,7 +144,10 @@ def train_or_load(
 
 
 def settings_for(params: FaceParams) -> TrainingSettings:
-    """Settings of the attribute classifier: short, and the same in every chapter and ablation."""
+    """Settings of the attribute classifier: short, and the same in both chapters of faces.
+
+    Unless these differ in `extractor_steps` or `precision`: their distances are then others.
+    """
     return TrainingSettings(
         seed=0,
         steps=params.extractor_steps,
@@ -186,12 +194,14 @@ def inception() -> Extractor | None:
         raise UserError(
             f"{file} does not hold the weights of {INCEPTION} ({error}): write it anew or remove it"
         ) from None
-    net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False).to(devices.default())
     net.fc = nn.Identity()
-    prepare = weights.transforms(antialias=True)
+    # The whole picture, where the weights' own recipe would cut its margin off.
+    prepare = weights.transforms(antialias=True, resize_size=299, crop_size=299)
 
+    @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([net(prepare(chunk)) for chunk in images.split(100)])
+        chunks = _as_files(images).split(CHUNK)
+        return torch.cat([net(prepare(chunk.to(device_of(net)))).cpu() for chunk in chunks])
 
     return Extractor("Inception-v3 (ImageNet)", str(weights), features)

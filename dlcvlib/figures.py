@@ -200,7 +200,7 @@ def line_panels(
 
 
 def against_baseline(
-    curves: pd.DataFrame, baseline: str, y: tuple[str, str], columns: int = 5
+    curves: pd.DataFrame, baseline: str, y: tuple[str, str], columns: int
 ) -> Figure:
     """Small multiples: each variant's curve over the baseline's, a line a seed, filled between.
 

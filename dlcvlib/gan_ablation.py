@@ -1,5 +1,6 @@
 """Comparisons of chapter 2: plain DCGAN, and one trick at a time, over several seeds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib import dcgan, metrics
+from dlcvlib import averaging, dcgan, metrics
 from dlcvlib.ablation import compare
 from dlcvlib.data.images import FaceData
 from dlcvlib.diagnosis import COLLAPSED
@@ -38,7 +39,7 @@ LABELS = {
 }
 DIGITS = {"kid_late": 3, "kid": 3, "diversity": 2, "cost": 2}
 AVERAGED = 0.995
-"""Decay of the average that every run carries."""
+"""Highest decay of the average that every run keeps; see `decay_reached`."""
 SHOWN = 10
 
 
@@ -69,7 +70,7 @@ def train(
 ) -> Comparison:
     """Train plain DCGAN and each variant of it for each seed, and measure them.
 
-    Averaging the generator does not touch its training: every run carries the average, and a
+    Averaging the generator does not touch its training: every run keeps the average, and a
     variant that sets `ema_decay` is measured by it. "plain DCGAN" and averaging share their runs.
 
     Args:
@@ -129,12 +130,21 @@ def _curve(run: Run, averaged: bool) -> pd.DataFrame:
     return pd.DataFrame({"step": measured["step"], "kid": measured[column]})
 
 
+def decay_reached(steps: int) -> float:
+    """Decay of the average at the last of so many steps."""
+    return averaging.decay_after(steps - 1, AVERAGED)
+
+
 def verdicts(frame: pd.DataFrame, claims: Mapping[str, str]) -> pd.DataFrame:
     """Each claim that a variant is better than plain DCGAN, judged by `ablation.compare`.
 
     Args:
         frame: `Comparison.frame`.
         claims: variant -> the claim in words.
+
+    Returns:
+        Of `compare`, and change: that of the mean KID, as a share of plain DCGAN's; NaN where that
+        is not above zero, as an unbiased KID can be.
     """
     late = dict(list(frame.groupby("variant")["kid_late"]))
     rows = [
@@ -142,14 +152,28 @@ def verdicts(frame: pd.DataFrame, claims: Mapping[str, str]) -> pd.DataFrame:
         for variant, claim in claims.items()
     ]
     found = pd.DataFrame(rows)
-    return found.assign(change=-found["difference"] / late["plain DCGAN"].mean())
+    plain = late["plain DCGAN"].mean()
+    return found.assign(change=-found["difference"] / plain if plain > 0 else math.nan)
 
 
 def best(frame: pd.DataFrame) -> tuple[str, float]:
-    """The variant with the lowest mean KID, and how far below plain DCGAN's it lies (at most 1)."""
+    """The variant with the lowest mean KID, and by what share of plain DCGAN's it lies below that.
+
+    Above 1 where the variant's is negative; NaN where plain DCGAN's is not above zero.
+    """
     means = frame.groupby("variant", sort=False)["kid_late"].mean()
     plain = means.pop("plain DCGAN")
-    return means.idxmin(), 1 - means.min() / plain
+    return means.idxmin(), 1 - means.min() / plain if plain > 0 else math.nan
+
+
+def best_sentence(frame: pd.DataFrame) -> str:
+    """`best` in words."""
+    name, gain = best(frame)
+    text = f"The best variant is “{name}”"
+    if not math.isnan(gain):
+        side = "below" if gain > 0 else "above"
+        text += f": its mean KID lies {abs(gain):.0%} {side} plain DCGAN's"
+    return f"{text}."
 
 
 def collapsed(frame: pd.DataFrame) -> list[str]:

@@ -27,7 +27,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of images in 0..1: (N, 3, H, W) twice -> (N,)."""
+    """Structural similarity of images in 0..1, in windows of 7x7: (N, 3, H, W) twice -> (N,)."""
     from skimage.metrics import structural_similarity  # with SciPy, which little else here needs
 
     pairs = zip(images.numpy(), others.numpy(), strict=True)
@@ -129,10 +129,13 @@ def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sharpness(images: Tensor) -> float:
-    """Mean variance of the Laplacian of the luminance; (N, 3, H, W), uint8 or float in 0..1."""
+    """Mean variance of the Laplacian of the grey image; (N, 3, H, W), uint8 or float in 0..1.
+
+    Grey is the mean of the three colours.
+    """
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    luminance = scaled.mean(1)
-    laplacian = luminance.diff(n=2, dim=1)[:, :, 1:-1] + luminance.diff(n=2, dim=2)[:, 1:-1]
+    grey = scaled.mean(1)
+    laplacian = grey.diff(n=2, dim=1)[:, :, 1:-1] + grey.diff(n=2, dim=2)[:, 1:-1]
     return float(laplacian.flatten(1).var(1).mean())
 
 

@@ -1,4 +1,4 @@
-"""The original homework beside ours: its reported numbers and its settings."""
+"""The original, one solution of the homework, beside ours: its reported numbers, its settings."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +18,17 @@ def report() -> dict[str, Any]:
     """The numbers that the original report states (`original_report.yaml`)."""
     path = Path(__file__).with_name("original_report.yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def meaning() -> str:
+    """What "the original" is, for the first notebook of a chapter."""
+    source = report()["source"]
+    return f"*The original* is one solution of this homework: its {source}, and its published code."
+
+
+def heading() -> str:
+    """Heading of a column with the original's numbers: whence they are."""
+    return f"original ({report()['source']})"
 
 
 def accuracies() -> dict[str, dict[str, float]]:

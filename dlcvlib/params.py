@@ -203,7 +203,9 @@ class VAESettings(TrainingSettings):
     activation: Literal["relu", "leaky_relu"] = Field(description="the decoder's activation")
     output: Literal["sigmoid", "tanh"] = Field(description="the decoder's last non-linearity")
     normalise_output: bool = Field(description="BatchNorm before the last non-linearity")
-    kld_weight: Weight = Field(description="weight of the KL term; both terms are sums an image")
+    kld_weight: Weight = Field(
+        description="weight of the KL divergence; both terms are sums an image"
+    )
     horizontal_flip: bool = Field(description="mirror training images at random")
     vertical_flip: bool = Field(description="turn training images upside down at random")
 
@@ -211,7 +213,7 @@ class VAESettings(TrainingSettings):
 class VAEParams(FaceParams, VAESettings):
     """Chapter 1."""
 
-    kld_weights: Weights = Field(min_length=2, description="KL weights that 1-6 compares")
+    kld_weights: Weights = Field(min_length=2, description="KLD weights that 1-6 compares")
     ablation_steps: Positive = Field(description="training steps of each run of 1-6")
     ablation_seeds: Seeds = Field(description="seeds of each comparison of 1-6")
     tsne_points: Annotated[int, Field(ge=50, le=5000)] = Field(description="points in a t-SNE plot")

@@ -93,7 +93,7 @@ def redraw_all(
 def preservation(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
     """One row a run: pair, seed, before, kept (shares of digits the judge reads), spread.
 
-    `spread` is the standard deviation of a pixel over the draws, in per cent of the range: how much
+    `spread` is the standard deviation of a pixel over the draws, as a share of the range: how much
     the noise changes.
     """
     rows = []
@@ -117,16 +117,18 @@ def kept_by_digit(redrawn: Mapping[tuple[str, int], Redrawn]) -> pd.DataFrame:
     )
 
 
-def survival_sentence(redrawn: Mapping[tuple[str, int], Redrawn]) -> str:
-    """How many images still show their digit, and which digit does worst, pair by pair."""
-    shares: dict[str, list[float]] = {}
-    for (pair, _), found in redrawn.items():
-        shares.setdefault(pair, []).append(found.kept.float().mean().item())
-    by_digit = kept_by_digit(redrawn).groupby(["pair", "digit"])["kept"].mean()
+def survival_sentence(preserved: pd.DataFrame, by_digit: pd.DataFrame) -> str:
+    """How many images still show their digit, and which digit does worst, pair by pair.
+
+    Args:
+        preserved: of `preservation`.
+        by_digit: of `kept_by_digit`.
+    """
+    digits = by_digit.groupby(["pair", "digit"])["kept"].mean()
     parts = [
-        f"{adaptation.mean_of(kept)} on {pair} (worst the {by_digit[pair].idxmin()}, "
-        f"{by_digit[pair].min():.0%})"
-        for pair, kept in shares.items()
+        f"{adaptation.mean_of(rows['kept'])} on {pair} (worst the {digits[pair].idxmin()}, "
+        f"{digits[pair].min():.0%}; before they were redrawn {adaptation.mean_of(rows['before'])})"
+        for pair, rows in preserved.groupby("pair", sort=False)
     ]
     return (
         f"Of PixelDA's redrawn source images a classifier of the target reads {'; '.join(parts)}."

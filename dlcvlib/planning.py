@@ -64,6 +64,21 @@ class Task:
         return self.target.with_suffix(".failed.ipynb")
 
 
+def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
+    """The notebooks of problems, such as "1-3", and of whole chapters, such as "1"; else of all.
+
+    Raises:
+        UserError: naming a problem that is not there.
+    """
+    sources = {path.name[:3]: path for path in sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))}
+    there = {*sources, *(problem[0] for problem in sources)}
+    if unknown := [name for name in only if name not in there]:
+        raise UserError(
+            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)})"
+        )
+    return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}
+
+
 def plan(
     params: Mapping[str, Parameters],
     fingerprints_of_data: Mapping[str, str],
@@ -72,17 +87,11 @@ def plan(
     notebooks: Path = NOTEBOOKS,
 ) -> list[Task]:
     """The notebooks to run, in order, each with the key of all that decides its result."""
-    sources = {path.name[:3]: path for path in sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))}
-    if unknown := [name for name in only if name not in sources]:
-        raise UserError(
-            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)})"
-        )
+    sources = chosen(only, notebooks)
     chapters = list(CHAPTERS)
     versions = fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]}
     tasks = []
     for problem, source in sources.items():
-        if only and problem not in only:
-            continue
         chapter = chapters[int(problem[0]) - 1]
         parameters = params[chapter].model_dump()
         cells = nbformat.read(source, as_version=4).cells

@@ -26,7 +26,7 @@ from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import Preprocessor
 from traitlets import Any as AnyTrait
 
-from dlcvlib import environment, fingerprints, stopwatch, storage
+from dlcvlib import __version__, environment, fingerprints, stopwatch, storage
 from dlcvlib.exhibits import MIME, PIXEL_DPI, markdown_table
 from dlcvlib.params import CHAPTERS, ROOT, Parameters
 from dlcvlib.stopwatch import timed
@@ -428,7 +428,7 @@ def describe(
         "command": about["command"],
         "data": {chapter: params[chapter].data for chapter in chapters},
         "seeds": "; ".join(f"{c}: {_seeds(params[c])}" for c in chapters),
-        "device": ", ".join(dict.fromkeys(devices)) or "no training run was used",
+        "device": ", ".join(dict.fromkeys(devices)) or _no_device(document),
         "seconds_training": sum(r["seconds"] for r in runs),
         "seconds_notebooks": sum(seconds.values()),
         "commit": commit(),
@@ -444,6 +444,12 @@ def describe(
         "memory_peak_mb": about["memory"] / 1e6,
         "runs": runs,
     }
+
+
+def _no_device(document: Document) -> str:
+    if count := len(document.runs()):
+        return f"not known: the records of {count} training runs are gone from where runs are kept"
+    return "no training run was used"
 
 
 def _by_work(
@@ -501,7 +507,7 @@ def commit() -> str:
         head = git("rev-parse", "--short=12", "HEAD")
         return head + (" with local changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"not under version control (version {fingerprints.versions('dlcvlib')['dlcvlib']})"
+        return f"not under version control (version {__version__})"
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
+import json
 import os
 import queue
 import shutil
@@ -90,7 +91,7 @@ def make_report(
         UserError: if `only` names a problem that is not there, or `out` cannot be written, or holds
             what a report would replace and is no report's.
     """
-    _refuse(out, notebooks)
+    refuse(out, notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     about = {"profile": profile, "command": command, "started": time.time()}
 
@@ -122,7 +123,11 @@ def make_report(
                 ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
                 new = not all(o.reused for o in outcomes)
                 if new and ended == len(chapter) and len(outcomes) < len(tasks):
-                    render(outcomes, whole=False)
+                    try:
+                        render(outcomes, whole=False)
+                    except Exception as error:
+                        # A page on the way is a convenience: the notebooks go on.
+                        say(f"no page yet: {error}")
             say("writing the report")
             render(outcomes, whole=True)
     failures = [o for o in outcomes if o.error]
@@ -132,14 +137,23 @@ def make_report(
     return not failures
 
 
-def _refuse(out: Path, notebooks: Path) -> None:
+def refuse(out: Path, notebooks: Path = NOTEBOOKS) -> None:
     """Raise a UserError where a report would overwrite what it has not made."""
-    ours = any((out / name).exists() for name in (MARK, "results.json"))
-    for name in ("notebooks", "figures"):
+    ours = (out / MARK).exists() or _is_results(out / "results.json")
+    for name in ("notebooks", "figures", "report.html", "report.pdf", "results.json"):
         if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
             raise UserError(
                 f"--out: {out / name} is no report's and would be overwritten; name another folder"
             )
+
+
+def _is_results(path: Path) -> bool:
+    """Whether a file is a report's results.json; older ones have left no mark beside it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"version", "provenance"} <= found.keys()
 
 
 def _run(
@@ -252,8 +266,8 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
     for attempt in range(KERNEL_STARTS):
         try:
             papermill.execute_notebook(
-                str(task.source),
-                str(target),
+                _literal(task.source),
+                _literal(target),
                 parameters=task.parameters,
                 kernel_name="python3",
                 cwd=str(ROOT),
@@ -284,6 +298,11 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
             return f"{type(error).__name__}: {error}"
         return ""
     return "the kernel did not start"
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill wants it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _began(path: Path) -> bool:
@@ -337,7 +356,9 @@ def _kernel_environment(jobs: int, folder: Path):
     """Environment variables that the kernels inherit: where to report, and how many threads."""
     changes = {"DLCV_STATUS": str(folder.resolve())}
     if jobs > 1:
-        changes["OMP_NUM_THREADS"] = str(max(1, cores() // jobs))
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        share = max(1, cores() // jobs)
+        changes["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

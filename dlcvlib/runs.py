@@ -274,14 +274,17 @@ def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> 
         return None
     try:
         provenance = storage.read_sealed(mark)
-        for file, digest in provenance["files"].items():
-            storage.check(folder / file, digest)
         model = folder / "model.safetensors"
+        for file, digest in provenance["files"].items():
+            if file != model.name:  # which is checked where it is read
+                storage.check(folder / file, digest)
         tensors, _ = storage.read_tensors(model, provenance["files"][model.name])
     except storage.DamagedFileError as error:
         print(f"{error}; training {folder.name} again")
         mark.unlink(missing_ok=True)
         return None
+    if any(folder.glob("checkpoint*")):
+        training.clear_checkpoints(folder)  # a kill has kept it from doing so in its last moment
     method = _create(create, settings)
     training.load_modules(method, tensors)
     for module in method.modules.values():

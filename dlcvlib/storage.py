@@ -75,7 +75,7 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    handle, name = tempfile.mkstemp(dir=make_dir(path.parent), prefix=TEMPORARY, suffix=path.suffix)
+    handle, name = tempfile.mkstemp(path.suffix, _temporary(path), make_dir(path.parent))
     temporary = Path(name)
     os.close(handle)
     try:
@@ -93,6 +93,11 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> str:
+    """What the names of the temporary files that become `path` begin with."""
+    return f"{TEMPORARY}{path.stem}-"
 
 
 def _megabytes(size: int) -> str:
@@ -228,6 +233,8 @@ def kept(
             except DamagedFileError as error:
                 print(f"{error}; making it again")
             pointer.unlink(missing_ok=True)
+        for left in path.parent.glob(f"{_temporary(path)}*"):  # by who was killed meanwhile
+            left.unlink(missing_ok=True)
         tensors, meta = make()
         write_tensors(path, tensors, meta)
         write_sealed(pointer, {"sha256": sha256(path)})

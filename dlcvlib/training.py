@@ -390,7 +390,7 @@ def load_modules(method: Method, tensors: Mapping[str, Tensor]) -> None:
 
 def clear_checkpoints(folder: Path) -> None:
     """Remove a run's checkpoints and what a kill left behind."""
-    for pattern in ("checkpoint.json", "checkpoint-*.safetensors"):
+    for pattern in ("checkpoint-*.safetensors", "checkpoint.json"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     storage.sweep(folder)

@@ -6,8 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from dlcvlib import ablation, dann_ablation, gan_ablation, vae_ablation
+from dlcvlib import (
+    ablation,
+    adaptation,
+    averaging,
+    dann_ablation,
+    gan_ablation,
+    metrics,
+    vae_ablation,
+)
+from dlcvlib.features import Extractor
 
 
 def verdict(worse, better):
@@ -51,6 +61,12 @@ def test_the_rule_says_how_often_chance_passes_it():
     assert "With one seed nothing can be told" in ablation.rule(1)
 
 
+def test_the_rule_counts_the_claims_of_a_table():
+    assert ablation.rule(2, 7).endswith("Of 7 such claims that is about 1.3.")
+    assert "such claims" not in ablation.rule(2)
+    assert ablation.rule(1, 7) == ablation.rule(1)
+
+
 def test_tally_and_seeds():
     verdicts = pd.DataFrame({"verdict": ["holds", "cannot be told here", "cannot be told here"]})
     assert ablation.tally(verdicts) == "1 holds, 0 do not and 2 cannot be told"
@@ -62,6 +78,30 @@ def test_plain_dcgan_is_not_its_own_best_variant():
     frame = pd.DataFrame({"variant": ["plain DCGAN", "a", "b"], "kid_late": [1.0, 1.5, 1.2]})
     name, gain = gan_ablation.best(frame)
     assert (name, gain) == ("b", pytest.approx(-0.2))
+    assert gan_ablation.best_sentence(frame).endswith("mean KID lies 20% above plain DCGAN's.")
+
+
+@pytest.mark.parametrize("plain", [0.0, -0.01])
+def test_of_a_kid_that_is_not_above_zero_no_share_is_told(plain):
+    frame = pd.DataFrame({"variant": ["plain DCGAN", "a"], "seed": 0, "kid_late": [plain, -0.02]})
+    assert gan_ablation.best_sentence(frame) == "The best variant is “a”."
+    assert gan_ablation.verdicts(frame, {"a": "a helps"})["change"].isna().all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_the_decay_told_is_that_of_the_last_update(steps):
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = averaging.averaged(module, gan_ablation.AVERAGED)
+    for step in range(steps):
+        module.weight.data.fill_(step == steps - 1)
+        average.update_parameters(module)
+    # The last of them brings the first 1 into an average of zeros; the first is taken as it is.
+    expected = 1.0 if steps == 1 else 1 - gan_ablation.decay_reached(steps)
+    assert average.module.weight.item() == pytest.approx(expected)
+
+
+def test_the_decay_told_has_its_bound():
+    assert gan_ablation.decay_reached(10**6) == gan_ablation.AVERAGED
 
 
 def source_only(*losses):
@@ -85,9 +125,120 @@ def test_where_every_digit_loses_none_gains():
     assert "gains" not in sentence
 
 
+def runs_of(column, **values):
+    """One row a run: variant, seed and a column, whose values are given by variant."""
+    rows = [(name.replace("_", " "), seed, value) for name, two in values.items()
+            for seed, value in enumerate(two)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "seed", column])
+
+
+def test_the_vaes_verdicts_point_the_right_way():
+    # Seed by seed the other weights agree; between them they lie far apart.
+    sweep = runs_of("kid", **{"0.01": [0.40, 0.41], "0.1": [0.10, 0.11], "1": [0.42, 0.40]})
+    errors = {
+        "Sigmoid,_LeakyReLU": [0.20, 0.21],
+        "with_vertical_flips": [0.30, 0.31],
+        "Tanh_output": [0.10, 0.11],
+        "ReLU_in_the_decoder": [0.20, 0.22],
+    }
+    variants = runs_of("mse", **errors)
+    verdicts = vae_ablation.verdicts(sweep, variants.assign(kid=variants["mse"]))
+    holds, fails, untold = "holds", "does not hold", "cannot be told here"
+    assert verdicts["verdict"].tolist() == [holds, holds, holds, fails, fails, untold, untold]
+
+
+def test_the_gans_verdicts_point_the_right_way():
+    frame = runs_of("kid_late", plain_DCGAN=[1.0, 1.1], good=[0.5, 0.55], bad=[2.0, 2.1])
+    verdicts = gan_ablation.verdicts(frame, {"good": "good helps", "bad": "bad helps"})
+    assert verdicts["verdict"].tolist() == ["holds", "does not hold"]
+    assert verdicts["change"].tolist() == pytest.approx([-0.5, 1.0 / 1.05 * (1.0)], abs=1e-6)
+
+
+def test_danns_verdicts_point_the_right_way():
+    chosen = SimpleNamespace(domain_weight=0.1, domain_schedule="patient")
+    reads = {
+        "0, no adaptation": [0.50, 0.51],
+        "0.1, patient": [0.70, 0.71],
+        "1, patient": [0.60, 0.61],
+        "0.1, rising": [0.66, 0.67],
+        "0.1, fixed": [0.64, 0.65],
+        "1, rising": [0.20, 0.21],
+        "1, fixed": [0.30, 0.31],
+    }
+    sweep = runs_of("accuracy", **reads)
+    sweep["weight"] = sweep["variant"].str.split(",").str[0].astype(float)
+    waits = runs_of("accuracy", rising=[0.4, 0.41], patient=[0.7, 0.71])
+    before, after = (
+        adaptation.Scores(name, pd.DataFrame(rows | {"method": name, "accuracy": read}), {}, {})
+        for name, read in (("source only", [0.5, 0.51]), ("DANN", [0.7, 0.71]))
+        for rows in [{"pair": "a->b", "seed": [0, 1]}]
+    )
+    verdicts = dann_ablation.verdicts(sweep, waits, before, after, chosen)
+    holds = "holds"
+    assert verdicts["verdict"].tolist() == [holds, holds, holds, "does not hold", holds, holds]
+
+
 def test_weights_that_no_claim_is_about_leave_the_others_judged():
     runs = pd.DataFrame({"seed": [0, 1] * 4, "mse": np.arange(8.0), "kid": np.arange(8.0) % 3})
-    names = ["as the main run", "with vertical flips", "Tanh output", "ReLU in the decoder"]
+    names = ["Sigmoid, LeakyReLU", "with vertical flips", "Tanh output", "ReLU in the decoder"]
     variants = runs.assign(variant=np.repeat(names, 2))
     sweep = runs.iloc[:4].assign(variant=np.repeat(["2", "5"], 2))
     assert len(vae_ablation.verdicts(sweep, variants)) == 6
+    good = runs.assign(variant=np.repeat(["0.1", "0.5", "1", "2"], 2))
+    assert len(vae_ablation.verdicts(good, variants)) == 6
+
+
+def test_sides_that_are_one_variant_make_no_claim():
+    chosen = SimpleNamespace(domain_weight=0.0, domain_schedule="patient")
+    names = ["0, no adaptation", "1, patient", "1, rising", "1, fixed"]
+    sweep = runs_of("accuracy", **{name: [0.5, 0.6] for name in names})
+    sweep["weight"] = sweep["variant"].str.split(",").str[0].astype(float)
+    waits = runs_of("accuracy", rising=[0.5, 0.6], patient=[0.5, 0.6])
+    frame = pd.DataFrame({"pair": "a->b", "seed": [0, 1], "accuracy": [0.5, 0.6]})
+    before, after = (
+        adaptation.Scores(name, frame.assign(method=name), {}, {}) for name in ("alone", "DANN")
+    )
+    verdicts = dann_ablation.verdicts(sweep, waits, before, after, chosen)
+    assert verdicts["claim"].tolist() == [
+        "a weight of 1 is worse than 0",
+        "letting the weight rise is better than keeping it fixed (weight 1)",
+        "DANN is better than alone on a->b",
+    ]
+
+
+def test_the_weight_is_chosen_on_held_out_images():
+    """On the test images 0.1 would be chosen."""
+    sweep = pd.DataFrame(
+        {
+            "variant": ["0.1", "1"],
+            "mse": 0.01,
+            "kid": [0.1, 0.9],
+            "held_out_mse": [0.02, 0.03],
+            "held_out_kid": [0.8, 0.2],
+        }
+    )
+    text = vae_ablation.chosen_weight(sweep, 1.0)
+    assert "lowest (0.0200, at 0.1). It chooses 1, with a held-out error of 0.0300" in text
+    assert text.endswith("That is the weight of the main run.")
+
+
+def test_a_vaes_samples_are_measured_once_against_both_splits(smoke, faces, tmp_path):
+    seen = []
+
+    def features(images):
+        seen.append(images)
+        return images.float().flatten(1)[:, :50] / (255 if images.dtype == torch.uint8 else 1)
+
+    chosen = smoke(runs_dir=str(tmp_path), ablation_seeds=[0], precision="fp32")
+    found = vae_ablation.train(chosen, faces, Extractor("few", "k", features), {"as it is": {}})
+    test, validation, samples = seen
+    assert torch.equal(test, faces.test.images)
+    assert torch.equal(validation, faces.validation.images)
+    (row,) = found.frame.itertuples()
+    of_test, of_validation, drawn = map(features, (test, validation, samples))
+    assert row.kid == metrics.kid(of_test, drawn)[0]
+    assert row.held_out_kid == metrics.kid(of_validation, drawn)[0]
+    (run,) = found.runs
+    for images, error in ((test, row.mse), (validation, row.held_out_mse)):
+        redrawn = run.method.reconstruct(images)
+        assert error == pytest.approx((images / 255 - redrawn).square().mean().item(), rel=1e-4)

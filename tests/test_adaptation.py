@@ -23,10 +23,12 @@ from dlcvlib import (
     figures,
     params,
     pixelda,
+    runs,
     storage,
     training,
 )
-from dlcvlib.data.images import LabelledImages, Pair
+from dlcvlib.data.augmentation import AUGMENTATIONS
+from dlcvlib.data.images import DigitData, LabelledImages, Pair
 
 METHODS = {"dann": (dann, dann.DANN), "pixelda": (pixelda, pixelda.PixelDA)}
 METHODS["adamatch"] = (adamatch, adamatch.AdaMatch)
@@ -93,14 +95,18 @@ def test_the_adaptation_holds_no_target_label(pair):
 
 @pytest.mark.parametrize("change", ["shuffled", "removed"])
 def test_target_labels_change_nothing_bit_for_bit(method, pair, change, tmp_path):
+    """Nor does what either domain is tested on."""
     module, _, settings = method
     labels = pair.target.train.labels
     other = labels[torch.randperm(len(labels))] if change == "shuffled" else torch.empty(0)
     train = LabelledImages(pair.target.train.images, other)
     blind = LabelledImages(pair.target.validation.images, torch.empty(0))
+    nothing = LabelledImages(pair.target.test.images[:0], torch.empty(0))
     changed = Pair(
-        pair.source,
-        dataclasses.replace(pair.target, train=train, validation=blind, fingerprint="other"),
+        dataclasses.replace(pair.source, test=nothing),
+        dataclasses.replace(
+            pair.target, train=train, validation=blind, test=nothing, fingerprint="other"
+        ),
     )
     found = [
         module.train_or_load(settings(), two.adaptation(), tmp_path / name)
@@ -110,6 +116,31 @@ def test_target_labels_change_nothing_bit_for_bit(method, pair, change, tmp_path
     tensors = [training.module_tensors(run.method) for run in found]
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
     assert found[0].history.equals(found[1].history)
+
+
+# --- augmentation -----------------------------------------------------------------------------
+
+STRONG, GEOMETRIC = 0.75, 0.25
+SEEN = {"dann": (STRONG, GEOMETRIC), "pixelda": (GEOMETRIC, GEOMETRIC)}
+"""What the images of either domain become; AdaMatch makes its views in its step."""
+
+
+def test_each_domain_has_the_augmentation_of_its_own(method, pair, monkeypatch):
+    """T's change of light comes in PixelDA's step: G and D see the geometric part alone."""
+    module, _, settings = method
+    for name, value in (("strong", STRONG), ("geometric", GEOMETRIC)):
+        monkeypatch.setitem(AUGMENTATIONS, name, lambda x, value=value: torch.full_like(x, value))
+    asked = []
+    monkeypatch.setattr(runs, "train_or_load", lambda *arguments, **_: asked.append(arguments))
+    chosen = settings(augmentation="strong", target_augmentation="geometric")
+    module.train_or_load(chosen, pair.adaptation(), "unused")
+    (kind, _, batches, _), *_ = asked
+    x_s, _, x_t = batches(torch.device("cpu"))(0)
+    if kind in SEEN:
+        assert (x_s.unique().tolist(), x_t.unique().tolist()) == tuple([v] for v in SEEN[kind])
+    else:
+        assert len(x_s.unique()) > 10
+        assert len(x_t.unique()) > 10
 
 
 # --- resume and determinism -------------------------------------------------------------------
@@ -162,12 +193,16 @@ def scores(method, accuracies):
     return adaptation.Scores(method, pd.DataFrame(rows), {}, {})
 
 
-def test_scores(chapter, digits):
+def test_scores(chapter, pair):
     chosen = chapter(seeds=[0, 1])
+    fewer = LabelledImages(pair.target.test.images[:25], pair.target.test.labels[:25])
+    pair = Pair(pair.source, dataclasses.replace(pair.target, test=fewer))
+    digits = DigitData({}, {pair.name: pair, "back": Pair(pair.target, pair.source)}, (), "f")
     found = adaptation.source_only(chosen, digits)
-    assert set(found.by_pair()) == {"usps->mnistm", "mnistm->usps"}
+    assert set(found.by_pair()) == set(digits.pairs)
     for (name, seed), predicted in found.predictions.items():
         labels = digits.pairs[name].target.test.labels
+        assert len(predicted) == len(labels) == (60 if name == "back" else 25)
         row = found.frame.set_index(["pair", "seed"]).loc[name, seed]
         assert row["accuracy"] == pytest.approx((predicted == labels).double().mean().item())
     assert all(len(values["accuracy"]) == 2 for values in found.by_pair().values())
@@ -176,7 +211,10 @@ def test_scores(chapter, digits):
 def test_one_pairs_target_runs_are_anothers_source_runs(chapter, digits):
     chosen = chapter()
     source, target = adaptation.source_only(chosen, digits), adaptation.target_only(chosen, digits)
-    assert {run.name for run in source.runs} == {run.name for run in target.runs}
+    there, back = ("usps->mnistm", 0), ("mnistm->usps", 0)
+    for one, other in ((there, back), (back, there)):
+        assert target.trained[one].name == source.trained[other].name
+    assert source.trained[there].name != source.trained[back].name
 
 
 def test_gap_closed_on_a_hand_made_case():
@@ -203,6 +241,9 @@ def test_a_seed_without_a_gap_is_left_out_of_the_share():
     )
     assert adaptation.gap_summary(gaps)["closed"].tolist() == ["75.0%"]
     assert "closes 75.0% on a->b." in adaptation.gap_sentence(gaps)
+    accuracies = {"source only": [0.5, 0.5], "DANN": [0.8, 0.5], "target only": [0.9, 0.5]}
+    methods = [scores(method, {"a->b": values}) for method, values in accuracies.items()]
+    assert adaptation.standings(methods).set_index("method").loc["DANN", "closed"] == "75.0%"
 
 
 def test_helps_is_judged_pair_by_pair():
@@ -238,9 +279,17 @@ def test_confusions_and_recalls(chapter, digits):
     found = adaptation.source_only(chosen, digits)
     for matrix in adaptation.confusions(found, digits).values():
         np.testing.assert_allclose(matrix.sum(1), 1)
-    same = dann_ablation.recalls(found, found, digits)
-    assert (same["change"] == 0).all()
-    assert len(same) == 2 * len(chosen.seeds) * 10
+    other = {key: predicted.clone() for key, predicted in found.predictions.items()}
+    labels = digits.pairs["usps->mnistm"].target.test.labels
+    found.predictions["usps->mnistm", 0][:] = torch.where(labels == 3, 0, labels)
+    other["usps->mnistm", 0][:] = torch.where(labels == 7, 0, labels)
+    after = dataclasses.replace(found, predictions=other)
+    changes = dann_ablation.recalls(found, after, digits)
+    assert len(changes) == 2 * len(chosen.seeds) * 10
+    of_pair = changes[(changes["pair"] == "usps->mnistm") & (changes["seed"] == 0)]
+    change = of_pair.set_index("digit")["change"]
+    assert (change[3], change[7]) == (1.0, -1.0)
+    assert (change.drop([3, 7]) == 0).all()
 
 
 def test_worst_confusion():
@@ -262,9 +311,20 @@ def test_closer_counts_pairs():
     rows = [("a->b", "source only", 1.5), ("b->c", "source only", 1.0)]
     rows += [("a->b", "DANN", 1.0), ("b->c", "DANN", 1.2)]
     summary = pd.DataFrame(rows, columns=["pair", "features", "distance"])
-    assert "features of DANN the domains lie closer on 1 of 2 pairs" in feature_spaces.closer(
-        summary
+    assert feature_spaces.closer(summary) == (
+        "In the features of DANN the domains lie closer than in those of source only on 1 of 2 "
+        "pairs, by the first seed's runs."
     )
+
+
+def test_every_method_is_held_against_the_first():
+    rows = [("source only", 1.5, 0.3), ("DANN", 1.0, 0.5), ("AdaMatch", 1.6, 0.9)]
+    rows = [(pair, *row) for row in rows for pair in ("a->b", "b->c")]
+    summary = pd.DataFrame(rows, columns=["pair", "features", "distance", "target"])
+    assert "on 2 of 2 pairs, in AdaMatch's on 0, by" in feature_spaces.closer(summary)
+    first, second = feature_spaces.distance_sentence(summary).split("\n\n")
+    assert first.startswith("From source only to DANN, with the first seed: on a->b the A-distance")
+    assert "; on b->c the A-distance rises (1.50 to 1.60) and the target accuracy rises" in second
 
 
 def test_a_change_too_small_to_tell_is_called_so():
@@ -342,7 +402,12 @@ def test_a_setback_is_told_with_what_is_read_of_the_source(monkeypatch):
 
 
 def test_a_tie_is_told():
-    assert adaptation.best(five(a=[0.2, 0.8, 0.6, 0.8, 1.0])) == {"a": ["DANN", "AdaMatch"]}
+    tied = five(a=[0.2, 0.8, 0.6, 0.8, 1.0], b=[0.2, 0.4, 0.6, 0.8, 1.0])
+    assert adaptation.best(tied) == {"a": ["DANN", "AdaMatch"], "b": ["AdaMatch"]}
+    assert adaptation.best_sentence(tied, pd.DataFrame()) == (
+        "AdaMatch reads the most of the target on 1 of 2 pairs. On a DANN and AdaMatch read "
+        "equally much."
+    )
 
 
 def test_pseudo_labels_are_judged_by_the_true_ones(chapter, digits):

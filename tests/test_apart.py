@@ -10,8 +10,9 @@ import psutil
 import pytest
 from conftest import ROOT
 
+import dlcvlib.apart
 from dlcvlib import stopwatch
-from dlcvlib.apart import apart
+from dlcvlib.apart import apart, cores
 from dlcvlib.errors import UserError
 
 
@@ -113,3 +114,14 @@ def test_chapters_do_without_torchvision():
     )
     environment = os.environ | {"TORCH_HOME": "/nowhere"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), (None, 8)]
+)
+def test_cores_are_those_of_the_container(monkeypatch, tmp_path, quota, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(dlcvlib.apart, "QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert cores() == expected

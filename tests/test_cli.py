@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dlcvlib.apart
 from dlcvlib import __main__, environment, storage, training
 from dlcvlib.__main__ import main
 from dlcvlib.environment import ROOT
@@ -56,10 +57,25 @@ def test_jobs_and_seconds_are_one_or_more(option, capsys):
     assert f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
 
 
-def test_unknown_problem(tmp_path, capsys):
-    words = ["report", "--profile", "smoke", "--only", "7-7", "--out", str(tmp_path / "report")]
-    assert main([*words, "--set", f"vae.runs_dir={tmp_path}"]) == 2
-    assert "no problem 7-7" in capsys.readouterr().err
+def test_what_can_be_refused_is_before_any_data_are_prepared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dlcvlib.apart, "apart", lambda *_: pytest.fail("data are prepared"))
+    words = ["report", "--profile", "smoke", "--out", str(tmp_path)]
+    assert main([*words, "--only", "1-33"]) == 2
+    assert "no problem 1-33" in capsys.readouterr().err
+    (tmp_path / "report.pdf").touch()
+    assert main(words) == 2
+    assert "report.pdf is no report's" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in (tmp_path, ROOT):
+        monkeypatch.chdir(folder)
+        assert main(["report", "--data", "folder:~/mine", "--out", "~/made"]) == 0
+    assert {arguments.data for arguments in seen} == {f"folder:{tmp_path / 'home' / 'mine'}"}
+    assert {arguments.out for arguments in seen} == {tmp_path / "home" / "made"}
 
 
 def test_params_shows_values_and_meaning(capsys):

@@ -102,6 +102,12 @@ def test_without_a_place_to_keep_it(smoke, clock, monkeypatch, tmp_path):
     assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
 
 
+def test_a_full_disk_there_ends_no_training(smoke, clock, disk_full_beyond):
+    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
+    with disk_full_beyond(0):
+        assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
+
+
 def test_what_is_asked_for_or_alone_possible_needs_no_trial(smoke, clock, monkeypatch):
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
     assert devices.choose(smoke(precision="fp32").settings, method, batch) == ("fp32", "asked for")

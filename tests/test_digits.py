@@ -119,6 +119,9 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
     assert len(digits.left_out) == 2
     assert "mnistm->svhn is left out" in digits.left_out[0]
     assert "has no svhn" in digits.summary()
+    odd = digit_folder(tmp_path / "h*w*3", ["usps", "mnistm"])
+    for text in (load(f"folder:{odd}").summary(), load(f"folder:{odd}").brief()):
+        assert r"h\*w\*3" in text
     with pytest.raises(UserError, match="none can be run"):
         load(f"folder:{root}", pairs=["svhn->usps"])
 

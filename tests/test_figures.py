@@ -1,5 +1,7 @@
 """What a reader would miss in a picture: curves in full, lines in their order."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
@@ -7,12 +9,25 @@ from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
 from dlcvlib import figures, inspection, pixelda, vae
+from dlcvlib.data.images import Pair
 
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
     plt.close("all")
+
+
+def test_captions_tell_what_is_synthetic(faces, digits):
+    assert faces.note() == "Data: synthetic faces."
+    real = dataclasses.replace(faces, synthetic=False, source="photographs in my_faces")
+    assert real.note() == r"Data: photographs in my\_faces."
+    whole = "UCI scans shipped with a package, enlarged"
+    scans = dataclasses.replace(digits.domains["usps"], source=whole)
+    drawn = dataclasses.replace(digits.domains["mnistm"], name="svhn", synthetic=True)
+    told = "Data: usps (UCI scans), svhn (synthetic)."
+    assert Pair(scans, drawn).note() == told
+    assert dataclasses.replace(digits, domains={"usps": scans, "svhn": drawn}).note() == told
 
 
 def test_a_level_above_the_curves_is_seen():

@@ -184,9 +184,15 @@ def test_inceptions_weights_give_features(monkeypatch, tmp_path):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     save_file(weights, (folder / features.INCEPTION).with_suffix(".safetensors"))
-    found = features.inception().features(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8))
+    extract = features.inception().features
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = extract(images)
     assert found.shape == (2, 2048)
     assert found.isfinite().all()
+    # A generated picture is rounded like a real one, and the margin is seen too.
+    assert torch.equal(extract(images.float() / 255 + 0.001), found)
+    images[:, :, :2] = 0
+    assert not torch.equal(extract(images), found)
 
 
 def test_inceptions_file_is_named_as_torchvision_names_it():

@@ -92,6 +92,19 @@ def test_all_ran_headless(smoke_report):
         assert sum(p["kind"] in ("figure", "table") for p in payloads) >= 2
 
 
+def test_pictures_tell_what_data_they_are_of(smoke_report):
+    """Drawn faces and digits are called synthetic wherever they are seen."""
+    out, _ = smoke_report
+    pictures = 0
+    for path in PATHS:
+        executed = nbformat.read(out / "notebooks" / path.name, as_version=4)
+        for output in (o for c in code(executed) for o in c.outputs):
+            if "image/png" in output.get("data", {}):
+                assert "Data: " in output.data[MIME]["caption"], path.name
+                pictures += 1
+    assert pictures > 20
+
+
 def test_executed_notebooks_hold_no_litter(smoke_report):
     out, _ = smoke_report
     for path in (out / "notebooks").glob("*.ipynb"):

@@ -138,6 +138,14 @@ def test_one_flipped_byte_is_noticed(smoke, faces, tmp_path, counted, capsys, fi
     )
 
 
+def test_checkpoints_that_a_kill_at_the_end_has_left_go(smoke, faces, tmp_path):
+    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    for name in ("checkpoint-12.safetensors", "checkpoint.json"):
+        (run.folder / name).write_bytes(b"left")
+    vae.train_or_load(smoke().settings, faces, tmp_path)
+    assert not list(run.folder.glob("checkpoint*"))
+
+
 def test_what_a_run_leaves(smoke, faces, tmp_path):
     run = vae.train_or_load(smoke().settings, faces, tmp_path)
     left = sorted(path.name for path in (tmp_path / run.name).iterdir())

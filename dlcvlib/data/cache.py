@@ -98,7 +98,8 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
             f"validation_size: {validation_size} leaves nothing of the {prepared.train} "
             f"training images of {name}; lower it"
         )
-    folder = storage.make_dir(Path(runs_dir) / "data") / f"{name}-{prepared.key[:16]}"
+    key = fingerprints.json_hash({"content": prepared.key, "side": prepared.side})
+    folder = storage.make_dir(Path(runs_dir) / "data") / f"{name}-{key[:16]}"
     tensors, meta = storage.kept(
         folder / "images.safetensors", lambda: _make(folder, prepared, name)
     )

@@ -3,6 +3,8 @@
 Validation is held out of train; test is read for the tables alone.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -56,6 +58,10 @@ class FaceData:
         """Markdown: one or two sentences on what the data are and what to know about them."""
         text = f"Data: {escaped(self.source)}; {_sizes(self)}."
         return " ".join([text, *map(escaped, self.notes)])
+
+    def note(self) -> str:
+        """Markdown for the end of a caption: what the pictures and numbers are of."""
+        return f"Data: {'synthetic faces' if self.synthetic else escaped(self.source)}."
 
     def attribute(self, wanted: str) -> tuple[str, str]:
         """The wanted attribute, or else the most balanced one with a line that says so."""
@@ -143,6 +149,10 @@ class Pair:
         """Such as "usps->mnistm"."""
         return f"{self.source.name}->{self.target.name}"
 
+    def note(self) -> str:
+        """`DigitData.note` of these two."""
+        return _note([self.source, self.target])
+
     def adaptation(self) -> Adaptation:
         """What the methods are handed of it."""
         return Adaptation(
@@ -173,12 +183,27 @@ class DigitData:
     def summary(self) -> str:
         """Markdown: a line a domain, and what is missing."""
         lines = [f"- {domain.summary()}" for domain in self.domains.values()]
-        return "\n".join([*lines, *(f"- **{line}**" for line in self.left_out)])
+        return "\n".join([*lines, *(f"- **{escaped(line)}**" for line in self.left_out)])
 
     def brief(self) -> str:
         """The same in a sentence or two."""
         parts = [f"{name} ({escaped(domain.source)})" for name, domain in self.domains.items()]
-        return " ".join([f"Data: {', '.join(parts)}.", *(f"**{x}**" for x in self.left_out)])
+        return " ".join(
+            [f"Data: {', '.join(parts)}.", *(f"**{escaped(x)}**" for x in self.left_out)]
+        )
+
+    def note(self) -> str:
+        """Markdown for the end of a caption: what each domain really is, in the fewest words."""
+        return _note(self.domains.values())
+
+
+def _note(domains: Iterable[Domain]) -> str:
+    def kind(domain: Domain) -> str:
+        # Of the source what comes first: the rest stands in the text.
+        first = re.split(r",| shipped ", domain.source)[0]
+        return "synthetic" if domain.synthetic else escaped(first)
+
+    return f"Data: {', '.join(f'{domain.name} ({kind(domain)})' for domain in domains)}."
 
 
 def _sizes(data: FaceData | Domain) -> str:

@@ -35,14 +35,24 @@ def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
 
     These fingerprints cover what is said of the data too, such as files that were left out.
     """
-    found = {}
-    for name, params in chapters.items():
-        data = load(params)
-        _enough(data)
-        found[name] = fingerprints.json_hash({"data": data.fingerprint, "said": data.summary()})
     import torch
 
+    from dlcvlib.params import DigitParams, FaceParams
+
+    found, looked = {}, {}
+    for name, params in chapters.items():
+        fields = FaceParams if isinstance(params, FaceParams) else DigitParams
+        part = fingerprints.json_hash({f: getattr(params, f) for f in fields.model_fields})
+        # Two chapters mostly have the same images, and a set of faces can be gigabytes.
+        looked[part] = looked.get(part) or _look(params)
+        found[name] = looked[part]
     return found, torch.accelerator.is_available()
+
+
+def _look(params: "Parameters") -> str:
+    data = load(params)
+    _enough(data)
+    return fingerprints.json_hash({"data": data.fingerprint, "said": data.summary()})
 
 
 def _enough(data: "FaceData | DigitData") -> None:

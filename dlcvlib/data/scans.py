@@ -97,7 +97,7 @@ class Blended(Sequence[np.ndarray]):
     def __getitem__(self, index: int) -> np.ndarray:
         split = int(index >= len(self.splits[0]))
         place = index - split * len(self.splits[0])
-        rng = np.random.default_rng([1, place])
+        rng = np.random.default_rng([1, split, place])
         return blend(self.splits[split][place], self.parts[split], rng)
 
 

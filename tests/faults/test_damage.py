@@ -78,6 +78,16 @@ def test_a_kept_map(tmp_path, damage, digits, capsys):
     assert after.points == pytest.approx(before.points, abs=1e-3)
 
 
+def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
+    path = tmp_path / "thing.safetensors"
+    half, others = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
+    for left in (half, others):
+        left.write_bytes(b"half")
+    storage.kept(path, lambda: ({}, {}))
+    assert not half.exists()
+    assert others.exists()  # it may be in the making
+
+
 @pytest.mark.parametrize("suffix", [".ipynb", ".json"])
 def test_an_executed_notebook(small, damage, suffix, capsys):
     small.write(p1_1=["40 + 2"])
