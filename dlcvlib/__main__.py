@@ -144,7 +144,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
     here = Path.cwd()
 
     def from_there(path: str | Path) -> str:
-        path = Path(path).expanduser()
+        path = os.path.expanduser(path)  # noqa: PTH111 - which leaves a name that nobody has
         return os.path.normpath(path if here == ROOT else here / path)
 
     os.chdir(ROOT)
@@ -209,7 +209,8 @@ def _report(arguments: argparse.Namespace) -> int:
     # A folder may well hold faces only, or digits only.
     numbers = {int(problem[0]) for problem in planning.chosen(wanted)}
     needed = [name for number, name in enumerate(chapters, 1) if number in numbers]
-    report.refuse(arguments.out)  # before the data, which may take long
+    if not arguments.explain:
+        report.refuse(arguments.out)  # before the data, which may take long
     # torch and the images take hundreds of megabytes; what follows needs neither.
     fingerprints, gpu = apart(
         "dlcvlib.data.loading:look", {name: chapters[name] for name in needed}

@@ -36,6 +36,9 @@ from dlcvlib.params import AdaMatchSettings
 from dlcvlib.runs import Run
 from dlcvlib.training import adam, move
 
+THRESHOLD = 0.9
+"""Share of the source's confidence from which [1] believes a pseudo-label."""
+
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:

@@ -15,7 +15,7 @@ from dlcvlib import stopwatch
 from dlcvlib.errors import UserError
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time, and in how many of the clock's, of a Linux container."""
+"""Of a Linux container (cgroup v2): microseconds of processor time in so many of the clock's."""
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dlcvlib import fingerprints, memory, storage
+from dlcvlib.apart import cores
 from dlcvlib.errors import UserError
 from dlcvlib.params import TrainingSettings
 from dlcvlib.stopwatch import timed
@@ -27,7 +28,10 @@ from dlcvlib.stopwatch import timed
 # A GPU's fastest convolutions add up in another order each time: no run could be repeated.
 torch.backends.cudnn.deterministic = True
 # Else a GPU would round the factors of "fp32" to ten bits.
-torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cudnn.allow_tf32 = False
+# torch counts a machine's processors, also where a container has a share of them.
+if cores() < torch.get_num_threads():
+    torch.set_num_threads(cores())
 
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3

@@ -204,4 +204,4 @@ def inception() -> Extractor | None:
         chunks = _as_files(images).split(CHUNK)
         return torch.cat([net(prepare(chunk.to(device_of(net)))).cpu() for chunk in chunks])
 
-    return Extractor("Inception-v3 (ImageNet)", str(weights), features)
+    return Extractor("Inception-v3 (ImageNet)", f"{weights}, whole pictures", features)

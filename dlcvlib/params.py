@@ -159,7 +159,7 @@ class TrainingFields(Parameters):
 
     steps: Positive = Field(description="training steps, one batch each")
     batch_size: Annotated[int, Field(gt=1)] = Field(
-        description="images in a batch (in chapters 3 and 4: of each domain)"
+        description="images in a batch; of each domain where there are two"
     )
     learning_rate: Rate = Field(description="Adam's learning rate at its highest")
     learning_rate_schedule: Literal["cosine", "halvings", "constant"] = Field(

@@ -126,8 +126,8 @@ def survival_sentence(preserved: pd.DataFrame, by_digit: pd.DataFrame) -> str:
     """
     digits = by_digit.groupby(["pair", "digit"])["kept"].mean()
     parts = [
-        f"{adaptation.mean_of(rows['kept'])} on {pair} (worst the {digits[pair].idxmin()}, "
-        f"{digits[pair].min():.0%}; before they were redrawn {adaptation.mean_of(rows['before'])})"
+        f"{adaptation.mean_of(rows['kept'])} on {pair} ({adaptation.mean_of(rows['before'])} "
+        f"before they were redrawn; worst the {digits[pair].idxmin()}, {digits[pair].min():.0%})"
         for pair, rows in preserved.groupby("pair", sort=False)
     ]
     return (

@@ -421,7 +421,7 @@ def describe(
     """What this report was made with and of: for its first and last page and results.json."""
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(p[0]) - 1] for p in document.payloads))
     runs = _runs(document, {params[chapter].runs_dir for chapter in chapters})
-    devices = (f"{r['device']} (threads: {r['threads']}, {r['precision']})" for r in runs)
+    devices = (_trained_on(run) for run in runs)
     off = environment.deviations()
     return {
         "profile": about["profile"],
@@ -444,6 +444,11 @@ def describe(
         "memory_peak_mb": about["memory"] / 1e6,
         "runs": runs,
     }
+
+
+def _trained_on(run: Mapping[str, Any]) -> str:
+    several = f"{run['processes']} processes, " if run["processes"] > 1 else ""
+    return f"{run['device']} ({several}threads: {run['threads']}, {run['precision']})"
 
 
 def _no_device(document: Document) -> str:
@@ -485,6 +490,7 @@ def _runs(document: Document, folders: set[str]) -> list[dict[str, Any]]:
         "precision",
         "precision_why",
         "threads",
+        "processes",
     )
     found = []
     for name in document.runs():

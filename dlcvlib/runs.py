@@ -2,7 +2,8 @@
 
 A run is `runs/<method>-<hash>/`; the hash covers what decides the result: the method's settings,
 the data's fingerprint, the source of the code that trains it and the versions of torch and
-accelerate. Notebooks that need the same run share it.
+accelerate. On what it was trained, and by how many threads and processes, is kept beside it.
+Notebooks that need the same run share it.
 
     settings.yaml        what was trained
     history.csv          losses over the steps
@@ -17,7 +18,7 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,19 +135,27 @@ def train_or_load(
     """
     identity = identity_of(settings, data, code)
     folder = storage.make_dir(Path(runs_dir)) / run_name(kind, identity)
-    if (run := _load(folder, create, settings)) is not None:
+    if PartialState().num_processes == 1 and (run := _load(folder, create, settings)) is not None:
         return run
-    if not PartialState().is_main_process:
-        # Under `accelerate launch` the main process alone locks and writes.
-        _train(folder, kind, identity, create, batches, settings, evaluate, keep)
-        PartialState().wait_for_everyone()
-        return _whole(folder, create, settings)
-    with storage.sole(folder, "trained", wait=_waits.get()):
+    with _sole(folder):
         if (run := _load(folder, create, settings)) is not None:
             return run
         _train(folder, kind, identity, create, batches, settings, evaluate, keep)
-    PartialState().wait_for_everyone()
     return _whole(folder, create, settings)
+
+
+@contextmanager
+def _sole(folder: Path) -> Iterator[None]:
+    """`storage.sole`; under `accelerate launch` the main process holds the lock for all.
+
+    They go in and come out together, so that all of them find the same.
+    """
+    state = PartialState()
+    lock = storage.sole(folder, "trained", wait=_waits.get())
+    with lock if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        yield
+        state.wait_for_everyone()
 
 
 def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:

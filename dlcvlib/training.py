@@ -8,7 +8,8 @@ survive. A run that is killed and resumed, as often as you like, is therefore th
 run, bit for bit on one device.
 
 Under `accelerate launch` each process takes its share of every batch, with noise of its own, and
-the gradients are averaged; BatchNorm knows a process's share alone.
+the gradients are averaged; BatchNorm knows a process's share alone, and the history has the main
+process's losses. Such a run goes on with as many processes as it began with.
 """
 
 import contextlib
@@ -110,17 +111,17 @@ def fit(
         {"history": rows as dicts, "seconds": time spent training, "device", "precision", …}.
 
     Raises:
-        UserError: if a batch cannot be shared out among the processes.
+        UserError: if batches cannot be shared out among the processes, or others have begun it.
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
     processes = PartialState().num_processes
-    if settings.batch_size % processes or settings.batch_size < 2 * processes:
-        raise UserError(
-            f"batch_size: {settings.batch_size} images cannot be shared out evenly, two or more "
-            f"each, among {processes} processes"
-        )
     checkpoint = _checkpoint(folder)
+    if checkpoint and checkpoint[1]["processes"] != processes:
+        raise UserError(
+            f"{folder} was begun by {checkpoint[1]['processes']} processes: go on with as many, or "
+            "remove it"
+        )
     # A run goes on as it began, whatever a trial of the precisions would find today.
     state = Progress(
         checkpoint[1]["precision"] if checkpoint else devices.choose(settings, method, batch)
@@ -159,9 +160,7 @@ def fit(
                     group["lr"] = factor * group["initial_lr"]
             method.done = state.step
             drawn = batch(state.step)
-            if processes > 1:
-                drawn = [tensor.tensor_split(processes)[rank] for tensor in drawn]
-            losses = method.step(drawn)
+            losses = method.step(_share(drawn, rank, processes) if processes > 1 else drawn)
             losses |= gradient_norms(method.optimizers)
             state.pending.append({name: value.detach() for name, value in losses.items()})
             state.step += 1
@@ -272,6 +271,7 @@ class Progress:
                         plain_state[key] = value
         meta = {
             "precision": self.precision,
+            "processes": PartialState().num_processes,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -343,6 +343,20 @@ def gradient_norms(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str,
         GRADIENT + name: torch.nn.utils.get_total_norm(_gradients(optimizer))
         for name, optimizer in optimizers.items()
     }
+
+
+def _share(batch: Sequence[Tensor], rank: int, processes: int) -> list[Tensor]:
+    """What one of several processes takes of a batch.
+
+    Raises:
+        UserError: if they would not all have as much, and two rows or more.
+    """
+    if any(len(rows) % processes or len(rows) < 2 * processes for rows in batch):
+        raise UserError(
+            f"a batch of {len(batch[0])} cannot be shared out evenly, two or more each, among "
+            f"{processes} processes: begin fewer, or change batch_size"
+        )
+    return [rows.chunk(processes)[rank] for rows in batch]
 
 
 @contextlib.contextmanager

@@ -259,7 +259,6 @@ def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
     folder = storage.make_dir(run.folder.parent / "latents" / name)
 
     def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
-        storage.sweep(folder)
         return {"mean": run.method.encode(faces.train.images)}, {}
 
     return storage.kept(folder / "mean.safetensors", encode)[0]["mean"]

@@ -139,6 +139,7 @@ def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
         text=True,
         cwd=ROOT,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     records = [storage.read_sealed(path) for path in tmp_path.glob("*-*/provenance.json")]

@@ -54,6 +54,9 @@ def test_embedded(load):
         assert len(domain.validation) == 20
     assert [d.synthetic for d in digits.domains.values()] == [False, False, True]
     assert "synthetic" in digits.domains["svhn"].summary()
+    assert digits.note() == (
+        "Data: usps (UCI scans), mnistm (blended MNIST scans), svhn (synthetic)."
+    )
     assert "not USPS itself" in digits.domains["usps"].summary()
 
 

@@ -22,9 +22,8 @@ def test_captions_tell_what_is_synthetic(faces, digits):
     assert faces.note() == "Data: synthetic faces."
     real = dataclasses.replace(faces, synthetic=False, source="photographs in my_faces")
     assert real.note() == r"Data: photographs in my\_faces."
-    whole = "UCI scans shipped with a package, enlarged"
-    scans = dataclasses.replace(digits.domains["usps"], source=whole)
-    drawn = dataclasses.replace(digits.domains["mnistm"], name="svhn", synthetic=True)
+    scans = dataclasses.replace(digits.domains["usps"], source="UCI scans", brief="")
+    drawn = dataclasses.replace(digits.domains["mnistm"], name="svhn", brief="synthetic")
     told = "Data: usps (UCI scans), svhn (synthetic)."
     assert Pair(scans, drawn).note() == told
     assert dataclasses.replace(digits, domains={"usps": scans, "svhn": drawn}).note() == told

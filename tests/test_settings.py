@@ -97,7 +97,7 @@ CHANGES = {
         "content_weight": 0.5,
         "patient": False,
         "softmax_twice": True,
-        "classifier_with_generator": True,  # without `patient`, which it cannot be with
+        "classifier_with_generator": True,
     },
     "adamatch": ADAPTATION | {"threshold": 1.0, "ema_decay": 0.1},
 }
@@ -129,7 +129,9 @@ def test_every_setting_decides_the_weights(name, trained):
         assert getattr(base, setting) != value, setting
         if value is None:
             continue
-        base = base.replace(patient=False) if setting == "classifier_with_generator" else base
+        if setting == "classifier_with_generator":  # which cannot be with `patient`
+            base = base.replace(patient=False)
+            before = trained(name, base)
         after = trained(name, base.replace(**{setting: value}))
         if before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before):
             silent.append(setting)

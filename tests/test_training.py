@@ -1,15 +1,20 @@
 """The loop: schedules, batches, determinism, resume, and numbers that go wrong."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
-from dlcvlib import devices, storage, training, vae
+from dlcvlib import devices, params, storage, training, vae
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
+from dlcvlib.errors import UserError
 from dlcvlib.training import learning_rate_factor
 
 CPU = torch.device("cpu")
@@ -132,6 +137,81 @@ def test_each_step_and_seed_has_noise_of_its_own(smoke, tmp_path):
         settings = smoke(precision="fp32", steps=50, seed=seed).settings
         fit_weight(settings, tmp_path / str(seed), lambda _: drawn.append(torch.rand(2)))
     assert len(torch.stack(drawn).unique(dim=0)) == 150
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from dlcvlib import params, training
+
+if sys.argv[2:]:
+    PartialState(cpu=True)
+settings = params.load("smoke", "vae", {"precision": "fp32", "steps": 5, "batch_size": 8}).settings
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
+optimizer = training.adam([net], settings)
+
+def step(batch):
+    images, wanted = batch
+    loss = (method.net(images).flatten() - wanted).square().mean()
+    training.move(loss, [optimizer])
+    return {"loss": loss}
+
+method = SimpleNamespace(net=net, modules={"net": net}, optimizers={"net": optimizer}, step=step)
+
+def batch(step):
+    numbers = torch.Generator().manual_seed(step)
+    images = torch.rand(8, 3, 4, 4, generator=numbers).contiguous(memory_format=torch.channels_last)
+    return images, torch.rand(8, generator=numbers)
+
+folder = Path(sys.argv[1])
+training.fit(method, batch, settings, folder / str(PartialState().process_index), label="test")
+weights = torch.cat([weight.flatten() for weight in net.parameters()])
+(folder / f"weights-{PartialState().process_index}").write_text(repr(weights.tolist()))
+"""
+
+
+def test_processes_that_share_batches_move_as_one_does(tmp_path):
+    """Their gradients' mean is that of the whole batch, where no BatchNorm and no noise are."""
+    program = tmp_path / "program.py"
+    program.write_text(PROCESSES)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    found = []
+    for name, launch in (("one", []), ("two", several)):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, *launch, str(program), str(tmp_path / name), *launch[:1]]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=300)
+        found += [
+            torch.tensor(json.loads(path.read_text()))
+            for path in sorted((tmp_path / name).glob("weights-*"))
+        ]
+    one, *two = found
+    assert len(two) == 2
+    assert torch.equal(*two)
+    torch.testing.assert_close(two[0], one, atol=1e-5, rtol=1e-4)
+    checkpoint = {"precision": ["fp32", ""], "processes": 2, "step": 0}
+    folder = tmp_path / "begun"
+    storage.write_tensors(folder / "checkpoint-0.safetensors", {}, checkpoint)
+    digest = storage.sha256(folder / "checkpoint-0.safetensors")
+    pointer = {"file": "checkpoint-0.safetensors", "sha256": digest, "step": 0}
+    storage.write_sealed(folder / "checkpoint.json", pointer)
+    settings = params.load("smoke", "vae", {"precision": "fp32"}).settings
+    with pytest.raises(UserError, match="begun was begun by 2 processes"):
+        fit_weight(settings, folder)
+
+
+@pytest.mark.parametrize("processes", [3, 8])
+def test_batches_that_cannot_be_shared_out_are_refused(processes):
+    batch = [torch.zeros(8, 3), torch.zeros(8)]
+    with pytest.raises(UserError, match=f"8 cannot be shared out evenly.* {processes} processes"):
+        training._share(batch, 0, processes)
+    assert [rows.shape[0] for rows in training._share(batch, 1, 4)] == [2, 2]
 
 
 @pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])

@@ -38,6 +38,7 @@ class Prepared:
         known: name -> (len(items),) uint8: columns that are known without decoding.
         columns: names of the columns of `work`.
         notes: what a reader must know, and no part of the key.
+        brief: the source in two or three words for captions, if it has more.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Prepared:
     known: dict[str, np.ndarray]
     columns: Sequence[str]
     notes: tuple[str, ...] = ()
+    brief: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,7 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
         )
     key = fingerprints.json_hash({"content": prepared.key, "side": prepared.side})
     folder = storage.make_dir(Path(runs_dir) / "data") / f"{name}-{key[:16]}"
-    tensors, meta = storage.kept(
-        folder / "images.safetensors", lambda: _make(folder, prepared, name)
-    )
+    tensors, meta = storage.kept(folder / "images.safetensors", lambda: _make(prepared, name))
     images = tensors.pop("images")
     columns = {key.removeprefix(PREFIX): values for key, values in tensors.items()}
     notes = (*prepared.notes, *meta["notes"])
@@ -110,10 +110,8 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
 
 
 @timed("data")
-def _make(folder: Path, prepared: Prepared, label: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _make(prepared: Prepared, label: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Decode or draw everything."""
-    # Only this set's lock is held: another's temporary files may be in the making.
-    storage.sweep(folder)
     order = _training_order(prepared.train, len(prepared.items))
     images = torch.empty(len(order), 3, prepared.side, prepared.side, dtype=torch.uint8)
     columns = decoding.fill(

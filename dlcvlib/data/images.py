@@ -3,7 +3,6 @@
 Validation is held out of train; test is read for the tables alone.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -100,6 +99,7 @@ class Domain:
         notes: what a reader must know about how they were read.
         fingerprint: hex digest of images and labels.
         images_fingerprint: hex digest of the images alone.
+        brief: the source in two or three words for captions, if it has more.
     """
 
     name: str
@@ -111,6 +111,7 @@ class Domain:
     notes: tuple[str, ...]
     fingerprint: str
     images_fingerprint: str
+    brief: str = ""
 
     def summary(self) -> str:
         """Markdown: a sentence or two on what they are, how many, what to know about them."""
@@ -198,12 +199,8 @@ class DigitData:
 
 
 def _note(domains: Iterable[Domain]) -> str:
-    def kind(domain: Domain) -> str:
-        # Of the source what comes first: the rest stands in the text.
-        first = re.split(r",| shipped ", domain.source)[0]
-        return "synthetic" if domain.synthetic else escaped(first)
-
-    return f"Data: {', '.join(f'{domain.name} ({kind(domain)})' for domain in domains)}."
+    parts = [f"{domain.name} ({escaped(domain.brief or domain.source)})" for domain in domains]
+    return f"Data: {', '.join(parts)}."
 
 
 def _sizes(data: FaceData | Domain) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlcvlib import fingerprints
 
-LEAST_FACES = {"train": 32, "validation": 2, "test": 32}
+LEAST_FACES = {"train": 32, "validation": 32, "test": 32}
 LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Images of a split that the notebooks' grids, batches and neighbourhoods need."""
 

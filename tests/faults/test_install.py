@@ -53,9 +53,11 @@ def checkout(tmp_path):
     (stand_ins / "pip" / "__init__.py").touch()
     (stand_ins / "pip" / "__main__.py").write_text(PIP)
     (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
-    # No conda and no other Python: what is made is made in the checkout.
+    # No conda, and this Python by whatever name it is looked for.
     (stand_ins / "bin").mkdir()
-    (stand_ins / "bin" / "python3").symlink_to(Path(sys._base_executable).resolve())
+    for version in ("3.13", "3.12", "3.11", "3"):
+        python = stand_ins / "bin" / f"python{version}"
+        python.symlink_to(Path(sys._base_executable).resolve())
     return tmp_path
 
 
