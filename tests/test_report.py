@@ -410,7 +410,7 @@ def test_a_damaged_notebook_is_run_again(small, capsys):
 def test_only(small):
     small.write(p1_1=[GOOD], p1_2=["1 / 0"])
     assert small.make(only=["1-1"])
-    with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2\)"):
+    with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2;"):
         small.make(only=["9-9"])
 
 
