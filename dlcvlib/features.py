@@ -172,6 +172,12 @@ def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
     return [extractor(params, faces), *filter(None, [inception()])]
 
 
+def inception_file() -> Path | None:
+    """Inception's weights in torch's cache, if they lie there as safetensors."""
+    file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
+    return file if file.is_file() else None
+
+
 def inception() -> Extractor | None:
     """Inception-v3's pooled features, if its weights lie in torch's cache as safetensors.
 
@@ -180,10 +186,9 @@ def inception() -> Extractor | None:
     Raises:
         UserError: if they are not Inception's.
     """
-    file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
-    # torchvision takes a second and 150 MB: it is loaded only if it is of use.
-    if not file.is_file():
+    if (file := inception_file()) is None:
         return None
+    # It takes a second and 150 MB: it is loaded only if it is of use.
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     weights = Inception_V3_Weights.IMAGENET1K_V1

@@ -34,8 +34,9 @@ class Comparison:
 
     Attributes:
         frame: one row a run: variant, seed, mse (a value, test), kld (nats an image, test), kid
-            and diversity of prior samples (against test images), held_out_mse and held_out_kid (the
-            same of validation images, for choosing by).
+            and diversity of prior samples (against test images), and for choosing by held_out_mse
+            (the run's own last measurement, z drawn as in training) and held_out_kid (of the same
+            samples) on validation images.
         samples: variant -> some prior samples of its first seed, (SHOWN, 3, 64, 64) in 0..1.
         runs: all of them.
     """
@@ -77,13 +78,14 @@ def train(
         pictures = run.method.decode(z)
         samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
         drawn = extractor.features(pictures)
+        held_out_error = run.history["validation_mse"].dropna().iloc[-1]
         rows.append(
             {"variant": name, "seed": seed}
             | _reconstruction(run, real)
             | {
                 "kid": metrics.kid(of_real, drawn)[0],
                 "diversity": metrics.diversity(drawn) / varied,
-                "held_out_mse": _reconstruction(run, held_out)["mse"],
+                "held_out_mse": held_out_error / real[0].numel(),
                 "held_out_kid": metrics.kid(of_held_out, drawn)[0],
             }
         )

@@ -239,6 +239,8 @@ def test_a_vaes_samples_are_measured_once_against_both_splits(smoke, faces, tmp_
     assert row.kid == metrics.kid(of_test, drawn)[0]
     assert row.held_out_kid == metrics.kid(of_validation, drawn)[0]
     (run,) = found.runs
-    for images, error in ((test, row.mse), (validation, row.held_out_mse)):
-        redrawn = run.method.reconstruct(images)
-        assert error == pytest.approx((images / 255 - redrawn).square().mean().item(), rel=1e-4)
+    redrawn = run.method.reconstruct(test)
+    assert row.mse == pytest.approx((test / 255 - redrawn).square().mean().item(), rel=1e-4)
+    torch.manual_seed(0)
+    again = run.method.evaluate(validation)["mse"] / validation[0].numel()
+    assert row.held_out_mse == pytest.approx(again, rel=0.02)  # but for the draw of z

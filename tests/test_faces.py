@@ -11,6 +11,7 @@ import torch
 from conftest import HW3_DATA, ROOT, write_csv
 from PIL import Image
 
+from dlcvlib import features
 from dlcvlib.data import decoding, drawn_faces, loading
 from dlcvlib.data.faces import load_faces
 from dlcvlib.errors import UserError
@@ -452,6 +453,17 @@ def test_celeba_that_cannot_be_had(load, tmp_path, monkeypatch):
     monkeypatch.setattr(CelebA, "download", lambda self: (_ for _ in ()).throw(OSError("refused")))
     with pytest.raises(UserError, match=r"could not be downloaded \(refused\).*img_align_celeba"):
         load(f"torchvision:{tmp_path}")
+
+
+def test_inceptions_weights_count_as_soon_as_they_are_there(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    chosen = {"vae": smoke(runs_dir=str(tmp_path / "runs"))}
+    before, _ = loading.look(chosen)
+    assert loading.look(chosen)[0] == before
+    file = tmp_path / "torch" / "hub" / "checkpoints" / features.INCEPTION
+    file.parent.mkdir(parents=True)
+    file.with_suffix(".safetensors").touch()
+    assert loading.look(chosen)[0] != before
 
 
 def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, smoke):

@@ -33,7 +33,8 @@ def load(params: "Parameters") -> "FaceData | DigitData":
 def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
     """Prepare the data of some chapters; their fingerprints, and whether there is a GPU.
 
-    These fingerprints cover what is said of the data too, such as files that were left out.
+    These fingerprints cover what is said of the data too, such as files that were left out, and
+    Inception's weights, by which faces are measured where they are there.
     """
     import torch
 
@@ -50,9 +51,15 @@ def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
 
 
 def _look(params: "Parameters") -> str:
+    from dlcvlib import features
+    from dlcvlib.params import FaceParams
+
     data = load(params)
     _enough(data)
-    return fingerprints.json_hash({"data": data.fingerprint, "said": data.summary()})
+    identity = {"data": data.fingerprint, "said": data.summary()}
+    if isinstance(params, FaceParams) and (file := features.inception_file()):
+        identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return fingerprints.json_hash(identity)
 
 
 def _enough(data: "FaceData | DigitData") -> None:
