@@ -199,10 +199,17 @@ def line_panels(
     return figure
 
 
+WIDE = 50
+"""Times the lowest value from which on curves are drawn on a logarithmic scale."""
+
+
 def against_baseline(
     curves: pd.DataFrame, baseline: str, y: tuple[str, str], columns: int
 ) -> Figure:
-    """Small multiples: each variant's curve over the baseline's, a line a seed, filled between.
+    """Small multiples: each variant's mean over the baseline's, filled from lowest to highest seed.
+
+    The scale is logarithmic where one curve would else flatten all others: where values, all above
+    0, span more than `WIDE`.
 
     Args:
         curves: columns variant, seed, step and that of `y`.
@@ -225,7 +232,11 @@ def against_baseline(
             )
             ax.plot(table.index, table.mean(axis=1), color=color, linewidth=1.4)
         ax.set_title(name, fontsize=8.5)
-    if all(ax.dataLim.ymin >= 0 for ax in axes.flat[: len(names)]):
+    lowest, highest = curves[y[0]].min(), curves[y[0]].max()
+    if lowest > 0 and highest > WIDE * lowest:
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+    elif lowest >= 0:
         axes[0, 0].set_ylim(bottom=0)  # of all; last: it ends the axis's growing with what is drawn
     for ax in axes.flat[len(names) :]:
         ax.axis("off")

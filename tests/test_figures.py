@@ -90,3 +90,12 @@ def test_only_what_feeds_a_block_has_an_arrow_to_it():
     )
     arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
     assert len(arrows) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([0.3, 40.0], "log"), ([0.3, 3.0], "linear"), ([-0.1, 40.0], "linear")]
+)
+def test_a_curve_that_runs_away_does_not_flatten_the_others(values, scale):
+    curves = pd.DataFrame({"variant": ["plain", "a"], "seed": 0, "step": 1, "kid": values})
+    figure = figures.against_baseline(curves, "plain", ("kid", "KID"), columns=1)
+    assert figure.axes[0].get_yscale() == scale
