@@ -100,6 +100,7 @@ def test_train_twice_is_train_once(chapter, kind, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
     assert main(words) == 0
+    assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(

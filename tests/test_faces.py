@@ -396,8 +396,8 @@ input()
 
 @pytest.mark.skipif(not HW3_DATA.is_dir(), reason="real photographs are not here")
 def test_real_photographs(load):
-    data = load(f"folder:{HW3_DATA}", validation_size=100, image_limit=600)
-    assert (len(data.train), len(data.validation), len(data.test)) == (500, 100, 600)
+    data = load(f"folder:{HW3_DATA}", validation_size=500)
+    assert (len(data.train), len(data.validation), len(data.test)) == (7500, 500, 1000)
     assert data.attribute("Black_Hair")[0] == "Male"
 
 
@@ -442,6 +442,7 @@ def test_celeba_on_disk(load, celeba):
     assert data.test.attributes["Male"].tolist() == [0, 1]
     assert data.test.attributes["Smiling"].tolist() == [0, 0]
     assert data.source == "CelebA"
+    assert data.test.images[1].float().mean() == pytest.approx(150, abs=3)
     for split in (data.train, data.validation, data.test):
         number = (split.images.float().mean((1, 2, 3)) / 30).round().int()
         assert split.attributes["Male"].tolist() == (number % 2).tolist()
