@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlcvlib import ablation, adamatch, classifier, dann, original, pixelda, runs
 from dlcvlib.classifier import Classifier
-from dlcvlib.data.images import CLASSES, DigitData, Domain, Pair
+from dlcvlib.data.images import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.params import DANNParams, PixelDAParams
 from dlcvlib.runs import Run
 
@@ -25,19 +25,38 @@ DANN, PIXELDA, ADAMATCH = "DANN", "PixelDA", "AdaMatch"
 
 @dataclass(frozen=True)
 class Scores:
-    """A method on every pair and seed.
+    """A method on every pair and seed; measured when first asked for, as some want its runs only.
 
     Attributes:
         method: its name.
-        frame: one row a run: method, pair, seed, accuracy (0 to 1).
-        predictions: (pair, seed) -> labels of the target's test images, (N,) int64.
+        tests: pair -> the target's test images.
         trained: (pair, seed) -> its run.
     """
 
     method: str
-    frame: pd.DataFrame
-    predictions: dict[tuple[str, int], Tensor]
+    tests: dict[str, LabelledImages]
     trained: dict[tuple[str, int], Run[Classifier]]
+
+    @functools.cached_property
+    def predictions(self) -> dict[tuple[str, int], Tensor]:
+        """(pair, seed) -> labels that are read in the target's test images, (N,) int64."""
+        return {
+            (pair, seed): run.method.predict(self.tests[pair].images)
+            for (pair, seed), run in self.trained.items()
+        }
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a run: method, pair, seed, accuracy (0 to 1)."""
+        return pd.DataFrame(
+            {
+                "method": self.method,
+                "pair": pair,
+                "seed": seed,
+                "accuracy": (found == self.tests[pair].labels).double().mean().item(),
+            }
+            for (pair, seed), found in self.predictions.items()
+        )
 
     @property
     def runs(self) -> list[Run[Classifier]]:
@@ -65,7 +84,7 @@ Train = Callable[[Pair, int], Run[Classifier]]
 
 
 def score(methods: Mapping[str, Train], digits: DigitData, seeds: Sequence[int]) -> list[Scores]:
-    """Train methods on every pair and seed, and let them name the target's test images.
+    """Train methods on every pair and seed.
 
     All their runs are asked for at once: while another process trains one, others are trained here.
     """
@@ -78,25 +97,13 @@ def score(methods: Mapping[str, Train], digits: DigitData, seeds: Sequence[int])
         }
     )
     return [
-        _scores(
+        Scores(
             method,
-            digits,
+            {name: pair.target.test for name, pair in digits.pairs.items()},
             {(pair, seed): run for (m, pair, seed), run in trained.items() if m == method},
         )
         for method in methods
     ]
-
-
-def _scores(
-    method: str, digits: DigitData, trained: dict[tuple[str, int], Run[Classifier]]
-) -> Scores:
-    rows, predictions = [], {}
-    for (name, seed), run in trained.items():
-        test = digits.pairs[name].target.test
-        found = predictions[name, seed] = run.method.predict(test.images)
-        accuracy = (found == test.labels).double().mean().item()
-        rows.append({"method": method, "pair": name, "seed": seed, "accuracy": accuracy})
-    return Scores(method, pd.DataFrame(rows), predictions, trained)
 
 
 def _third(params: DANNParams) -> dict[str, Train]:

@@ -110,6 +110,11 @@ class Classifier:
         """(N, 3, 32, 32) uint8 -> F's output (N, size) float on the CPU."""
         return self._over(self.extractor, images)
 
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        """What `features` gave, (N, size) -> labels (N,) int64 on the CPU, as `predict`'s."""
+        return self.classifier(features.to(device_of(self.classifier))).argmax(1).cpu()
+
     def accuracy(self, data: LabelledImages) -> float:
         """Share of images whose label is predicted, 0 to 1."""
         return (self.predict(data.images) == data.labels).float().mean().item()

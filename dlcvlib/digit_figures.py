@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
@@ -104,6 +103,8 @@ def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float
         frame: one row a run: pair, method, accuracy.
         references: method -> pair -> the original's accuracy, drawn as a short line.
     """
+    import seaborn as sns  # with SciPy's statistics, nearly a second, for three notebooks of ten
+
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
     palette = dict(zip(methods, ["#BBBBBB", CYCLE[0], CYCLE[2], CYCLE[3], CYCLE[4]], strict=False))
     # The best that can be had stands last, and quieter.
@@ -269,6 +270,8 @@ def weight_sweep(frame: pd.DataFrame) -> Figure:
         frame: one row a run: weight, schedule, accuracy, domain_accuracy; a weight of 0 is a
             dotted line.
     """
+    import seaborn as sns  # as above
+
     none, some = frame[frame["weight"] == 0], frame[frame["weight"] > 0]
     levels = {"accuracy": none["accuracy"].mean(), "domain_accuracy": 0.5}
     labels = {"accuracy": "target accuracy", "domain_accuracy": "domain accuracy, held out"}

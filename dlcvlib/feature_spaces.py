@@ -65,7 +65,7 @@ def feature_map(pair: Pair, scores: Scores, params: DigitParams) -> FeatureMap:
         points,
         is_source,
         torch.cat([test.labels[:half] for test in tests]).numpy(),
-        run.method.predict(images).numpy(),
+        run.method.classify(features).numpy(),
         proxy_a_distance(features, is_source),
         embedding.neighbours_kept(features, points),
     )

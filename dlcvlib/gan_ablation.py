@@ -88,22 +88,23 @@ def train(
         for seed in params.ablation_seeds
     }
     real = faces.test.images[: metrics.COMPARED]
-    yardstick = metrics.Yardstick(extractor, real)
+    of_real = extractor.features(real)
+    varied = metrics.diversity(of_real)
     z = prior_samples(len(real), params.latent_dim, params.seed)
     rows, curves, samples = [], [], {}
     for (name, seed), run in trained.items():
         averaged = "ema_decay" in variants[name]
         pictures = run.method.sample(z, averaged=averaged)
         samples.setdefault(name, pictures[:SHOWN].clone())  # a view would keep all of them
-        end = yardstick.distance(pictures)
+        drawn = extractor.features(pictures)
         curve = _curve(run, averaged)
         row = {"variant": name, "seed": seed}
         rows.append(
             row
             | {
                 "kid_late": curve.loc[curve["step"] > run.settings.steps / 2, "kid"].mean(),
-                "kid": end["kid"],
-                "diversity": end["diversity"],
+                "kid": metrics.kid(of_real, drawn)[0],
+                "diversity": metrics.diversity(drawn) / varied,
                 "cost": run.seconds / trained["plain DCGAN", seed].seconds,
             }
         )

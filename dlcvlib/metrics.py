@@ -145,44 +145,34 @@ def diversity(features: Tensor) -> float:
     return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
-class Yardstick:
-    """Real images, measured once, that any number of sets of images are held against."""
-
-    def __init__(self, extractor: Extractor, real: Tensor) -> None:
-        """Measure the real images.
-
-        Args:
-            extractor: the features.
-            real: (N, 3, H, W) uint8.
-        """
-        self.extractor = extractor
-        self.features = extractor.features(real)
-        self.diversity, self.sharpness = diversity(self.features), sharpness(real)
-
-    def distance(self, images: Tensor) -> dict[str, float]:
-        """How far images (M, 3, H, W), uint8 or float in 0..1, are from the real ones.
-
-        Returns:
-            kid, kid_std, fid, diversity and sharpness, the last two as a share of the real images'.
-        """
-        found = self.extractor.features(images)
-        value, spread = kid(self.features, found)
-        return {
-            "kid": value,
-            "kid_std": spread,
-            "fid": fid(self.features, found),
-            "diversity": diversity(found) / self.diversity,
-            "sharpness": sharpness(images) / self.sharpness,
-        }
-
-
 def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
-    """How far sets of images, by name, are from real ones: `Yardstick.distance`, one row a set.
+    """How far sets of images are from real ones, by an extractor's features and by sharpness.
 
-    Before its columns stand images (the set's name), features (the extractor's) and n (how many).
+    Args:
+        extractor: the features.
+        real: (N, 3, H, W) uint8.
+        sets: name -> images (M, 3, H, W), uint8 or float in 0..1.
+
+    Returns:
+        One row a set: images (its name), features (the extractor's), n (how many), kid, kid_std,
+        fid, diversity and sharpness, the last two as a share of the real images'.
     """
-    yardstick = Yardstick(extractor, real)
-    return pd.DataFrame(
-        {"images": name, "features": extractor.name, "n": len(images)} | yardstick.distance(images)
-        for name, images in sets.items()
-    )
+    of_real = extractor.features(real)
+    real_diversity, real_sharpness = diversity(of_real), sharpness(real)
+    rows = []
+    for name, images in sets.items():
+        found = extractor.features(images)
+        value, spread = kid(of_real, found)
+        rows.append(
+            {
+                "images": name,
+                "features": extractor.name,
+                "n": len(images),
+                "kid": value,
+                "kid_std": spread,
+                "fid": fid(of_real, found),
+                "diversity": diversity(found) / real_diversity,
+                "sharpness": sharpness(images) / real_sharpness,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -275,6 +275,15 @@ def before_step(monkeypatch):
     return patched
 
 
+def scores_of(method, frame):
+    """Scores of a method that are given, not measured: one row a pair and seed, with accuracy."""
+    from dlcvlib import adaptation
+
+    found = adaptation.Scores(method, {}, {})
+    object.__setattr__(found, "frame", frame)
+    return found
+
+
 def interrupt():
     """As Ctrl-C, at once."""
     raise KeyboardInterrupt

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import scores_of
 
 from dlcvlib import (
     ablation,
-    adaptation,
     averaging,
     dann_ablation,
     gan_ablation,
@@ -169,7 +169,7 @@ def test_danns_verdicts_point_the_right_way():
     sweep["weight"] = sweep["variant"].str.split(",").str[0].astype(float)
     waits = runs_of("accuracy", rising=[0.4, 0.41], patient=[0.7, 0.71])
     before, after = (
-        adaptation.Scores(name, pd.DataFrame(rows | {"method": name, "accuracy": read}), {}, {})
+        scores_of(name, pd.DataFrame(rows | {"method": name, "accuracy": read}))
         for name, read in (("source only", [0.5, 0.51]), ("DANN", [0.7, 0.71]))
         for rows in [{"pair": "a->b", "seed": [0, 1]}]
     )
@@ -195,9 +195,7 @@ def test_sides_that_are_one_variant_make_no_claim():
     sweep["weight"] = sweep["variant"].str.split(",").str[0].astype(float)
     waits = runs_of("accuracy", rising=[0.5, 0.6], patient=[0.5, 0.6])
     frame = pd.DataFrame({"pair": "a->b", "seed": [0, 1], "accuracy": [0.5, 0.6]})
-    before, after = (
-        adaptation.Scores(name, frame.assign(method=name), {}, {}) for name in ("alone", "DANN")
-    )
+    before, after = (scores_of(name, frame.assign(method=name)) for name in ("alone", "DANN"))
     verdicts = dann_ablation.verdicts(sweep, waits, before, after, chosen)
     assert verdicts["claim"].tolist() == [
         "a weight of 1 is worse than 0",

@@ -53,19 +53,21 @@ def test_fid_in_closed_form():
     )
 
 
-def test_a_yardstick_gives_shares_of_the_real_images():
+def test_distances_give_shares_of_the_real_images():
     torch.manual_seed(0)
     extractor = features.Extractor("means", "means", lambda x: x.float().flatten(2).mean(2))
     real = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8)
-    yardstick = metrics.Yardstick(extractor, real)
-    same = yardstick.distance(real)
+    sets = {
+        "same": real,
+        "blurred": torch.nn.functional.avg_pool2d(real.float() / 255, 3, 1, 1),
+        "one": real[:1].repeat(60, 1, 1, 1),
+    }
+    found = metrics.distances(extractor, real, sets).set_index("images")
+    same = found.loc["same"]
     assert same["diversity"] == same["sharpness"] == pytest.approx(1)
     assert same["fid"] == pytest.approx(0, abs=1e-5)
-    blurred = torch.nn.functional.avg_pool2d(real.float() / 255, 3, 1, 1)
-    assert yardstick.distance(blurred)["sharpness"] < 0.2
-    assert yardstick.distance(real[:1].repeat(60, 1, 1, 1))["diversity"] == pytest.approx(
-        0, abs=1e-3
-    )
+    assert found.loc["blurred", "sharpness"] < 0.2
+    assert found.loc["one", "diversity"] == pytest.approx(0, abs=1e-3)
 
 
 def test_psnr_and_ssim():
