@@ -140,8 +140,23 @@ def train_or_load(
     with _sole(folder):
         if (run := _load(folder, create, settings)) is not None:
             return run
-        _train(folder, kind, identity, create, batches, settings, evaluate, keep)
-    return _whole(folder, create, settings)
+        with _swept():
+            _train(folder, kind, identity, create, batches, settings, evaluate, keep)
+    run = _load(folder, create, settings)
+    if run is None:
+        raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
+    return run
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """Free what autocast leaves of a training in reference cycles: modules and gradients."""
+    gc.freeze()  # else all that was there before would be looked through too, a fifth of a second
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
 
 
 @contextmanager
@@ -185,15 +200,6 @@ def _without_waiting() -> Iterator[None]:
         yield
     finally:
         _waits.reset(token)
-
-
-def _whole(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M]:
-    # Autocast leaves modules and gradients of a training in reference cycles.
-    gc.collect()
-    run = _load(folder, create, settings)
-    if run is None:
-        raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
-    return run
 
 
 def _train(
