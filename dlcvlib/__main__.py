@@ -236,6 +236,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from dlcvlib.data.loading import load
 
     params = _parameters(arguments)[arguments.chapter]
@@ -264,6 +266,8 @@ def _train(arguments: argparse.Namespace) -> int:
     for run in {run.name: run for run in runs}.values():
         print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s")
         print(run.history.iloc[-1].to_string())
+    # Else its threads may still let go of tensors where Python is no more, which aborts a process.
+    PartialState().destroy_process_group()
     return 0
 
 

@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 import platformdirs
 import torch
+
+# Before several processes make their group, which its default arguments would hold for good.
+import torch.distributed.nn
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn

@@ -116,10 +116,18 @@ def test_a_chapter_of_digits_is_trained_over_its_pairs_and_seeds(chapter, kinds,
 
 ON_CPU = """
 import sys
+from pathlib import Path
+
 from accelerate import PartialState
-PartialState(cpu=True)
+
+from dlcvlib import devices
 from dlcvlib.__main__ import main
-sys.exit(main())
+
+PartialState(cpu=True)
+status = main()
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in threads), f"{threads} may abort this process at its end"
+sys.exit(status)
 """
 """Several processes without GPUs, which `accelerate` takes for granted."""
 

@@ -174,6 +174,7 @@ folder = Path(sys.argv[1])
 training.fit(method, batch, settings, folder / str(PartialState().process_index), label="test")
 weights = torch.cat([weight.flatten() for weight in net.parameters()])
 (folder / f"weights-{PartialState().process_index}").write_text(repr(weights.tolist()))
+PartialState().destroy_process_group()
 """
 
 
