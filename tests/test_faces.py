@@ -3,13 +3,17 @@
 import hashlib
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import psutil
 import pytest
+import sklearn.datasets
 import torch
 from conftest import HW3_DATA, ROOT, write_csv
 from PIL import Image
+from sklearn.datasets import _lfw
+from sklearn.datasets._base import RemoteFileMetadata
 
 from dlcvlib import features
 from dlcvlib.data import decoding, drawn_faces, loading
@@ -451,9 +455,87 @@ def test_celeba_on_disk(load, celeba):
 def test_celeba_that_cannot_be_had(load, tmp_path, monkeypatch):
     from torchvision.datasets import CelebA
 
-    monkeypatch.setattr(CelebA, "download", lambda self: (_ for _ in ()).throw(OSError("refused")))
+    monkeypatch.setattr(CelebA, "download", refuse)
+    monkeypatch.setattr(sklearn.datasets, "fetch_lfw_people", refuse)
     with pytest.raises(UserError, match=r"could not be downloaded \(refused\).*img_align_celeba"):
         load(f"torchvision:{tmp_path}")
+    with pytest.raises(UserError, match=r"Nor could LFW be downloaded \(refused\)"):
+        load(f"torchvision:{tmp_path}")
+
+
+def refuse(*_, **__):
+    raise OSError("refused")
+
+
+LFW_PICTURES = {"Ada_Byron": 20, "Max_Born": 12, "Emmy_Noether": 8}
+
+
+@pytest.fixture
+def lfw(tmp_path):
+    """A tiny LFW in its on-disk format: a grey for each person in the middle of a white frame."""
+    root = tmp_path / "root"
+    for grey, (person, count) in enumerate(LFW_PICTURES.items(), 1):
+        folder = root / "lfw_home" / "lfw_funneled" / person
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = np.full((250, 250, 3), 255, np.uint8)
+            pixels[61:189, 61:189] = 50 * grey + 10 + number
+            Image.fromarray(pixels).save(folder / f"{person}_{number + 1:04}.jpg", quality=95)
+    return root
+
+
+def test_lfw_on_disk(load, lfw):
+    data = load(f"torchvision:{lfw}", validation_size=6)
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 6, 4)
+    assert data.source == "LFW"
+    counts = dict.fromkeys(LFW_PICTURES, 0)
+    for split in (data.train, data.validation, data.test):
+        assert split.images.float().std((1, 2, 3)).max() < 3  # nothing of the frame
+        grey = (split.images.float().mean((1, 2, 3)) / 50).floor().int()
+        for number, person in enumerate(LFW_PICTURES, 1):
+            assert split.attributes[person].tolist() == (grey == number).tolist()
+            counts[person] += int(split.attributes[person].sum())
+    assert counts == LFW_PICTURES
+    few = load(f"torchvision:{lfw}", image_limit=5)
+    assert (len(few.train), len(few.validation), len(few.test)) == (2, 3, 4)
+    (lfw / "lfw_home" / "lfw_funneled" / "Max_Born" / "Max_Born_0003.jpg").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"Max_Born_0003.jpg is not a readable picture"):
+        load(f"torchvision:{lfw}")
+
+
+def test_lfw_is_downloaded_where_celeba_cannot_be_had(load, lfw, tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import CelebA
+
+    def offered(path):
+        url, digest = path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest()
+        return RemoteFileMetadata(path.name, url, digest)
+
+    with tarfile.open(tmp_path / "lfw-funneled.tgz", "w:gz") as archive:
+        archive.add(lfw / "lfw_home" / "lfw_funneled", "lfw_funneled")
+    (tmp_path / "pairs.txt").touch()
+    monkeypatch.setattr(CelebA, "download", refuse)
+    monkeypatch.setattr(_lfw, "TARGETS", (offered(tmp_path / "pairs.txt"),))
+    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", offered(tmp_path / "lfw-funneled.tgz"))
+    home = tmp_path / "empty" / "lfw_home"
+    home.mkdir(parents=True)
+    (home / ".tmp-killed").mkdir()
+    data = load(f"torchvision:{home.parent}")
+    assert data.fingerprint == load(f"torchvision:{lfw}").fingerprint
+    assert "(refused)" in capsys.readouterr().out
+    assert [path.name for path in home.iterdir() if path.is_dir()] == ["lfw_funneled"]
+    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", None)
+    assert load(f"torchvision:{home.parent}").fingerprint == data.fingerprint
+
+
+def test_lfw_stands_in_for_no_celeba_that_is_damaged(load, lfw, monkeypatch):
+    from torchvision.datasets import CelebA
+
+    monkeypatch.setattr(CelebA, "download", refuse)
+    (lfw / "celeba").mkdir()
+    assert load(f"torchvision:{lfw}").source == "LFW"
+    (lfw / "celeba" / "list_attr_celeba.txt").touch()
+    with pytest.raises(UserError, match="CelebA is not in"):
+        load(f"torchvision:{lfw}")
 
 
 def test_inceptions_weights_count_as_soon_as_they_are_there(smoke, tmp_path, monkeypatch):

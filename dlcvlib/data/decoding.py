@@ -57,10 +57,10 @@ def open_picture(path: Path | str) -> Image.Image:
         raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
 
 
-def decode_file(path: Path | str, side: int) -> tuple[np.ndarray, bool]:
+def decode_file(path: Path | str, side: int, square: int = 0) -> tuple[np.ndarray, bool]:
     """A picture as (side, side, 3) uint8 RGB, and whether it had to be resized.
 
-    Another size is cropped to its central square first.
+    Another size is cropped to its central square first: of so many pixels, or (0) the largest.
 
     Raises:
         UserError: as `open_picture`.
@@ -68,7 +68,7 @@ def decode_file(path: Path | str, side: int) -> tuple[np.ndarray, bool]:
     picture = open_picture(path)
     if picture.size == (side, side):
         return np.asarray(picture), False
-    square = min(picture.size)
+    square = min(square or picture.width, *picture.size)
     left, top = (picture.width - square) // 2, (picture.height - square) // 2
     picture = picture.crop((left, top, left + square, top + square))
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)), True
@@ -80,9 +80,10 @@ def decode_files(paths: Sequence[Path | str], side: int) -> Chunk:
     return np.stack([d[0] for d in decoded]), np.array([[d[1]] for d in decoded], np.uint8)
 
 
-def decode_pictures(paths: Sequence[Path | str], side: int) -> Chunk:
+def decode_pictures(paths: Sequence[Path | str], side: int, square: int = 0) -> Chunk:
     """As `decode_files` for pictures that are all known to be resized: no columns."""
-    return decode_files(paths, side)[0], np.zeros((len(paths), 0), np.uint8)
+    pictures = [decode_file(path, side, square)[0] for path in paths]
+    return np.stack(pictures), np.zeros((len(paths), 0), np.uint8)
 
 
 def contents(paths: Sequence[Path | str]) -> list[str]:

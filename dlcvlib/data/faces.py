@@ -1,6 +1,8 @@
-"""Faces from three sources: drawn here, a folder in the homework's layout, torchvision's CelebA."""
+"""Faces: drawn here, from a folder in the homework's layout, or CelebA, or LFW."""
 
 import hashlib
+import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from dlcvlib.errors import UserError
 from dlcvlib.params import FaceParams
 
 SIDE = 64
+LFW_SQUARE = 128
+"""Pixels of the 250 that are cut out: a detected face takes 250/2.2 of them."""
+LFW_TEST = 10
+LFW_PEOPLE = 7
+"""Those with 70 pictures and more, whom scikit-learn's own example tells apart."""
 
 
 def load_faces(params: FaceParams) -> FaceData:
@@ -35,7 +42,7 @@ def load_faces(params: FaceParams) -> FaceData:
     elif kind == "folder" and place:
         prepared = _folder(Path(place).expanduser(), params.image_limit)
     elif kind == "torchvision" and place:
-        prepared = _celeba(Path(place).expanduser(), params.image_limit)
+        prepared = _photographed(Path(place).expanduser(), params.image_limit)
     else:
         raise UserError(
             f"data: {params.data!r} is none of embedded, folder:PATH and torchvision:PATH"
@@ -144,6 +151,21 @@ def _folder(root: Path, limit: int) -> Prepared:
 # --- torchvision ------------------------------------------------------------------------------
 
 
+def _photographed(root: Path, limit: int) -> Prepared:
+    """CelebA or else LFW, whichever is under `root`; if neither, whichever can be downloaded."""
+    lfw = root / "lfw_home" / "lfw_funneled"
+    begun = any((root / "celeba").glob("*"))
+    if begun or not lfw.is_dir():
+        try:
+            return _celeba(root, limit)
+        except UserError as error:
+            if begun:
+                raise
+            print(f"{error}. LFW (200 MB) instead.")
+            _download_lfw(lfw, error)
+    return _lfw(lfw, limit)
+
+
 def _celeba(root: Path, limit: int) -> Prepared:
     """CelebA as torchvision lays it out under `root`, downloaded if it is not there."""
     from torchvision.datasets import CelebA
@@ -194,3 +216,64 @@ def _download_celeba(root: Path, split: str) -> Any:
             f"CelebA is not in {root} and could not be downloaded ({error}). Its host often "
             f"refuses: put img_align_celeba/ and the list_*.txt files into {root / 'celeba'}"
         ) from error
+
+
+def _lfw(folder: Path, limit: int) -> Prepared:
+    """LFW as scikit-learn lays it out, `<person>/<person>_0001.jpg`; its attributes are people.
+
+    Its own splits share no person: a probe could learn none of them.
+    """
+    files = sorted(map(str, folder.glob("*/*.jpg")))
+    if not files:
+        raise UserError(f"{folder} holds no pictures: remove it, and LFW is downloaded again")
+    files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
+    edge = len(files) // LFW_TEST
+    train, test = (split[: limit or None] for split in (files[edge:], files[:edge]))
+    people = np.array([Path(file).parent.name for file in train + test])
+    known = {
+        person: (people == person).astype(np.uint8)
+        for person, _ in Counter(people[: len(train)].tolist()).most_common(LFW_PEOPLE)
+    }
+    identity = {
+        "files": decoding.contents(train + test),
+        "people": people.tolist(),
+        "train": len(train),
+        "square": LFW_SQUARE,
+    }
+    return Prepared(
+        source="LFW",
+        synthetic=False,
+        key=cache.key(identity),
+        train=len(train),
+        side=SIDE,
+        items=train + test,
+        work=partial(decoding.decode_pictures, side=SIDE, square=LFW_SQUARE),
+        known=known,
+        columns=[],
+        notes=(
+            f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels and "
+            f"resized to {SIDE}×{SIDE}; one in {LFW_TEST} is for testing. Its attributes are the "
+            f"{len(known)} people with most pictures.",
+        ),
+    )
+
+
+def _download_lfw(folder: Path, refused: UserError) -> None:
+    """Let scikit-learn download LFW to `folder`.
+
+    Somewhere else first: it takes a half-unpacked archive for whole, and unpickles what it finds.
+    """
+    from sklearn.datasets import fetch_lfw_people
+
+    home = storage.make_dir(folder.parent)
+    with storage.sole(folder, "downloaded"):
+        if folder.is_dir():
+            return
+        storage.sweep(home)
+        try:
+            with tempfile.TemporaryDirectory(dir=home, prefix=storage.TEMPORARY) as temporary:
+                one_pixel = (slice(0, 1), slice(0, 1))
+                fetch_lfw_people(data_home=temporary, slice_=one_pixel, resize=None)
+                (Path(temporary) / home.name / folder.name).replace(folder)
+        except Exception as error:
+            raise UserError(f"{refused}. Nor could LFW be downloaded ({error})") from error
