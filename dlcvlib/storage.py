@@ -198,9 +198,11 @@ def check(path: Path, digest: str) -> None:
     Raises:
         DamagedFileError: if it is missing or its sha256 is not `digest`; it is then set aside.
     """
-    if not path.is_file():
-        raise DamagedFileError(f"{path} is missing")
-    if sha256(path) != digest:
+    try:
+        whole = sha256(path) == digest
+    except (FileNotFoundError, IsADirectoryError):
+        raise DamagedFileError(f"{path} is missing") from None
+    if not whole:
         aside = set_aside(path)
         raise DamagedFileError(
             f"{path} is damaged (its content hash is not the recorded one) and set aside as "
@@ -210,7 +212,10 @@ def check(path: Path, digest: str) -> None:
 
 def set_aside(path: Path) -> Path:
     """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can look at it."""
-    return path.replace(path.with_name(f"{path.name}.damaged"))
+    aside = path.with_name(f"{path.name}.damaged")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.replace(aside)
+    return aside
 
 
 def kept(

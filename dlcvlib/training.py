@@ -176,14 +176,14 @@ def fit(
                         values = evaluate()
                     row |= {f"validation_{name}": value for name, value in values.items()}
                 progress(state.step, row)
-            now = time.monotonic()
-            if interrupted() or (now - saved > pause and not last):
+            now, stopping = time.monotonic(), interrupted()
+            if stopping or (now - saved > pause and not last):
                 state.seconds = before + now - started
                 if accelerator.is_main_process:
                     state.save(folder, method)
                 saved = time.monotonic()
                 pause = CHECKPOINT_SECONDS * max(1.0, (saved - now) / CHECKPOINT_COST)
-            if interrupted():
+            if stopping:
                 raise Stopped(
                     f"{label} stopped after step {state.step} of {settings.steps}; "
                     "run it again to go on from there"

@@ -17,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Precisions that are tried here are tried once, whatever an earlier session or the user has found.
 _cache = tempfile.TemporaryDirectory(prefix="dlcv-cache-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+os.environ.pop("TORCH_HOME", None)  # with Inception's weights faces would be measured by them
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))

@@ -532,8 +532,9 @@ def test_lfw_stands_in_for_no_celeba_that_is_damaged(load, lfw, monkeypatch):
 
     monkeypatch.setattr(CelebA, "download", refuse)
     (lfw / "celeba").mkdir()
+    (lfw / "celeba" / "img_align_celeba.zip").touch()  # of a download that broke off
     assert load(f"torchvision:{lfw}").source == "LFW"
-    (lfw / "celeba" / "list_attr_celeba.txt").touch()
+    (lfw / "celeba" / "img_align_celeba").mkdir()
     with pytest.raises(UserError, match="CelebA is not in"):
         load(f"torchvision:{lfw}")
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import nbformat
@@ -27,6 +28,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy knows nothing of this machine's own addresses."""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
@@ -64,9 +67,10 @@ def lab(tmp_path, request):
     with (tmp_path / "lab.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
     try:
-        for _ in range(120):
+        until = time.monotonic() + 180
+        while time.monotonic() < until:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
+                DIRECT.open(f"http://127.0.0.1:{port}/api", timeout=2)
                 break
             except OSError:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -79,7 +83,7 @@ def lab(tmp_path, request):
             json.dumps(session | {"name": "it.ipynb"}).encode(),
             {"Content-Type": "application/json"},
         )
-        urllib.request.urlopen(request, timeout=60).close()
+        DIRECT.open(request, timeout=60).close()
         with opened(f"http://127.0.0.1:{port}/lab/tree/it.ipynb") as page:
             yield page
     finally:

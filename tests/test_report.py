@@ -308,10 +308,10 @@ def test_a_notebook_that_stopped_early_has_failed(small, cell, capsys):
 def test_a_hanging_cell_is_named(small, capsys):
     cell = "import threading; threading.Event().wait()"
     small.write(p1_1=["1", cell], p1_2=["1 + 1"])
-    assert not small.make(cell_timeout=2)
+    assert not small.make(cell_timeout=5)
     error = capsys.readouterr().err
     assert f"'{cell}'" in error
-    assert "ran longer than 2 s (--cell-timeout)" in error
+    assert "ran longer than 5 s (--cell-timeout)" in error
     assert "1-2 failed" not in error
 
 

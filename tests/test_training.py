@@ -183,6 +183,7 @@ def test_processes_that_share_batches_move_as_one_does(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROCESSES)
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    several += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
     found = []
     for name, launch in (("one", []), ("two", several)):
         (tmp_path / name).mkdir()

@@ -154,12 +154,12 @@ def _folder(root: Path, limit: int) -> Prepared:
 def _photographed(root: Path, limit: int) -> Prepared:
     """CelebA or else LFW, whichever is under `root`; if neither, whichever can be downloaded."""
     lfw = root / "lfw_home" / "lfw_funneled"
-    begun = any((root / "celeba").glob("*"))
-    if begun or not lfw.is_dir():
+    brought = (root / "celeba" / "img_align_celeba").is_dir()  # no broken download leaves that
+    if brought or not lfw.is_dir():
         try:
             return _celeba(root, limit)
         except UserError as error:
-            if begun:
+            if brought:
                 raise
             print(f"{error}. LFW (200 MB) instead.")
             _download_lfw(lfw, error)
