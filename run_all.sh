@@ -5,8 +5,8 @@
 #   ./run_all.sh test [options of pytest]
 #   ./run_all.sh lab [options of jupyter lab]
 #
-# DLCV_ENV names another environment: a folder for the venv, which is made anew if an installation
-# into it was cut short, or conda's environment name.
+# DLCV_ENV names another environment: a venv's folder, or a new one to be, or conda's environment name.
+# A venv that this script has begun is made anew if an installation into it was cut short.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -44,6 +44,10 @@ except BlockingIOError:
     for python in python3.13 python3.12 python3.11 python3 python; do
         "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break
     done || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found." >&2 && exit 1; }
+    if [ -e "$folder" ] && [ ! -e "$folder.installing" ] && [ ! -f "$folder/pyvenv.cfg" ] &&
+        [ -n "$(ls -A "$folder")" ]; then
+        echo "$folder is no venv: set DLCV_ENV to one, or to a folder that is not there yet." >&2 && exit 1
+    fi
     # The lock is this subshell's and its children's: a dead one holds none.
     exec 9>"$folder.lock"
     "$python" -c "$lock" || exit 1
@@ -53,10 +57,11 @@ except BlockingIOError:
     elif satisfies "$folder/bin/python"; then
         return
     fi
-    touch "$folder.installing"
+    # What somebody else has made is never removed.
+    if [ -z "${DLCV_ENV:-}" ] || [ ! -e "$folder" ]; then touch "$folder.installing"; fi
     [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" >&2 || exit 1
     install "$folder/bin/python" || exit 1
-    rm "$folder.installing"
+    rm -f "$folder.installing"
 }
 
 # Prints the path of the Python to use.
@@ -76,6 +81,7 @@ environment() {
         return
     fi
     local folder=${DLCV_ENV:-.venv}
+    case $folder in /* | .venv) ;; *) folder=$here/$folder ;; esac
     if [ -e "$folder.installing" ] || ! satisfies "$folder/bin/python"; then set_up "$folder"; fi
     echo "$folder/bin/python"
 }

@@ -68,7 +68,6 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument(
         "--only",
-        default="",
         metavar="N-M,…",
         help="only these problems, or chapters, such as 1-1,1-3 or 2",
     )
@@ -128,8 +127,8 @@ def count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
-    _go_to_the_project(arguments)
     try:
+        _go_to_the_project(arguments)
         return {"report": _report, "train": _train, "params": _params}[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -141,18 +140,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _go_to_the_project(arguments: argparse.Namespace) -> None:
     """Work where the notebooks' kernels do; paths that were typed stay what they were."""
+    from dlcvlib import params
+
     here = Path.cwd()
 
     def from_there(path: str | Path) -> str:
         path = os.path.expanduser(path)  # noqa: PTH111 - which leaves a name that nobody has
         return os.path.normpath(path if here == ROOT else here / path)
 
+    def source(data: str) -> str:
+        kind, colon, path = data.partition(":")
+        return kind + colon + from_there(path) if path else data
+
     os.chdir(ROOT)
-    if arguments.runs_dir:
-        arguments.runs_dir = from_there(arguments.runs_dir)
-    kind, colon, path = (arguments.data or "").partition(":")
-    if path:
-        arguments.data = kind + colon + from_there(path)
+    arguments.changes = params.parse_assignments(arguments.assignments)
+    for name, here_too in (("data", source), ("runs_dir", from_there)):
+        if given := getattr(arguments, name):
+            setattr(arguments, name, here_too(given))
+        for changes in arguments.changes.values():
+            if isinstance(given := changes.get(name), str):
+                changes[name] = here_too(given)
     if arguments.command == "report":
         arguments.out = Path(from_there(arguments.out)) if arguments.out else Path("report")
 
@@ -160,7 +167,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
 def _parameters(arguments: argparse.Namespace) -> dict:
     from dlcvlib import params
 
-    changes = params.parse_assignments(arguments.assignments)
+    changes = arguments.changes
     everywhere = {"data": arguments.data, "runs_dir": arguments.runs_dir}
     everywhere = {name: value for name, value in everywhere.items() if value is not None}
     # 2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been
@@ -205,7 +212,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from dlcvlib import memory, planning, report
     from dlcvlib.apart import apart
 
-    wanted = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    wanted = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
+    if arguments.only is not None and not wanted:
+        raise UserError("--only names no problem: such as --only 1-1,1-3 or --only 2")
     # A folder may well hold faces only, or digits only.
     numbers = {int(problem[0]) for problem in planning.chosen(wanted)}
     needed = [name for number, name in enumerate(chapters, 1) if number in numbers]

@@ -78,6 +78,23 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     assert {arguments.out for arguments in seen} == {tmp_path / "home" / "made"}
 
 
+def test_paths_of_one_chapter_are_of_where_they_were_typed_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["params", "vae", "--set", "vae.data=folder:mine", "--set", "vae.runs_dir=made"]
+    assert main([*words, "--set", "gan.data=embedded"]) == 0
+    output = capsys.readouterr().out
+    assert f"data: folder:{tmp_path / 'mine'}  #" in output
+    assert f"runs_dir: {tmp_path / 'made'}  #" in output
+
+
+@pytest.mark.parametrize("nothing", ["", ","])
+def test_only_nothing_is_not_everything(nothing, capsys):
+    assert main(["report", "--only", nothing]) == 2
+    assert capsys.readouterr().err == (
+        "error: --only names no problem: such as --only 1-1,1-3 or --only 2\n"
+    )
+
+
 def test_params_shows_values_and_meaning(capsys):
     assert main(["params", "vae", "--profile", "original"]) == 0
     output = capsys.readouterr().out
@@ -159,11 +176,15 @@ def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
     assert main(words) == 0
 
 
-def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
-    from dlcvlib.__main__ import _parameters, parser
+def chapters_of(words):
+    arguments = __main__.parser().parse_args(words)
+    __main__._go_to_the_project(arguments)
+    return __main__._parameters(arguments)
 
+
+def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
     words = ["report", "--seed", "3", "--set", "vae.kld_weight=0.5", "--runs-dir", "elsewhere"]
-    chapters = _parameters(parser().parse_args(words))
+    chapters = chapters_of(words)
     assert chapters["gan"].vae == chapters["vae"]
     assert chapters["gan"].vae_changes == {"seed": 3, "ablation_seeds": [3, 4], "kld_weight": 0.5}
     assert chapters["vae"].ablation_seeds == chapters["gan"].ablation_seeds == [3, 4]
@@ -171,22 +192,19 @@ def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
 
 def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path):
     from dlcvlib import params
-    from dlcvlib.__main__ import _parameters, parser
 
     shutil.copytree(params.PARAMS, tmp_path / "params")
     profile = tmp_path / "params" / "smoke" / "gan.yaml"
     profile.write_text(profile.read_text() + "\nvae_changes: {kld_weight: 0.5}\n")
     monkeypatch.setattr(params, "PARAMS", tmp_path / "params")
     words = ["report", "--profile", "smoke", "--set", "vae.latent_dim=7"]
-    vae = _parameters(parser().parse_args(words))["gan"].vae
+    vae = chapters_of(words)["gan"].vae
     assert (vae.kld_weight, vae.latent_dim) == (0.5, 7)
 
 
 def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():
-    from dlcvlib.__main__ import _parameters, parser
-
     words = ["report", "--seed", "3", "--set", "dann.channels=[4, 8]", "--data", "folder:x"]
-    chapters = _parameters(parser().parse_args(words))
+    chapters = chapters_of(words)
     assert chapters["pixelda"].dann == chapters["dann"]
     assert chapters["pixelda"].seeds == [3, 4]
     assert chapters["pixelda"].settings(3).channels == [4, 8]

@@ -191,8 +191,12 @@ def test_bad_folders(load, tmp_path):
     write_csv(root / "digits/usps/test.csv", ["image_name", "digit"], [("0.png", 1)])
     with pytest.raises(UserError, match="no column 'label'"):
         load(f"folder:{root}")
-    (root / "digits/mnistm/train/3.png").write_bytes(b"no picture")
     write_csv(root / "digits/usps/test.csv", ["image_name", "label"], [("0.png", 1)])
+    picture = (root / "digits/usps/train/3.png").read_bytes()
+    (root / "digits/usps/test/0.png").write_bytes(picture)
+    notes = load(f"folder:{root}").domains["usps"].notes
+    assert "1 of the test images are training images too." in notes
+    (root / "digits/mnistm/train/3.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"train/3\.png is not a readable picture"):
         load(f"folder:{root}")
 

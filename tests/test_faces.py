@@ -233,6 +233,42 @@ def test_no_attributes_at_all(load, folder):
         load(f"folder:{folder}")
 
 
+def test_an_attribute_that_all_faces_share_stands_for_nothing(load, folder):
+    def write(**columns):
+        for split, count in (("train", 12), ("test", 6)):
+            rows = [(f"{i}.png", *(f(split, i) for f in columns.values())) for i in range(count)]
+            write_csv(folder / f"face/{split}.csv", ["image_name", *columns], rows)
+
+    # Male is one of the test faces' alone; Rare is in both splits, once a split.
+    write(Male=lambda split, i: int(split == "test" and i == 0), Rare=lambda _, i: int(i == 5))
+    data = load(f"folder:{folder}")
+    assert data.attribute("Rare") == ("Rare", "")
+    found, note = data.attribute("Male")
+    assert found == "Rare"
+    assert note.startswith("Male is the same for all training or all test images; Rare, the most")
+    write(Male=lambda split, i: int(split == "test" and i == 0), All=lambda *_: 1)
+    with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Male, All\)"):
+        load(f"folder:{folder}").attribute("Male")
+
+
+def test_constant_attributes_are_refused_before_anything_runs(tmp_path, smoke):
+    chosen = smoke(data=f"torchvision:{tmp_path}", runs_dir=str(tmp_path / "runs"))
+    for number in range(400):
+        folder = tmp_path / "lfw_home" / "lfw_funneled" / "Ada_Byron"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), number % 256, np.uint8)).save(folder / f"{number}.jpg")
+    with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Ada_Byron\)"):
+        loading.look({"vae": chosen})
+
+
+def test_test_images_that_were_trained_on_are_counted(load, folder):
+    assert not any("training images too" in note for note in load(f"folder:{folder}").notes)
+    for number in (3, 4):
+        picture = (folder / f"face/train/{number}.png").read_bytes()
+        (folder / f"face/test/{number}.png").write_bytes(picture)
+    assert "2 of the test images are training images too." in load(f"folder:{folder}").notes
+
+
 def _rows(count=12):
     return [(f"{i}.png", 1) for i in range(count)]
 
@@ -248,7 +284,12 @@ def _rows(count=12):
             lambda f: (f / "train/4.png").write_bytes((f / "train/4.png").read_bytes()[:900]),
             r"train/4\.png is not a readable",
         ),
-        (lambda f: (f / "train.csv").unlink(), r"cannot read .*train\.csv"),
+        (lambda f: (f / "train.csv").unlink(), r"cannot read .*train\.csv: there is no such file"),
+        (
+            lambda f: (f / "train.csv").write_bytes("image_name,J\xe4ger\n".encode("latin-1")),
+            r"cannot read .*train\.csv: .*; save it as UTF-8",
+        ),
+        (lambda f: (f / "train.csv").write_text("image_name;Male\n"), "with commas between them"),
         (lambda f: (f / "train.csv").write_text(""), r"cannot read .*train\.csv"),
         (lambda f: write_csv(f / "train.csv", ["name", "Male"], _rows()), "no column 'image_name'"),
         (lambda f: write_csv(f / "train.csv", ["image_name", "Male"], []), "lists no images"),
@@ -325,6 +366,9 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, side, message):
 def test_sources_are_checked(load, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         load(f"folder:{tmp_path / 'absent'}")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data: .*file is no folder"):
+        load(f"torchvision:{tmp_path / 'file'}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no folder 'face'"):
         load(f"folder:{tmp_path / 'empty'}")

@@ -51,7 +51,8 @@ def open_picture(path: Path | str) -> Image.Image:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
         raise UserError(
-            f"{path} is not a readable picture ({error}): replace or remove it"
+            f"{path} is not a readable picture ({error}): replace it, or remove it and, if a list "
+            "names it, its line there"
         ) from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
@@ -99,6 +100,14 @@ def contents(paths: Sequence[Path | str]) -> list[str]:
             return [digest for some in pool.map(_digests, chunks) for digest in some]
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
+
+
+def also_training(digests: Sequence[str], train: int) -> list[str]:
+    """A note if some pictures behind the first `train` are the same files as some of those."""
+    training = set(digests[:train])
+    if count := sum(digest in training for digest in digests[train:]):
+        return [f"{count:,} of the test images are training images too."]
+    return []
 
 
 def _digests(paths: Sequence[Path | str]) -> list[str]:

@@ -166,7 +166,10 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
     if not root.is_dir():
         raise UserError(f"data: there is no folder {root}")
     if not (root / "digits").is_dir():
-        raise UserError(f"data: {root} has no folder 'digits' (with usps/train/, train.csv, …)")
+        raise UserError(
+            f"data: {root} has no folder 'digits' (with usps/train/, train.csv, …); add it, or "
+            "choose chapters 1 and 2 alone (--only 1,2)"
+        )
     if not folder.is_dir():
         return None
     paths, labels, notes, counts = [], [], [], []
@@ -179,8 +182,10 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
         labels.append(table["label"].to_numpy(np.uint8))
         counts.append(len(table))
     known = {"label": np.concatenate(labels)}
+    files = decoding.contents(paths)
+    notes += decoding.also_training(files, counts[0])
     identity = {
-        "files": decoding.contents(paths),
+        "files": files,
         "labels": known["label"].tolist(),
         "train": counts[0],
     }
@@ -203,6 +208,8 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
 
 def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     """torchvision's own files under `root`, downloaded if they are not there."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"data: {root} is no folder")
     splits = [_arrays(root, {"mnistm": "mnist"}.get(name, name), train) for train in (True, False)]
     splits = [(images[: limit or None], labels[: limit or None]) for images, labels in splits]
     pictures = [images for images, _ in splits]

@@ -106,7 +106,10 @@ def _folder(root: Path, limit: int) -> Prepared:
     if not root.is_dir():
         raise UserError(f"data: there is no folder {root}")
     if not faces.is_dir():
-        raise UserError(f"data: {root} has no folder 'face' (with train/, train.csv, …)")
+        raise UserError(
+            f"data: {root} has no folder 'face' (with train/, train.csv, …); add it, or choose "
+            "chapters 3 and 4 alone (--only 3,4)"
+        )
     paths, tables, notes = [], [], []
     for split in ("train", "test"):
         table = read_attributes(faces / f"{split}.csv", faces / split)
@@ -129,8 +132,10 @@ def _folder(root: Path, limit: int) -> Prepared:
         name: np.concatenate([table[name].to_numpy(np.uint8) for table in tables])
         for name in shared
     }
+    files = decoding.contents(paths)
+    notes += decoding.also_training(files, len(train))
     identity = {
-        "files": decoding.contents(paths),
+        "files": files,
         "attributes": {name: values.tolist() for name, values in attributes.items()},
         "train": len(train),
     }
@@ -153,6 +158,8 @@ def _folder(root: Path, limit: int) -> Prepared:
 
 def _photographed(root: Path, limit: int) -> Prepared:
     """CelebA or else LFW, whichever is under `root`; if neither, whichever can be downloaded."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"data: {root} is no folder")
     lfw = root / "lfw_home" / "lfw_funneled"
     brought = (root / "celeba" / "img_align_celeba").is_dir()  # no broken download leaves that
     if brought or not lfw.is_dir():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dlcvlib.errors import UserError
 from dlcvlib.markdown import escaped
 
 CLASSES = 10
@@ -63,13 +64,28 @@ class FaceData:
         return f"Data: {'synthetic faces' if self.synthetic else escaped(self.source)}."
 
     def attribute(self, wanted: str) -> tuple[str, str]:
-        """The wanted attribute, or else the most balanced one with a line that says so."""
-        names = self.train.attributes
-        if wanted in names:
+        """The wanted attribute, or else the most balanced one with a line that says so.
+
+        Raises:
+            UserError: if all training or all test images have the same value, in every column.
+        """
+        balance = {
+            name: min(_rarer(split.attributes[name]) for split in (self.train, self.test))
+            for name in self.train.attributes
+        }
+        if balance.get(wanted):
             return wanted, ""
-        balance = {name: abs(float(v.float().mean()) - 0.5) for name, v in names.items()}
-        found = min(balance, key=lambda name: balance[name])
-        return found, f"The data have no {wanted}; {found}, the most balanced column, stands in."
+        found = max(balance, key=lambda name: balance[name])
+        if not balance[found]:
+            raise UserError(
+                "data: no attribute is 0 for some and 1 for others of both training and test "
+                f"faces (there are: {', '.join(balance)}): add a column, or more faces"
+            )
+        if wanted in balance:
+            why = f"{wanted} is the same for all training or all test images"
+        else:
+            why = f"The data have no {wanted}"
+        return found, f"{why}; {found}, the most balanced column, stands in."
 
 
 @dataclass(frozen=True)
@@ -196,6 +212,12 @@ class DigitData:
     def note(self) -> str:
         """Markdown for the end of a caption: what each domain really is, in the fewest words."""
         return _note(self.domains.values())
+
+
+def _rarer(values: Tensor) -> float:
+    """Share of the rarer of the two values 0 and 1."""
+    share = float(values.float().mean())
+    return min(share, 1 - share)
 
 
 def _note(domains: Iterable[Domain]) -> str:

@@ -57,6 +57,8 @@ def _look(params: "Parameters") -> str:
     data = load(params)
     _enough(data)
     identity = {"data": data.fingerprint, "said": data.summary()}
+    if isinstance(params, FaceParams):
+        data.attribute(params.attribute)  # an error before anything trains
     if isinstance(params, FaceParams) and (file := features.inception_file()):
         identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
     return fingerprints.json_hash(identity)
@@ -74,6 +76,8 @@ def _enough(data: "FaceData | DigitData") -> None:
     for name, found in sets.items():
         for split, least in needed.items():
             if (count := len(getattr(found, split))) < least:
+                held_out = f" besides the {len(found.validation):,} of validation_size"
                 raise UserError(
                     f"data: {name} have {count} images for {split}, and the report needs {least}"
+                    + (held_out if split == "train" else "")
                 )

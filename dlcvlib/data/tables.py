@@ -63,12 +63,20 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
             path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        why = str(error)
+        if isinstance(error, FileNotFoundError):
+            why = "there is no such file"
+        elif isinstance(error, UnicodeDecodeError):
+            why = f"{error}; save it as UTF-8"
+        raise UserError(f"cannot read {path}: {why}") from None
     if not isinstance(table.index, pd.RangeIndex):
         raise UserError(f"{path}: its first line has more fields than the header has names")
     table = table.dropna(how="all")
     if "image_name" not in table:
-        raise UserError(f"{path} has no column 'image_name' (it has: {', '.join(table)})")
+        raise UserError(
+            f"{path} has no column 'image_name' (it has: {', '.join(table)}); its first line names "
+            "the columns, with commas between them"
+        )
     if table.empty:
         raise UserError(f"{path} lists no images")
     names = table["image_name"].fillna("")

@@ -61,7 +61,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def start(checkout, *arguments, script="./run_all.sh", cwd=None):
+def start(checkout, *arguments, script="./run_all.sh", cwd=None, env=()):
     hidden = ("VIRTUAL_ENV", "CONDA_PREFIX", "DLCV_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     stand_ins = checkout / "stand-ins"
@@ -69,7 +69,8 @@ def start(checkout, *arguments, script="./run_all.sh", cwd=None):
         [script, *arguments],
         cwd=cwd or checkout,
         env=environment
-        | {"PYTHONPATH": str(stand_ins), "PATH": f"{stand_ins / 'bin'}:/usr/bin:/bin"},
+        | {"PYTHONPATH": str(stand_ins), "PATH": f"{stand_ins / 'bin'}:/usr/bin:/bin"}
+        | dict(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,6 +112,33 @@ def test_an_installation_that_fails_ends_it(checkout):
     assert said.endswith("no such package\n")
     (checkout / "broken").unlink()
     assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
+
+
+def test_what_somebody_else_has_made_is_never_removed(checkout):
+    """A folder of theirs is no environment; a venv of theirs is installed into, again and again."""
+    (checkout / "broken").touch()
+    thesis = checkout / "else where" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.touch()
+    for _ in range(2):
+        process = start(checkout, env={"DLCV_ENV": str(thesis.parent)})
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert said.startswith(f"{thesis.parent} is no venv: ")
+    assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
+    (thesis.parent / "pyvenv.cfg").touch()
+    for _ in range(2):
+        start(checkout, env={"DLCV_ENV": str(thesis.parent)}).communicate(timeout=120)
+        assert thesis.exists()
+    # A relative name is of where it was typed; a new one is made, and anew if it is not whole.
+    arguments = {"script": "../run_all.sh", "cwd": thesis.parent, "env": {"DLCV_ENV": "new"}}
+    start(checkout, **arguments).communicate(timeout=120)
+    (checkout / "broken").unlink()
+    out, said = start(checkout, **arguments).communicate(timeout=120)
+    assert out == "has 1.0\n"
+    assert "was cut short; making it anew" in said
+    assert (thesis.parent / "new" / "pyvenv.cfg").is_file()
+    assert not (checkout / "new").exists()
 
 
 def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
