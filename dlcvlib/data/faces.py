@@ -161,7 +161,7 @@ def _photographed(root: Path, limit: int) -> Prepared:
     if root.exists() and not root.is_dir():
         raise UserError(f"data: {root} is no folder")
     lfw = root / "lfw_home" / "lfw_funneled"
-    brought = (root / "celeba" / "img_align_celeba").is_dir()  # no broken download leaves that
+    brought = (root / "celeba" / "img_align_celeba").is_dir()  # a refused download leaves none
     if brought or not lfw.is_dir():
         try:
             return _celeba(root, limit)
