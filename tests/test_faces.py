@@ -253,9 +253,9 @@ def test_an_attribute_that_all_faces_share_stands_for_nothing(load, folder):
 
 def test_constant_attributes_are_refused_before_anything_runs(tmp_path, smoke):
     chosen = smoke(data=f"torchvision:{tmp_path}", runs_dir=str(tmp_path / "runs"))
+    folder = tmp_path / "lfw_home" / "lfw_funneled" / "Ada_Byron"
+    folder.mkdir(parents=True)
     for number in range(400):
-        folder = tmp_path / "lfw_home" / "lfw_funneled" / "Ada_Byron"
-        folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((9, 9, 3), number % 256, np.uint8)).save(folder / f"{number}.jpg")
     with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Ada_Byron\)"):
         loading.look({"vae": chosen})

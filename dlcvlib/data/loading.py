@@ -59,8 +59,8 @@ def _look(params: "Parameters") -> str:
     identity = {"data": data.fingerprint, "said": data.summary()}
     if isinstance(params, FaceParams):
         data.attribute(params.attribute)  # an error before anything trains
-    if isinstance(params, FaceParams) and (file := features.inception_file()):
-        identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
+        if file := features.inception_file():
+            identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
     return fingerprints.json_hash(identity)
 
 

@@ -78,6 +78,24 @@ def test_a_kept_map(tmp_path, damage, digits, capsys):
     assert after.points == pytest.approx(before.points, abs=1e-3)
 
 
+def test_damage_that_two_processes_find_at_once(tmp_path, monkeypatch):
+    """The slower one, which finds the file gone, says so as if it had been the first."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"damaged")
+    real = storage.sha256
+
+    def slowly(file):
+        digest = real(file)
+        file.replace(tmp_path / "model.safetensors.damaged")
+        return digest
+
+    monkeypatch.setattr(storage, "sha256", slowly)
+    with pytest.raises(storage.DamagedFileError, match=r"set aside as model.safetensors.damaged"):
+        storage.check(path, "another")
+    with pytest.raises(storage.DamagedFileError, match="is missing"):
+        storage.check(path, "another")
+
+
 def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
     path = tmp_path / "thing.safetensors"
     half, others = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
