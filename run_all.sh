@@ -21,7 +21,7 @@ extra=""
 if [ "$task" = test ]; then extra=test; fi
 
 # Does this Python have everything that pyproject.toml asks for?
-satisfies() { "$1" dlcvlib/environment.py $extra >/dev/null 2>&1; }
+satisfies() { "$1" dlcvlib/utils/environment.py $extra >/dev/null 2>&1; }
 
 # The exact versions last tested first; the ranges of pyproject.toml where those cannot be had.
 install() {

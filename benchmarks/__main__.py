@@ -12,7 +12,8 @@ import matplotlib as mpl
 import torch
 
 from benchmarks import growth, memory, speed
-from dlcvlib import devices, environment, fingerprints, storage
+from dlcvlib.training.loop import device
+from dlcvlib.utils import environment, fingerprints, storage
 
 HERE = Path(__file__).parent
 PARTS = ("speed", "growth", "memory")
@@ -58,7 +59,7 @@ def machine() -> dict[str, str | int]:
     """What was measured on."""
     return {
         "threads": torch.get_num_threads(),
-        "device": str(devices.default()),
+        "device": str(device.default()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": environment.python_version(),
         **fingerprints.versions("torch", "torchvision"),

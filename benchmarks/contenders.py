@@ -13,13 +13,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
-from dlcvlib import adamatch, dann, dcgan, devices, memory, params, pixelda, training, vae
-from dlcvlib.data.augmentation import AUGMENTATIONS
+from dlcvlib.config import params
+from dlcvlib.config.params import TrainingSettings
+from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
-from dlcvlib.figures import to_png
-from dlcvlib.params import TrainingSettings
+from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
+from dlcvlib.plots.figures import to_png
+from dlcvlib.training.loop import device, loop
+from dlcvlib.utils import memory
 
 WARM_UP = 10
 """Steps before the clock starts."""
@@ -32,14 +35,14 @@ Batch = Callable[[int], Any]
 
 def fit_rate(
     settings: TrainingSettings,
-    create: Callable[[], devices.Method],
+    create: Callable[[], device.Method],
     batches: Callable[[torch.device], Batch],
     steps: int,
     folder: Path,
 ) -> float:
-    """Steps a second of `training.fit` without evaluation, after a few to warm up."""
+    """Steps a second of `loop.fit` without evaluation, after a few to warm up."""
     torch.manual_seed(0)
-    draw, times = batches(devices.default()), []
+    draw, times = batches(device.default()), []
 
     def batch(step: int) -> Any:
         if step in (WARM_UP, WARM_UP + steps):
@@ -48,8 +51,8 @@ def fit_rate(
 
     # One step more than is timed: its batch is asked for when the last timed one has been taken.
     settings = settings.replace(steps=WARM_UP + steps + 1)
-    training.fit(create(), batch, settings, folder, label="benchmark")
-    training.clear_checkpoints(folder)
+    loop.fit(create(), batch, settings, folder, label="benchmark")
+    loop.clear_checkpoints(folder)
     started, ended = times
     return steps / (ended - started)
 
@@ -75,14 +78,14 @@ class Contender:
 
     name: str
     settings: TrainingSettings
-    create: Callable[[], devices.Method]
+    create: Callable[[], device.Method]
     batches: Callable[[torch.device], Batch]
     plain: Callable[[], Iterator[None]]
 
     def precision(self) -> str:
         """What `fit` trains it in."""
-        batch = self.batches(devices.default())
-        return devices.choose(self.settings, self.create(), batch)[0]
+        batch = self.batches(device.default())
+        return device.choose(self.settings, self.create(), batch)[0]
 
     def plain_rate(self, steps: int) -> float:
         """Steps a second of the plain loop."""
@@ -98,7 +101,7 @@ class Contender:
         return steps / seconds
 
     def our_rate(self, steps: int, folder: Path) -> float:
-        """Steps a second of `training.fit`, with all that it does but evaluation."""
+        """Steps a second of `loop.fit`, with all that it does but evaluation."""
         return fit_rate(self.settings, self.create, self.batches, steps, folder)
 
     def step_rate(self, steps: int) -> float:
@@ -135,8 +138,8 @@ class Contender:
     def _step_alone(self) -> Callable[[], None]:
         torch.manual_seed(0)
         method = self.create()
-        devices.prepare(method, self.precision())
-        batch = self.batches(devices.default())(0)
+        device.prepare(method, self.precision())
+        batch = self.batches(device.default())(0)
         for _ in range(WARM_UP):
             method.step(batch)
         return lambda: method.step(batch)

@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.contenders import fit_rate
-from dlcvlib import embedding, params
-from dlcvlib.classifier import Classifier
-from dlcvlib.data.augmentation import AUGMENTATIONS
+from dlcvlib.config import params
+from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
+from dlcvlib.evaluation import latent
+from dlcvlib.methods.classifier import Classifier
 
 SIZES = {
     "training images": (1_000, 10_000, 50_000, 200_000),
@@ -58,7 +59,7 @@ def measure(rounds: int) -> pd.DataFrame:
         def tsne(points: int, turn: int) -> float:
             features = torch.randn(points, 256, generator=torch.Generator().manual_seed(turn))
             started = time.perf_counter()
-            embedding.tsne(features, 30.0, 0, folder)
+            latent.tsne(features, 30.0, 0, folder)
             return time.perf_counter() - started
 
         batch = settings.batch_size

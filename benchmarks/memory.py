@@ -14,9 +14,9 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import Batch, contenders, fit_rate
-from dlcvlib.apart import apart
-from dlcvlib.figures import to_png
-from dlcvlib.memory import resident_bytes
+from dlcvlib.plots.figures import to_png
+from dlcvlib.utils.memory import resident_bytes
+from dlcvlib.utils.process import apart
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
@@ -25,7 +25,7 @@ LINKS = 10_000
 """Names of one file; file systems allow some tens of thousands."""
 PREPARE = """
 import sys
-from dlcvlib import params
+from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
 print("loaded", flush=True)
 sys.stdin.readline()

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from dlcvlib import adamatch, dann, dcgan, pixelda, vae
-from dlcvlib.classifier import FeatureExtractor, LabelClassifier
-from dlcvlib.params import (
+from dlcvlib.config.params import (
     AdaMatchSettings,
     ClassifierFields,
     DANNSettings,
@@ -30,6 +28,8 @@ from dlcvlib.params import (
     PixelDASettings,
     VAESettings,
 )
+from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
+from dlcvlib.methods.classifier import FeatureExtractor, LabelClassifier
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]

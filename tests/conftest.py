@@ -27,7 +27,7 @@ HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
 @pytest.fixture
 def smoke():
     """Parameters of chapter 1 under profile smoke, changed by keyword."""
-    from dlcvlib import params
+    from dlcvlib.config import params
 
     return lambda **changes: params.load("smoke", "vae", changes)
 
@@ -35,7 +35,7 @@ def smoke():
 @pytest.fixture(scope="session")
 def drawn():
     """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
-    from dlcvlib.data import drawn_faces
+    from dlcvlib.data.synthetic import faces as drawn_faces
 
     pictures, columns = drawn_faces.draw_faces(0, range(60))
     attributes = {
@@ -47,7 +47,7 @@ def drawn():
 @pytest.fixture
 def faces(drawn):
     """A small data set in memory."""
-    from dlcvlib.data.images import FaceData, ImageSet
+    from dlcvlib.data.types import FaceData, ImageSet
 
     def cut(a, b):
         return ImageSet(drawn[0][a:b], {name: values[a:b] for name, values in drawn[1].items()})
@@ -82,7 +82,7 @@ def folder(tmp_path):
 
 def settings_of(method, **changes):
     """Settings of a method under profile smoke, in float32."""
-    from dlcvlib import params
+    from dlcvlib.config import params
 
     chapter = {"dcgan": "gan", "classifier": "dann", "adamatch": "pixelda"}.get(method, method)
     chosen = params.load("smoke", chapter)
@@ -123,7 +123,7 @@ def digit_folder(root, domains, train=20, test=10):
 @pytest.fixture(scope="session")
 def smoke_report(tmp_path_factory):
     """The report in profile smoke through the command line: (report folder, runs folder)."""
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     base = tmp_path_factory.mktemp("smoke")
     out, runs = base / "report", base / "runs"
@@ -133,7 +133,7 @@ def smoke_report(tmp_path_factory):
 
 def digits_of(name, count=60, shift=0, seed=0):
     """A domain whose digits are bright bars: the place is the label, brightness the domain."""
-    from dlcvlib.data.images import Domain, LabelledImages
+    from dlcvlib.data.types import Domain, LabelledImages
 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3 * count) % 10
@@ -147,7 +147,7 @@ def digits_of(name, count=60, shift=0, seed=0):
 @pytest.fixture
 def pair():
     """Two domains in memory."""
-    from dlcvlib.data.images import Pair
+    from dlcvlib.data.types import Pair
 
     return Pair(digits_of("usps"), digits_of("mnistm", shift=80, seed=1))
 
@@ -162,7 +162,7 @@ def batch(pair):
 @pytest.fixture
 def digits(pair):
     """Both directions of `pair`."""
-    from dlcvlib.data.images import DigitData, Pair
+    from dlcvlib.data.types import DigitData, Pair
 
     back = Pair(pair.target, pair.source)
     domains = {d.name: d for d in (pair.source, pair.target)}
@@ -185,7 +185,7 @@ def small(tmp_path, smoke):
 
     import nbformat
 
-    from dlcvlib import planning, report
+    from dlcvlib.report.execute import execute, uptodate
 
     class Small:
         out = tmp_path / "report"
@@ -211,7 +211,7 @@ def small(tmp_path, smoke):
             return {"vae": smoke(runs_dir=str(tmp_path / "runs"), **changes)}
 
         def plan(self, **changes):
-            return planning.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
+            return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
 
         def results(self):
             return json.loads((self.out / "results.json").read_text())
@@ -223,7 +223,7 @@ def small(tmp_path, smoke):
 
         def make(self, changes=None, **arguments):
             chosen = self.chosen(changes or {})
-            return report.make_report(
+            return execute.make_report(
                 chosen,
                 {"vae": "f"},
                 profile="smoke",
@@ -257,7 +257,7 @@ def disk_full_beyond():
 @pytest.fixture
 def before_step(monkeypatch):
     """A context in which something is done before one step; checkpoints come at every chance."""
-    from dlcvlib import training
+    from dlcvlib.training.loop import loop
 
     @contextmanager
     def patched(kind, number, action):
@@ -269,7 +269,7 @@ def before_step(monkeypatch):
             return original(self, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+            patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
             patch.setattr(kind, "step", step)
             yield
 
@@ -278,7 +278,7 @@ def before_step(monkeypatch):
 
 def scores_of(method, frame):
     """Scores of a method that are given, not measured: one row a pair and seed, with accuracy."""
-    from dlcvlib import adaptation
+    from dlcvlib.evaluation import adaptation
 
     found = adaptation.Scores(method, {}, {})
     object.__setattr__(found, "frame", frame)

@@ -9,19 +9,15 @@ import pytest
 import torch
 from conftest import scores_of
 
-from dlcvlib import (
-    ablation,
-    averaging,
-    dann_ablation,
-    gan_ablation,
-    metrics,
-    vae_ablation,
-)
-from dlcvlib.features import Extractor
+from dlcvlib.evaluation import dann_ablation, gan_ablation, metrics, significance, vae_ablation
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods import averaging
 
 
 def verdict(worse, better):
-    return ablation.compare("it is better", "error", pd.Series(worse), pd.Series(better))["verdict"]
+    return significance.compare("it is better", "error", pd.Series(worse), pd.Series(better))[
+        "verdict"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -40,14 +36,14 @@ def test_verdicts(worse, better, expected):
 
 
 def test_standard_error_of_a_difference():
-    found = ablation.compare("claim", "error", pd.Series([1, 2, 3]), pd.Series([0, 0, 6]))
+    found = significance.compare("claim", "error", pd.Series([1, 2, 3]), pd.Series([0, 0, 6]))
     assert found["difference"] == 0
     assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + 12 / 3))
 
 
 def test_mean_and_spread():
-    assert ablation.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
-    assert math.isnan(ablation.mean_and_spread([1.0])[1])
+    assert significance.mean_and_spread([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    assert math.isnan(significance.mean_and_spread([1.0])[1])
 
 
 def test_the_rule_says_how_often_chance_passes_it():
@@ -57,21 +53,21 @@ def test_the_rule_says_how_often_chance_passes_it():
     passed = (abs(runs.mean(2)[:, 0] - runs.mean(2)[:, 1]) > 2 * error).mean()
     # 1 - 2 / sqrt(6) of the time, by Student's t with two degrees of freedom.
     assert passed == pytest.approx(1 - 2 / math.sqrt(6), abs=0.02)
-    assert "by chance 18% of the time" in ablation.rule(2)
-    assert "With one seed nothing can be told" in ablation.rule(1)
+    assert "by chance 18% of the time" in significance.rule(2)
+    assert "With one seed nothing can be told" in significance.rule(1)
 
 
 def test_the_rule_counts_the_claims_of_a_table():
-    assert ablation.rule(2, 7).endswith("Of 7 such claims that is about 1.3.")
-    assert "such claims" not in ablation.rule(2)
-    assert ablation.rule(1, 7) == ablation.rule(1)
+    assert significance.rule(2, 7).endswith("Of 7 such claims that is about 1.3.")
+    assert "such claims" not in significance.rule(2)
+    assert significance.rule(1, 7) == significance.rule(1)
 
 
 def test_tally_and_seeds():
     verdicts = pd.DataFrame({"verdict": ["holds", "cannot be told here", "cannot be told here"]})
-    assert ablation.tally(verdicts) == "1 holds, 0 do not and 2 cannot be told"
-    assert ablation.over([0]) == "over 1 seed"
-    assert ablation.over([0, 1]) == "over 2 seeds"
+    assert significance.tally(verdicts) == "1 holds, 0 do not and 2 cannot be told"
+    assert significance.over([0]) == "over 1 seed"
+    assert significance.over([0, 1]) == "over 2 seeds"
 
 
 def test_plain_dcgan_is_not_its_own_best_variant():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib import adamatch, params
-from dlcvlib.data import augmentation
+from dlcvlib.config import params
+from dlcvlib.data import augment
+from dlcvlib.methods import adamatch
 
 
 @pytest.fixture
@@ -78,8 +79,8 @@ def test_frozen_statistics_stay_and_still_normalise_by_the_batch():
 
 def test_the_step_is_the_papers(settings, batch, monkeypatch):
     """The gradient of one step, written out without the library's helpers."""
-    monkeypatch.setitem(augmentation.AUGMENTATIONS, "geometric", lambda x: x)
-    monkeypatch.setitem(augmentation.AUGMENTATIONS, "strong", lambda x: 1 - x)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "geometric", lambda x: x)
+    monkeypatch.setitem(augment.AUGMENTATIONS, "strong", lambda x: 1 - x)
     monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.25))
     method = adamatch.AdaMatch(settings(steps=8, threshold=0.5))
     method.done = 2

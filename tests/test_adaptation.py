@@ -12,23 +12,14 @@ import torch
 from conftest import interrupt, scores_of, weights
 from matplotlib import pyplot as plt
 
-from dlcvlib import (
-    ablation,
-    adamatch,
-    adaptation,
-    dann,
-    dann_ablation,
-    digit_figures,
-    feature_spaces,
-    figures,
-    params,
-    pixelda,
-    runs,
-    storage,
-    training,
-)
-from dlcvlib.data.augmentation import AUGMENTATIONS
-from dlcvlib.data.images import DigitData, LabelledImages, Pair
+from dlcvlib.config import params
+from dlcvlib.data.augment import AUGMENTATIONS
+from dlcvlib.data.types import DigitData, LabelledImages, Pair
+from dlcvlib.evaluation import adaptation, dann_ablation, feature_spaces, significance
+from dlcvlib.methods import adamatch, dann, pixelda
+from dlcvlib.plots import domains, figures
+from dlcvlib.training.loop import loop, runs
+from dlcvlib.utils import storage
 
 METHODS = {"dann": (dann, dann.DANN), "pixelda": (pixelda, pixelda.PixelDA)}
 METHODS["adamatch"] = (adamatch, adamatch.AdaMatch)
@@ -113,7 +104,7 @@ def test_target_labels_change_nothing_bit_for_bit(method, pair, change, tmp_path
         for name, two in (("as it is", pair), (change, changed))
     ]
     assert found[0].name == found[1].name
-    tensors = [training.module_tensors(run.method) for run in found]
+    tensors = [loop.module_tensors(run.method) for run in found]
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
     assert found[0].history.equals(found[1].history)
 
@@ -161,7 +152,7 @@ def test_resume_is_exact_even_twice(method, pair, tmp_path, monkeypatch, before_
         with before_step(kind, stop, interrupt), pytest.raises(KeyboardInterrupt):
             module.train_or_load(chosen, data, tmp_path / "resumed")
     resumed = module.train_or_load(chosen, data, tmp_path / "resumed")
-    ours, theirs = (training.module_tensors(run.method) for run in (resumed, whole))
+    ours, theirs = (loop.module_tensors(run.method) for run in (resumed, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert resumed.history.equals(whole.history)
     assert taken == list(range(9)), "each step once: resumed, not begun again"
@@ -352,8 +343,8 @@ def test_feature_map_is_computed_once(chapter, digits, monkeypatch):
 
 
 def test_mean_text_of_one_seed_has_no_spread():
-    assert ablation.mean_text([0.5], 2) == "0.50"
-    assert ablation.mean_text([0.5, 0.7], 2) == "0.60 ± 0.14"
+    assert significance.mean_text([0.5], 2) == "0.50"
+    assert significance.mean_text([0.5, 0.7], 2) == "0.60 ± 0.14"
 
 
 def five(**accuracies):
@@ -467,7 +458,7 @@ def test_maps_of_any_number_of_pairs_fit_a_page(pairs, methods):
         "a->b", "DANN", torch.zeros(20, 3, 32, 32), points, np.arange(20) < 10, labels, labels, 1, 1
     )
     for by in ("domain", "class"):
-        figure = digit_figures.feature_maps([[one] * pairs] * methods, by)
+        figure = domains.feature_maps([[one] * pairs] * methods, by)
         width, height = figure.get_size_inches()
         assert width <= figures.WIDTH
         assert height <= 1.1 * figures.WIDTH

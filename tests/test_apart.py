@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 
+import dlcvlib.apart
 import psutil
 import pytest
 from conftest import ROOT
 
-import dlcvlib.apart
-from dlcvlib import stopwatch
-from dlcvlib.apart import apart, cores
-from dlcvlib.errors import UserError
+from dlcvlib.utils import stopwatch
+from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.process import apart, cores
 
 
 def refuse(word):
@@ -83,7 +83,7 @@ def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
     program = (
-        "from pathlib import Path; from dlcvlib.apart import apart; "
+        "from pathlib import Path; from dlcvlib.utils.process import apart; "
         f"apart('test_apart:begin', Path({str(pipe)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
@@ -98,7 +98,7 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
 def test_the_reports_own_process_loads_nothing_large(tmp_path):
     """It is there for as long as the notebooks run; torch alone would take 400 MB."""
     program = (
-        "import sys; from dlcvlib.__main__ import main; "
+        "import sys; from dlcvlib.report.cli import main; "
         f"assert main(['report', '--profile=smoke', '--only=1-2', '--out={tmp_path / 'report'}', "
         f"'--runs-dir={tmp_path / 'runs'}']) == 0; "
         "large = {'torch', 'pandas', 'PIL', 'matplotlib', 'nbconvert', 'typst'}; "

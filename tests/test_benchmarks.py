@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import contenders, growth, memory, plain, speed
-from dlcvlib import dann, params
+from dlcvlib.config import params
+from dlcvlib.methods import dann
 
 
 @pytest.fixture(scope="module")

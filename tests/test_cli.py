@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dlcvlib.apart
 import pytest
 
-import dlcvlib.apart
-from dlcvlib import __main__, environment, storage, training
-from dlcvlib.__main__ import main
-from dlcvlib.environment import ROOT
+from dlcvlib.report.cli import main
+from dlcvlib.report.execute import cli
+from dlcvlib.training.loop import loop
+from dlcvlib.utils import environment, storage
+from dlcvlib.utils.environment import ROOT
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_help(words, capsys):
 
 def test_help_imports_nothing_heavy():
     program = (
-        "import sys; from dlcvlib.__main__ import parser; parser().format_help(); "
+        "import sys; from dlcvlib.report.cli import parser; parser().format_help(); "
         "assert not {'torch', 'numpy', 'pandas', 'pydantic', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -69,7 +71,7 @@ def test_what_can_be_refused_is_before_any_data_are_prepared(tmp_path, capsys, m
 
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_report", lambda arguments: seen.append(arguments) or 0)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for folder in (tmp_path, ROOT):
         monkeypatch.chdir(folder)
@@ -104,7 +106,7 @@ def test_params_shows_values_and_meaning(capsys):
 def test_params_can_be_read_back(capsys):
     import yaml
 
-    from dlcvlib import params
+    from dlcvlib.config import params
 
     main(["params", "vae", "--profile", "quick"])
     assert yaml.safe_load(capsys.readouterr().out) == params.load("quick", "vae").model_dump()
@@ -115,7 +117,7 @@ def test_train_twice_is_train_once(chapter, kind, tmp_path, monkeypatch):
     words = ["train", chapter, "--profile", "smoke", "--runs-dir", str(tmp_path)]
     assert main(words) == 0
     assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
     assert main(words) == 0
     assert len(list(tmp_path.glob(f"{kind}-*/model.safetensors"))) == 1
 
@@ -137,8 +139,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from dlcvlib import devices
-from dlcvlib.__main__ import main
+from dlcvlib.training.loop import device
+from dlcvlib.report.cli import main
 
 PartialState(cpu=True)
 status = main()
@@ -172,14 +174,14 @@ def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
     records = [storage.read_sealed(path) for path in tmp_path.glob("*-*/provenance.json")]
     assert records
     assert {record["processes"] for record in records} == {2}
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
     assert main(words) == 0
 
 
 def chapters_of(words):
-    arguments = __main__.parser().parse_args(words)
-    __main__._go_to_the_project(arguments)
-    return __main__._parameters(arguments)
+    arguments = cli.parser().parse_args(words)
+    cli._go_to_the_project(arguments)
+    return cli._parameters(arguments)
 
 
 def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
@@ -191,7 +193,7 @@ def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
 
 
 def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path):
-    from dlcvlib import params
+    from dlcvlib.config import params
 
     shutil.copytree(params.PARAMS, tmp_path / "params")
     profile = tmp_path / "params" / "smoke" / "gan.yaml"
@@ -212,7 +214,7 @@ def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     """As the README has it: one notebook by itself; papermill would only warn."""
-    from dlcvlib.params import NOTEBOOKS, PARAMS
+    from dlcvlib.config.params import NOTEBOOKS, PARAMS
 
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]
@@ -258,7 +260,7 @@ def test_run_all_passes_on():
 def test_paths_are_from_where_they_were_typed(tmp_path, monkeypatch):
     """The work is done in the project, as the notebooks' kernels do theirs."""
     seen = []
-    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_report", lambda arguments: seen.append(arguments) or 0)
     monkeypatch.chdir(tmp_path)
     typed = ["report", "--data", "folder:mine", "--runs-dir", str(tmp_path / "models")]
     typed += ["--out", "made"]
@@ -272,7 +274,7 @@ def test_paths_are_from_where_they_were_typed(tmp_path, monkeypatch):
 
 def test_an_out_that_was_not_typed_is_the_projects(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_report", lambda arguments: seen.append(arguments) or 0)
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 0
     assert seen[0].out == Path("report")
@@ -280,7 +282,7 @@ def test_an_out_that_was_not_typed_is_the_projects(tmp_path, monkeypatch):
 
 def test_paths_typed_in_the_project_are_left_as_they_are(monkeypatch):
     seen = []
-    monkeypatch.setattr(__main__, "_report", lambda arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_report", lambda arguments: seen.append(arguments) or 0)
     monkeypatch.chdir(ROOT)
     assert main(["report", "--data", "folder:mine", "--out", "some/where"]) == 0
     assert (seen[0].data, seen[0].out, seen[0].runs_dir) == (

@@ -9,7 +9,10 @@ import torch
 from conftest import moved, weights
 from torch import nn
 
-from dlcvlib import classifier, dann, dann_ablation, params, runs
+from dlcvlib.config import params
+from dlcvlib.evaluation import dann_ablation
+from dlcvlib.methods import classifier, dann
+from dlcvlib.training.loop import runs
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib import dcgan, devices, diagnosis, inspection, params, runs, training
+from dlcvlib.config import params
 from dlcvlib.data.batches import Batches, to_float
-from dlcvlib.errors import UserError
-from dlcvlib.features import Extractor
+from dlcvlib.evaluation import gan_health, layers
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods import dcgan
+from dlcvlib.training.loop import device, loop, runs
+from dlcvlib.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -52,17 +55,17 @@ def test_original_size():
         return sum(25 * a * b for a, b in itertools.pairwise(widths))
 
     batch_norms = 2 * (8192 + 256 + 128 + 64)
-    assert inspection.layers(generator, (1, 100)).parameters.sum() == (
+    assert layers.layers(generator, (1, 100)).parameters.sum() == (
         100 * 8192 + convolutions([512, 256, 128, 64, 3]) + 3 + batch_norms
     )
-    assert inspection.layers(discriminator, (1, 3, 64, 64)).parameters.sum() == (
+    assert layers.layers(discriminator, (1, 3, 64, 64)).parameters.sum() == (
         convolutions([3, 64, 128, 256, 512]) + 64 + 2 * (128 + 256 + 512) + 16 * 512 + 1
     )
 
 
 def test_five_upsampling_stages_and_no_pooling():
-    layers = inspection.layers(dcgan.Generator(4, 8), (1, 8))
-    sides = [shape.split("×")[-1] for shape in layers["output"]]
+    table = layers.layers(dcgan.Generator(4, 8), (1, 8))
+    sides = [shape.split("×")[-1] for shape in table["output"]]
     assert list(dict.fromkeys(sides))[1:] == ["4", "8", "16", "32", "64"]
     kinds = {type(m) for m in dcgan.Discriminator(4).modules()}
     assert not kinds & {nn.MaxPool2d, nn.AvgPool2d, nn.Sigmoid}
@@ -99,9 +102,9 @@ def test_spectral_norm_is_one(settings, images):
 
 def test_layers_of_a_spectral_network_are_counted():
     plain, spectral = dcgan.Discriminator(8, 4), dcgan.Discriminator(8, 4, spectral=True)
-    frame = inspection.layers(spectral, (1, 3, 64, 64))
+    frame = layers.layers(spectral, (1, 3, 64, 64))
     assert (frame["layer"] == "Conv 4×4, stride 2").sum() == 4
-    convolutions = inspection.layers(plain, (1, 3, 64, 64))["mult_adds"].max()
+    convolutions = layers.layers(plain, (1, 3, 64, 64))["mult_adds"].max()
     assert frame["mult_adds"].max() == pytest.approx(convolutions, rel=0.02)
 
 
@@ -369,7 +372,7 @@ def test_averaging_does_not_touch_training(settings, images):
         torch.manual_seed(0)
         gan = dcgan.DCGAN(settings(ema_decay=decay))
         for step in range(3):
-            training.seed_step(0, step)
+            loop.seed_step(0, step)
             gan.step((images,))
         results.append(weights(gan.generator))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -405,14 +408,14 @@ def fit(settings, faces, folder, until=None):
     """Train a DCGAN; interrupted after `until` steps if given."""
     torch.manual_seed(settings.seed)
     gan = dcgan.DCGAN(settings)
-    batches = Batches([faces.train.images], settings.batch_size, settings.seed, devices.default())
+    batches = Batches([faces.train.images], settings.batch_size, settings.seed, device.default())
 
     def batch(step):
         if step == until:
             signal_now()
         return batches(step)
 
-    training.fit(gan, batch, settings, folder, label="t")
+    loop.fit(gan, batch, settings, folder, label="t")
     return gan
 
 
@@ -428,10 +431,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(settings, faces, tmp_path, chang
     chosen = settings(steps=9, ema_decay=0.9, input_noise=0.2, augmentation=["color"], **changes)
     whole = fit(chosen, faces, tmp_path / "whole")
     for until in (3, 6):
-        with pytest.raises(training.Stopped):
+        with pytest.raises(loop.Stopped):
             fit(chosen, faces, tmp_path / "cut", until)
     cut = fit(chosen, faces, tmp_path / "cut")
-    left, right = training.module_tensors(whole), training.module_tensors(cut)
+    left, right = loop.module_tensors(whole), loop.module_tensors(cut)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
     for player in ("generator", "discriminator"):
@@ -490,14 +493,14 @@ def played(settings, **columns):
 
 
 def seen(run):
-    frame = diagnosis.signs(run)
+    frame = gan_health.signs(run)
     return frame.loc[frame["seen"], "sign"].tolist()
 
 
 def test_a_healthy_game_shows_no_sign(settings):
     run = played(settings(), discriminator=[0.9] * 20)
     assert seen(run) == []
-    assert diagnosis.verdict(diagnosis.signs(run)).startswith("No sign")
+    assert gan_health.verdict(gan_health.signs(run)).startswith("No sign")
 
 
 def test_a_discriminator_at_zero_loss_is_seen(settings):
@@ -510,14 +513,14 @@ def test_a_discriminator_at_zero_loss_is_seen(settings):
 
 def test_zero_loss_is_what_the_labels_allow(settings):
     soft = settings(soft_labels=[0.9, 0.9], flip_labels=0.1, flip_labels_until=1000)
-    least = diagnosis.least_loss(soft, 10)
+    least = gan_health.least_loss(soft, 10)
     p, q = 0.9 * 0.9, 0.1 * 0.9
     expected = sum(-x * math.log(x) - (1 - x) * math.log(1 - x) for x in (p, q))
     assert least == pytest.approx(expected)
-    assert diagnosis.least_loss(settings(), 10) == 0
+    assert gan_health.least_loss(settings(), 10) == 0
     hinge = settings(loss="hinge", flip_labels=0.1, flip_labels_until=1000)
-    assert diagnosis.least_loss(hinge, 10) == pytest.approx(0.4)
-    assert diagnosis.least_loss(hinge, 2000) == 0
+    assert gan_health.least_loss(hinge, 10) == pytest.approx(0.4)
+    assert gan_health.least_loss(hinge, 2000) == 0
     assert "zero loss" in seen(played(soft, discriminator=[least + 0.001] * 10))[0]
 
 
@@ -529,11 +532,11 @@ def test_a_fooled_discriminator_is_seen(settings):
 def test_a_collapsed_generator_is_seen(settings):
     run = played(settings(), discriminator=[0.9] * 4, validation_diversity=[0.9, 0.8, 0.4, 0.2])
     assert seen(run) == ["the generator has collapsed"]
-    assert "went badly: the generator has collapsed" in diagnosis.verdict(diagnosis.signs(run))
+    assert "went badly: the generator has collapsed" in gan_health.verdict(gan_health.signs(run))
 
 
 def test_slerp_keeps_the_length_of_noise():
-    from dlcvlib.embedding import arc
+    from dlcvlib.evaluation.latent import arc
 
     torch.manual_seed(0)
     a, b = torch.nn.functional.normalize(torch.randn(2, 100), dim=1) * 10

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dlcvlib import devices
+from dlcvlib.training.loop import device
 
 
 class Net(torch.nn.Linear):
@@ -71,50 +71,50 @@ def batch(step):
 def test_the_faster_one_is_chosen_and_kept(smoke, clock, seconds, chosen, why):
     method = Timed(clock, seconds)
     before = method.net.weight.clone()
-    assert devices.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
+    assert device.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
     assert torch.equal(method.net.weight, before)
     tried = clock[0]
     assert tried > 0
-    assert devices.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
+    assert device.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
     assert clock[0] == tried
 
 
 def test_another_batch_is_another_trial(smoke, clock):
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    devices.choose(smoke(precision="auto").settings, method, batch)
+    device.choose(smoke(precision="auto").settings, method, batch)
     tried = clock[0]
-    devices.choose(smoke(batch_size=5, precision="auto").settings, method, batch)
+    device.choose(smoke(batch_size=5, precision="auto").settings, method, batch)
     assert clock[0] == 2 * tried
 
 
 def test_a_damaged_outcome_is_found_again(smoke, clock, tmp_path):
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    devices.choose(smoke(precision="auto").settings, method, batch)
+    device.choose(smoke(precision="auto").settings, method, batch)
     (kept,) = tmp_path.glob("cache/dlcv-report/*.json")
     kept.write_text(kept.read_text().replace("1.5", "0.5"))
-    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
+    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
     assert kept.with_name(f"{kept.name}.damaged").is_file()
 
 
 def test_without_a_place_to_keep_it(smoke, clock, monkeypatch, tmp_path):
     (tmp_path / "cache").touch()
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
+    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
 
 
 def test_a_full_disk_there_ends_no_training(smoke, clock, disk_full_beyond):
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
     with disk_full_beyond(0):
-        assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
+        assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
 
 
 def test_what_is_asked_for_or_alone_possible_needs_no_trial(smoke, clock, monkeypatch):
     method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    assert devices.choose(smoke(precision="fp32").settings, method, batch) == ("fp32", "asked for")
-    assert devices.choose(smoke(precision="bf16").settings, method, batch) == ("bf16", "asked for")
+    assert device.choose(smoke(precision="fp32").settings, method, batch) == ("fp32", "asked for")
+    assert device.choose(smoke(precision="bf16").settings, method, batch) == ("bf16", "asked for")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert devices.choose(smoke(precision="auto").settings, method, batch) == (
+    assert device.choose(smoke(precision="auto").settings, method, batch) == (
         "fp32",
         "this CPU has no bfloat16",
     )
@@ -126,12 +126,12 @@ def test_a_gpu_needs_no_trial(smoke, monkeypatch, has, chosen):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     method = Timed([0.0], {"fp32": 3.0, "bf16": 2.0})
-    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == chosen
+    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == chosen
     assert method.net.clock[0] == 0
 
 
 def test_several_processes_do_not_wait_for_each_others_trial(smoke, clock, monkeypatch):
-    monkeypatch.setattr(devices, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
     method = Timed(clock, {"fp32": 1.0, "bf16": 2.0})
-    assert devices.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
+    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
     assert clock[0] == 0

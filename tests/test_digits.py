@@ -13,10 +13,10 @@ from conftest import HW3_DATA, digit_folder, write_csv
 from PIL import Image
 from torchvision.datasets import SVHN
 
-from dlcvlib import params
-from dlcvlib.data import augmentation, decoding, scans
+from dlcvlib.config import params
+from dlcvlib.data import augment, decode, scans
 from dlcvlib.data.digits import load_digits
-from dlcvlib.errors import UserError
+from dlcvlib.utils.errors import UserError
 
 ALL_PAIRS = ["usps->mnistm", "mnistm->svhn", "svhn->usps"]
 
@@ -62,7 +62,7 @@ def test_embedded(load):
 
 def test_embedded_is_the_same_each_time_and_kept(load, monkeypatch):
     first = load("embedded")
-    monkeypatch.setattr(decoding, "fill", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(decode, "fill", lambda *_, **__: pytest.fail("made again"))
     second = load("embedded")
     assert first.fingerprint == second.fingerprint
     for name, domain in first.domains.items():
@@ -333,7 +333,7 @@ def pictures():
 def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
     torch.manual_seed(0)
     same = pictures[:1].expand(64, -1, -1, -1)
-    changed = augmentation.AUGMENTATIONS[name](same)
+    changed = augment.AUGMENTATIONS[name](same)
     assert changed.shape == same.shape
     assert 0 <= changed.min() <= changed.max() <= 1
     assert len(changed.flatten(1).unique(dim=0)) == 64
@@ -341,7 +341,7 @@ def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
 
 def test_points_are_those_of_an_affine_grid():
     theta = torch.randn(5, 2, 3)
-    grid = (theta.flatten(0, 1) @ augmentation._points(6, 9, torch.device("cpu"))).view(5, 2, 6, 9)
+    grid = (theta.flatten(0, 1) @ augment._points(6, 9, torch.device("cpu"))).view(5, 2, 6, 9)
     wanted = F.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
     torch.testing.assert_close(grid.permute(0, 2, 3, 1), wanted)
 
@@ -352,7 +352,7 @@ def test_sampling_as_products_is_grid_sample():
     grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
     found = []
     for way in (
-        augmentation.sample,
+        augment.sample,
         functools.partial(F.grid_sample, padding_mode="border", align_corners=False),
     ):
         images = torch.rand(5, 3, 6, 9, generator=torch.Generator().manual_seed(1))
@@ -367,15 +367,15 @@ def test_geometric_moves_by_no_more_than_it_says():
     torch.manual_seed(0)
     point = torch.zeros(256, 1, 32, 32)
     point[:, :, 15:17, 15:17] = 1
-    where = augmentation.geometric(point).flatten(1).argmax(1)
+    where = augment.geometric(point).flatten(1).argmax(1)
     away = torch.stack([where // 32, where % 32], 1).sub(15.5).abs().max()
-    assert 0.5 < away <= 32 * augmentation.SHIFT + 1.5
+    assert 0.5 < away <= 32 * augment.SHIFT + 1.5
 
 
 def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
     torch.manual_seed(0)
     gradient = torch.linspace(0, 1, 32).expand(800, 3, 32, 32)
-    changed = augmentation.photometric(gradient)
+    changed = augment.photometric(gradient)
     rising = changed[..., -8:].mean((2, 3)) > changed[..., :8].mean((2, 3))
     assert ((rising.float().mean(0) > 0.4) & (rising.float().mean(0) < 0.6)).all()
     odd = rising.sum(1) % 3 != 0
@@ -383,4 +383,4 @@ def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
 
 
 def test_no_augmentation_changes_nothing(pictures):
-    assert augmentation.AUGMENTATIONS["none"](pictures) is pictures
+    assert augment.AUGMENTATIONS["none"](pictures) is pictures

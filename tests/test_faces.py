@@ -15,10 +15,11 @@ from PIL import Image
 from sklearn.datasets import _lfw
 from sklearn.datasets._base import RemoteFileMetadata
 
-from dlcvlib import features
-from dlcvlib.data import decoding, drawn_faces, loading
+from dlcvlib.data import decode, source
 from dlcvlib.data.faces import load_faces
-from dlcvlib.errors import UserError
+from dlcvlib.data.synthetic import faces as drawn_faces
+from dlcvlib.evaluation import features
+from dlcvlib.utils.errors import UserError
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_embedded_faces_are_drawn_once(load, monkeypatch):
     assert data.synthetic
     assert "synthetic" in data.summary()
     assert {"Black_Hair", "Male", "Smiling", "Eyeglasses", "Young"} <= set(data.train.attributes)
-    monkeypatch.setattr(decoding, "fill", None)
+    monkeypatch.setattr(decode, "fill", None)
     again = load("embedded", drawn_train=20, drawn_test=6)
     assert torch.equal(data.train.images, again.train.images)
     assert data.fingerprint == again.fingerprint
@@ -113,7 +114,7 @@ def test_folder(load, folder):
 def test_attributes_stay_with_their_images(load, folder):
     """The training images are shuffled."""
     paths = (folder / "face/train").glob("*.png")
-    number = {decoding.decode_file(path, 64)[0].tobytes(): int(path.stem) for path in paths}
+    number = {decode.decode_file(path, 64)[0].tobytes(): int(path.stem) for path in paths}
     data = load(f"folder:{folder}")
     for split in (data.train, data.validation):
         shown = [number[image.permute(1, 2, 0).numpy().tobytes()] for image in split.images]
@@ -127,7 +128,7 @@ def test_the_central_square_is_kept(tmp_path):
         picture = Image.new("RGB", size, "blue")
         picture.paste("red", (left, top, left + 64, top + 64))
         picture.save(tmp_path / "wide.png")
-        pixels, resized = decoding.decode_file(tmp_path / "wide.png", 64)
+        pixels, resized = decode.decode_file(tmp_path / "wide.png", 64)
         assert resized
         assert (pixels == [255, 0, 0]).all()
 
@@ -183,7 +184,7 @@ def test_a_damaged_pointer_is_named_and_the_data_made_again(load, folder, tmp_pa
 def test_sixteen_bits_keep_their_shades(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    pixels, _ = decoding.decode_file(tmp_path / "deep.png", 64)
+    pixels, _ = decode.decode_file(tmp_path / "deep.png", 64)
     assert len(np.unique(pixels)) > 200
 
 
@@ -191,7 +192,7 @@ def test_a_picture_that_would_start_a_program_is_refused(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "page.eps")
     (tmp_path / "page.eps").rename(tmp_path / "page.png")
     with pytest.raises(UserError, match=r"page\.png.*cannot identify"):
-        decoding.decode_file(tmp_path / "page.png", 64)
+        decode.decode_file(tmp_path / "page.png", 64)
 
 
 def test_the_line_of_a_bad_value_is_right_after_blank_lines(load, folder):
@@ -258,7 +259,7 @@ def test_constant_attributes_are_refused_before_anything_runs(tmp_path, smoke):
     for number in range(400):
         Image.fromarray(np.full((9, 9, 3), number % 256, np.uint8)).save(folder / f"{number}.jpg")
     with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Ada_Byron\)"):
-        loading.look({"vae": chosen})
+        source.look({"vae": chosen})
 
 
 def test_test_images_that_were_trained_on_are_counted(load, folder):
@@ -360,7 +361,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, side, message):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     )
     with pytest.raises(UserError, match=message):
-        decoding.decode_file(path, 64)
+        decode.decode_file(path, 64)
 
 
 def test_sources_are_checked(load, tmp_path):
@@ -385,30 +386,31 @@ def test_cache_that_cannot_be_written(load, folder, tmp_path):
 
 
 def test_digests_keep_their_order_over_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "CHUNK", 2)
+    monkeypatch.setattr(decode, "CHUNK", 2)
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for path in paths:
         path.write_text(path.name)
     expected = [hashlib.sha256(path.name.encode()).hexdigest() for path in paths]
-    assert decoding.contents(paths) == expected
+    assert decode.contents(paths) == expected
     paths[3].unlink()
     with pytest.raises(UserError, match=r"3\.png"):
-        decoding.contents(paths)
+        decode.contents(paths)
 
 
 def test_several_processes_give_what_one_gives(tmp_path):
     """In a program of its own: workers are spawned, and must find no torch to import."""
-    count = 2 * decoding.CHUNK + 10
+    count = 2 * decode.CHUNK + 10
     program = f"""
 import sys
 import numpy as np
 from functools import partial
-from dlcvlib.data import decoding, drawn_faces
+from dlcvlib.data import decode
+from dlcvlib.data.synthetic import faces as drawn_faces
 
-decoding.cores = lambda: 2
+decode.cores = lambda: 2
 if __name__ == "__main__":
     out = np.empty(({count}, 3, 64, 64), np.uint8)
-    columns = decoding.fill(partial(drawn_faces.draw_faces, 0), range({count}), out, label="t")
+    columns = decode.fill(partial(drawn_faces.draw_faces, 0), range({count}), out, label="t")
     assert "torch" not in sys.modules
     one, attributes = drawn_faces.draw_faces(0, [{count - 1}])
     assert np.array_equal(out[-1].transpose(1, 2, 0), one[0])
@@ -424,10 +426,11 @@ if __name__ == "__main__":
 def test_workers_end_with_a_parent_that_is_killed():
     program = """
 from functools import partial
-from dlcvlib.data import decoding, drawn_faces
+from dlcvlib.data import decode
+from dlcvlib.data.synthetic import faces as drawn_faces
 
-decoding.cores = lambda: 2
-results = decoding._results(partial(drawn_faces.draw_faces, 0), [range(5), range(5, 10)])
+decode.cores = lambda: 2
+results = decode._results(partial(drawn_faces.draw_faces, 0), [range(5), range(5, 10)])
 next(results)
 print("begun", flush=True)
 input()
@@ -586,18 +589,18 @@ def test_lfw_stands_in_for_no_celeba_that_is_damaged(load, lfw, monkeypatch):
 def test_inceptions_weights_count_as_soon_as_they_are_there(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     chosen = {"vae": smoke(runs_dir=str(tmp_path / "runs"))}
-    before, _ = loading.look(chosen)
-    assert loading.look(chosen)[0] == before
+    before, _ = source.look(chosen)
+    assert source.look(chosen)[0] == before
     file = tmp_path / "torch" / "hub" / "checkpoints" / features.INCEPTION
     file.parent.mkdir(parents=True)
     file.with_suffix(".safetensors").touch()
-    assert loading.look(chosen)[0] != before
+    assert source.look(chosen)[0] != before
 
 
 def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, smoke):
     chosen = smoke(data=f"folder:{folder}", validation_size=4, runs_dir=str(folder / "runs"))
     with pytest.raises(UserError, match="the faces have 8 images for train, and the report needs"):
-        loading.look({"vae": chosen})
+        source.look({"vae": chosen})
     few = smoke(drawn_test=31, runs_dir=str(folder / "runs"))
     with pytest.raises(UserError, match="31 images for test, and the report needs 32"):
-        loading.look({"vae": few})
+        source.look({"vae": few})

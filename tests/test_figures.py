@@ -8,8 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
-from dlcvlib import figures, inspection, pixelda, vae
-from dlcvlib.data.images import Pair
+from dlcvlib.data.types import Pair
+from dlcvlib.evaluation import layers
+from dlcvlib.methods import pixelda, vae
+from dlcvlib.plots import figures
 
 
 @pytest.fixture(autouse=True)
@@ -70,13 +72,13 @@ def test_a_sweeps_line_keeps_its_order():
 
 def test_multiply_adds_of_a_transposed_convolution_count_what_goes_in():
     layer = nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
-    (count,) = inspection.layers(nn.Sequential(layer), (1, 8, 5, 5))["mult_adds"]
+    (count,) = layers.layers(nn.Sequential(layer), (1, 8, 5, 5))["mult_adds"]
     # Each of 25 pixels in meets each weight; each of 100 out, in 4 channels, adds its bias.
     assert count == 25 * 8 * 4 * 16 + 4 * 100
 
 
 def beside(network, *shapes):
-    return [block.beside for block in inspection.blocks(inspection.layers(network, shapes))]
+    return [block.beside for block in layers.blocks(layers.layers(network, shapes))]
 
 
 def test_only_what_feeds_a_block_has_an_arrow_to_it():
@@ -85,9 +87,7 @@ def test_only_what_feeds_a_block_has_an_arrow_to_it():
     assert beside(encoder, (1, 3, 64, 64)) == [False, False, False, True]
     generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
     assert not any(beside(generator, (1, 3, 32, 32), (1, 8)))
-    figure = figures.architecture(
-        [inspection.blocks(inspection.layers(encoder, (1, 3, 64, 64)))], ["E"]
-    )
+    figure = figures.architecture([layers.blocks(layers.layers(encoder, (1, 3, 64, 64)))], ["E"])
     arrows = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
     assert len(arrows) == 2
 

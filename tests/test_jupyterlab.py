@@ -13,8 +13,8 @@ import urllib.request
 import nbformat
 import pytest
 
-from dlcvlib import params
-from dlcvlib.params import NOTEBOOKS, ROOT
+from dlcvlib.config import params
+from dlcvlib.config.params import NOTEBOOKS, ROOT
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -19,7 +19,7 @@ def printed(program, *arguments, **environment):
 
 FREES = """
 import sys, threading, psutil
-from dlcvlib import memory
+from dlcvlib.utils import memory
 
 def blocks():
     # From the first, freed at once, glibc learns that large blocks come and go, and keeps space.
@@ -46,7 +46,7 @@ def test_large_blocks_are_returned(way, mb):
 
 STEPS = """
 import ctypes, resource, sys, psutil, torch
-from dlcvlib import memory
+from dlcvlib.utils import memory
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: a fault would be of 512 pages
 

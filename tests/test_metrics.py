@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from dlcvlib import embedding, features, metrics
+from dlcvlib.evaluation import features, latent, metrics
 
 
 def test_squared_mmd_against_a_loop():
@@ -92,9 +92,9 @@ def test_probe_finds_what_is_there_and_nothing_else():
     x, labels = torch.randn(600, 10), torch.randint(0, 2, (600,))
     known = x.clone()
     known[:, 3] += 2.5 * labels
-    assert embedding.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
-    assert 0.35 < embedding.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
-    assert math.isnan(embedding.probe_auc(x, torch.ones(600), x, labels))
+    assert latent.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
+    assert 0.35 < latent.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
+    assert math.isnan(latent.probe_auc(x, torch.ones(600), x, labels))
 
 
 def test_sharpness_and_diversity():
@@ -110,19 +110,19 @@ def test_sharpness_and_diversity():
 
 def test_direction_joins_the_two_means():
     latents = torch.tensor([[0.0, 1], [2, 1], [5, 5], [7, 5]])
-    assert embedding.direction(latents, torch.tensor([0, 0, 1, 1])).tolist() == [5, 4]
-    assert embedding.direction(latents, torch.ones(4)).tolist() == [0, 0]
+    assert latent.direction(latents, torch.tensor([0, 0, 1, 1])).tolist() == [5, 4]
+    assert latent.direction(latents, torch.ones(4)).tolist() == [0, 0]
 
 
 def test_between_and_travels():
-    line = embedding.between(torch.zeros(2), torch.tensor([2.0, 4.0]), 3)
+    line = latent.between(torch.zeros(2), torch.tensor([2.0, 4.0]), 3)
     assert line.tolist() == [[0, 0], [1, 2], [2, 4]]
     torch.manual_seed(0)
     latents = torch.randn(2000, 3) * torch.tensor([5.0, 1.0, 0.1])
-    axes, deviations = embedding.principal_directions(latents, 2)
-    assert len(embedding.principal_directions(latents[:, :1], 4)[0]) == 1
+    axes, deviations = latent.principal_directions(latents, 2)
+    assert len(latent.principal_directions(latents[:, :1], 4)[0]) == 1
     assert deviations.tolist() == pytest.approx([5, 1], rel=0.1)
-    moved = embedding.travels(torch.zeros(3), axes, deviations, [-1.0, 0.0, 1.0])
+    moved = latent.travels(torch.zeros(3), axes, deviations, [-1.0, 0.0, 1.0])
     assert moved.shape == (2, 3, 3)
     assert moved[:, 1].abs().max() == 0
     assert moved[0, 2].norm() == pytest.approx(5, rel=0.1)
@@ -134,13 +134,13 @@ def test_pixel_components_are_those_of_scikit_learn_a_piece_at_a_time(monkeypatc
         name: torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8)
         for name, n in (("train", 60), ("test", 90))
     }
-    whole = embedding.pixel_components(splits, 5)
+    whole = latent.pixel_components(splits, 5)
     flat = {name: images.flatten(1).numpy() / 255 for name, images in splits.items()}
     pca = PCA(5, svd_solver="full").fit(flat["train"])
     spread = pca.transform(flat["test"]).std(0)
     assert whole["test"].std(0, correction=0).numpy() == pytest.approx(spread, rel=0.05)
-    monkeypatch.setattr(embedding, "AT_ONCE", 60)
-    pieces = embedding.pixel_components(splits, 5)
+    monkeypatch.setattr(latent, "AT_ONCE", 60)
+    pieces = latent.pixel_components(splits, 5)
     assert {name: len(found) for name, found in pieces.items()} == {"train": 60, "test": 90}
     torch.testing.assert_close(pieces["test"], whole["test"], atol=1e-4, rtol=1e-4)
 
@@ -149,14 +149,14 @@ def test_tsne_keeps_neighbours(tmp_path):
     torch.manual_seed(0)
     centres = 20 * torch.randn(4, 10)
     labels = torch.arange(120) % 4
-    points = embedding.tsne(centres[labels] + torch.randn(120, 10), 200, 0, tmp_path)
+    points = latent.tsne(centres[labels] + torch.randn(120, 10), 200, 0, tmp_path)
     assert points.shape == (120, 2)
-    assert embedding.neighbour_agreement(points, labels.numpy()) > 0.95
+    assert latent.neighbour_agreement(points, labels.numpy()) > 0.95
 
 
 def test_neighbours_kept_of_the_same_points():
     points = np.random.default_rng(0).normal(size=(60, 2))
-    assert embedding.neighbours_kept(torch.from_numpy(points), points) == 1
+    assert latent.neighbours_kept(torch.from_numpy(points), points) == 1
 
 
 def test_the_extractor_learns_an_attribute(drawn, faces, smoke, tmp_path):

@@ -7,8 +7,8 @@ import statistics
 import nbformat
 import pytest
 
-from dlcvlib.exhibits import MIME
-from dlcvlib.params import NOTEBOOKS
+from dlcvlib.config.params import NOTEBOOKS
+from dlcvlib.report.exhibits import MIME
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 

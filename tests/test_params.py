@@ -7,9 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dlcvlib import params
-from dlcvlib.errors import UserError
-from dlcvlib.params import VAEParams
+from dlcvlib.config import params
+from dlcvlib.config.params import VAEParams
+from dlcvlib.utils.errors import UserError
 
 NOTEBOOKS = sorted(params.NOTEBOOKS.glob("*.ipynb"))
 

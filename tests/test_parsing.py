@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcvlib import params
+from dlcvlib.config import params
 from dlcvlib.data import tables
-from dlcvlib.errors import UserError
+from dlcvlib.utils.errors import UserError
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150)
 settings.load_profile("fixed")

@@ -10,10 +10,13 @@ import torch
 from conftest import moved, weights
 from torch import nn
 
-from dlcvlib import classifier, digit_figures, params, pixelda, pixelda_ablation
-from dlcvlib.data.images import LabelledImages
-from dlcvlib.errors import UserError
-from dlcvlib.pixelda_ablation import Redrawn
+from dlcvlib.config import params
+from dlcvlib.data.types import LabelledImages
+from dlcvlib.evaluation import pixelda_ablation
+from dlcvlib.evaluation.pixelda_ablation import Redrawn
+from dlcvlib.methods import classifier, pixelda
+from dlcvlib.plots import domains
+from dlcvlib.utils.errors import UserError
 
 
 @pytest.fixture
@@ -307,7 +310,7 @@ def test_no_failure_is_no_error(found):
 
 
 def test_the_figure_sets_digits_over_their_versions(found, digits):
-    figure = digit_figures.redrawn([found], digits, versions=3)
+    figure = domains.redrawn([found], digits, versions=3)
     names = [ax.get_yticklabels()[0].get_text() for ax in figure.axes]
     assert names == ["usps", "noise 1", "noise 2", "noise 3", "mnistm"]
     heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -315,7 +318,7 @@ def test_the_figure_sets_digits_over_their_versions(found, digits):
 
 
 def test_the_figure_sets_pairs_apart(found, digits):
-    figure = digit_figures.redrawn([found, found], digits, versions=1)
+    figure = domains.redrawn([found, found], digits, versions=1)
     figure.draw_without_rendering()
     places = [ax.get_position() for ax in figure.axes]
     gaps = [upper.y0 - lower.y1 for upper, lower in itertools.pairwise(places)]
@@ -334,7 +337,7 @@ def test_a_digit_that_is_lacking_leaves_its_place_grey(found, digits):
         before=found.before[some],
         after=found.after[:, some],
     )
-    figure = digit_figures.redrawn([less], digits, 3)
+    figure = domains.redrawn([less], digits, 3)
     assert len({ax.images[0].get_array().shape for ax in figure.axes}) == 1
     by_digit = pixelda_ablation.kept_by_digit({("usps->mnistm", 0): less})
     assert set(by_digit["digit"]) == set(range(10)) - {4}
@@ -352,7 +355,7 @@ def test_ablation_changes_one_thing(chapter, pair):
     judge = classifier.train_or_load(chosen.dann.classifier(0), pair.target, chosen.runs_dir)
     assert {run.name for run in trained[1::2]} == {judge.name}
     assert frame["kept"].between(0, 1).all()
-    figure = digit_figures.redrawn_variants(pictures)
+    figure = domains.redrawn_variants(pictures)
     assert [ax.get_yticklabels()[0].get_text() for ax in figure.axes] == ["source", *variants]
     assert "would need labels" in pixelda_ablation.balance_sentence(frame, chosen)
 

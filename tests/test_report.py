@@ -14,21 +14,14 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS, digit_folder
 from matplotlib import pyplot as plt
 
-from dlcvlib import (
-    exhibits,
-    fingerprints,
-    memory,
-    params,
-    planning,
-    rendering,
-    report,
-    storage,
-    vae,
-)
-from dlcvlib.ablation import mean_text
-from dlcvlib.apart import apart
-from dlcvlib.errors import UserError
-from dlcvlib.exhibits import MIME, Page, markdown_table
+from dlcvlib.config import params
+from dlcvlib.evaluation.significance import mean_text
+from dlcvlib.methods import vae
+from dlcvlib.report.execute import execute, exhibits, render, uptodate
+from dlcvlib.report.exhibits import MIME, Page, markdown_table
+from dlcvlib.utils import fingerprints, memory, storage
+from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.process import apart
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -83,7 +76,7 @@ def test_the_page_loads_nothing(page):
 
 def test_links_from_notebook_to_notebook_are_links(page):
     """A link to an exhibit that is not there would have become plain text."""
-    text = "".join(path.read_text() for path in planning.NOTEBOOKS.glob("*.ipynb"))
+    text = "".join(path.read_text() for path in uptodate.NOTEBOOKS.glob("*.ipynb"))
     wanted = re.findall(r"\]\(#((?:fig|tab)-\d-\d-[\w-]+)\)", text)
     assert len(wanted) > 5
     for name in wanted:
@@ -115,7 +108,7 @@ def test_first_page_has_abstract_main_table_and_provenance(page):
     cover = page.select_one(".cover").get_text(" ", strip=True)
     paragraphs = page.select(".abstract p")
     titles = [paragraph.strong.get_text() for paragraph in paragraphs]
-    assert titles == [f"{title}." for title in rendering.CHAPTER_TITLES]
+    assert titles == [f"{title}." for title in render.CHAPTER_TITLES]
     assert "The variational autoencoder redraws" in " ".join(paragraphs[0].get_text().split())
     assert "VAE, test error a value" in cover
     assert "profile smoke" in cover
@@ -202,7 +195,7 @@ def test_figures_lie_beside_the_report(smoke_report):
 
 
 def test_the_second_report_runs_nothing(smoke_report, capsys):
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     out, runs = smoke_report
     trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
@@ -215,10 +208,10 @@ def test_the_second_report_runs_nothing(smoke_report, capsys):
 
 
 def test_what_would_run_is_told_and_not_run(smoke_report, capsys, monkeypatch):
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     out, runs = smoke_report
-    monkeypatch.setattr(report, "make_report", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(execute, "make_report", lambda *_, **__: pytest.fail("it runs"))
     arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
     assert main([*arguments, "--explain"]) == 0
     assert capsys.readouterr().out.count(" is reused") == len(PROBLEMS)
@@ -226,7 +219,7 @@ def test_what_would_run_is_told_and_not_run(smoke_report, capsys, monkeypatch):
 
 def test_a_folder_of_two_domains_of_the_least_size(tmp_path, capsys):
     """As the homework's shared data have them: the one pair that can be run is."""
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     root = digit_folder(tmp_path / "mine", ["usps", "mnistm"], train=60, test=20)
     arguments = ["report", "--profile", "smoke", "--only", "3-6,4-4", "--data", f"folder:{root}"]
@@ -242,7 +235,7 @@ def test_a_folder_of_two_domains_of_the_least_size(tmp_path, capsys):
 GOOD = """\
 import pandas as pd
 from matplotlib import pyplot as plt
-from dlcvlib.exhibits import Page
+from dlcvlib.report.exhibits import Page
 page = Page("1-1")
 page.table(pd.DataFrame({"a": [1.5]}), "numbers", "A caption.", values={"b": 2})
 """
@@ -319,7 +312,7 @@ def test_explain(small):
     small.write(p1_1=[GOOD], p1_2=["from dlcvlib import metrics"])
 
     def explained(**changes):
-        return planning.explain(small.plan(**changes)).splitlines()
+        return uptodate.explain(small.plan(**changes)).splitlines()
 
     assert explained() == ["1-1 runs: it has not been run yet", "1-2 runs: it has not been run yet"]
     assert small.make()
@@ -340,8 +333,8 @@ def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monke
     assert small.make()
 
     def reasons(data="f"):
-        (task,) = planning.plan(small.chosen({}), {"vae": data}, [], small.out, small.folder)
-        return planning.why(task)
+        (task,) = uptodate.plan(small.chosen({}), {"vae": data}, [], small.out, small.folder)
+        return uptodate.why(task)
 
     assert reasons() == []
     assert reasons("g") == ["data changed: embedded"]
@@ -350,26 +343,26 @@ def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monke
         patch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
         assert reasons() == ["versions changed: torch"]
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "STYLE", tmp_path / planning.STYLE.name)
-        planning.STYLE.write_text("font.size: 5")
-        assert reasons() == [f"code changed: {planning.STYLE.name}"]
+        patch.setattr(uptodate, "STYLE", tmp_path / uptodate.STYLE.name)
+        uptodate.STYLE.write_text("font.size: 5")
+        assert reasons() == [f"code changed: {uptodate.STYLE.name}"]
     with monkeypatch.context() as patch:
-        patch.setattr(planning.original, "report", lambda: {"vae": 0})
+        patch.setattr(uptodate.original, "report", lambda: {"vae": 0})
         assert reasons() == ["its original changed"]
 
 
 def test_explain_names_stale_and_unfinished_models(smoke, faces, tmp_path, monkeypatch):
     run = vae.train_or_load(smoke().settings, faces, tmp_path)
-    assert planning.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
+    assert uptodate.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
     kept = fingerprints.module_hashes
     changed = lambda names: kept(names) | {"vae": "another"}  # noqa: E731
     monkeypatch.setattr(fingerprints, "module_hashes", changed)
-    first, second = planning.explain_runs(tmp_path).splitlines()
+    first, second = uptodate.explain_runs(tmp_path).splitlines()
     assert first.endswith("that can be used: 0")
     assert second == f"{run.name} is stale: code changed: vae"
     (tmp_path / run.name / "provenance.json").unlink()
     storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
-    assert planning.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
+    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
 
 
 def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
@@ -378,7 +371,7 @@ def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
         chosen = {"pixelda": params.load("smoke", "pixelda", changes)}
         small.write(p4_1=["1"])
-        (task,) = planning.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
+        (task,) = uptodate.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
         assert "dann.channels" in task.identity["parameters"]
         assert not any("runs_dir" in name for name in task.identity["parameters"])
         identities.append(task.identity)
@@ -425,12 +418,12 @@ def test_out_that_cannot_be_written(small):
 def two_chapters(monkeypatch):
     """A second chapter with the first one's parameters."""
     chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
-    monkeypatch.setattr(planning, "CHAPTERS", chapters)
+    monkeypatch.setattr(uptodate, "CHAPTERS", chapters)
 
 
 def make_two(small, smoke, tmp_path, **arguments):
     chosen = smoke(runs_dir=str(tmp_path / "runs"))
-    return report.make_report(
+    return execute.make_report(
         {"vae": chosen, "gan": chosen},
         {"vae": "f", "gan": "f"},
         profile="smoke",
@@ -449,7 +442,7 @@ def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_cha
         apart(*arguments, **options)
         os.write(pipe, b"\n")
 
-    monkeypatch.setattr(report, "apart", noted)
+    monkeypatch.setattr(execute, "apart", noted)
     waiting = f"""\
 from pathlib import Path
 open({str(written)!r}).readline()
@@ -479,21 +472,21 @@ def test_what_no_report_has_made_is_not_overwritten(small, name):
 def test_a_report_from_before_there_was_a_mark_is_a_report(small):
     small.write(p1_1=[GOOD])
     assert small.make()
-    (small.out / report.MARK).unlink()
+    (small.out / execute.MARK).unlink()
     assert small.make()
 
 
 def test_a_page_on_the_way_that_fails_ends_nothing(
     small, smoke, tmp_path, two_chapters, monkeypatch, capsys
 ):
-    real = report.apart
+    real = execute.apart
 
     def failing(function, *arguments, whole):
         if not whole:
             raise UserError("no space left")
         return real(function, *arguments, whole=whole)
 
-    monkeypatch.setattr(report, "apart", failing)
+    monkeypatch.setattr(execute, "apart", failing)
     small.write(p1_1=[GOOD], p2_1=[GOOD.replace("1-1", "2-1")])
     assert make_two(small, smoke, tmp_path)
     assert "no page yet: no space left" in capsys.readouterr().out
@@ -509,9 +502,9 @@ def test_braces_in_a_path_are_braces(small):
 
 
 def test_a_chapter_is_all_of_its_problems():
-    assert [name[0] for name in planning.chosen(["2"])] == ["2"] * 4
-    assert list(planning.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
-    assert list(planning.chosen([])) == PROBLEMS
+    assert [name[0] for name in uptodate.chosen(["2"])] == ["2"] * 4
+    assert list(uptodate.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
+    assert list(uptodate.chosen([])) == PROBLEMS
 
 
 def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tmp_path):
@@ -528,7 +521,7 @@ def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tm
 def test_the_projects_own_folder_is_no_place_for_a_report(small):
     small.write(p1_1=[GOOD])
     small.out = small.folder.parent
-    (small.out / report.MARK).touch()
+    (small.out / execute.MARK).touch()
     before = {path: path.read_bytes() for path in small.folder.iterdir()}
     with pytest.raises(UserError, match="name another folder"):
         small.make()
@@ -556,14 +549,14 @@ def order_of_six(monkeypatch, tmp_path, jobs, held=None):
         started.append(task.problem)
         if task.problem == held:
             others_done.wait(60)
-        return report.Outcome(task, 0.0)
+        return execute.Outcome(task, 0.0)
 
-    monkeypatch.setattr(report, "reuse", lambda task: None)
-    monkeypatch.setattr(report, "execute", execute)
+    monkeypatch.setattr(execute, "reuse", lambda task: None)
+    monkeypatch.setattr(execute, "execute", execute)
     chapters = {"a": "vae", "b": "gan", "c": "pixelda"}
     tasks = [SimpleNamespace(chapter=chapters[c], problem=c + n) for c in chapters for n in "12"]
-    say = report._Say(SimpleNamespace(disable=True, update=lambda: None), tmp_path)
-    for number, _ in enumerate(report._run(tasks, jobs, None, say), 1):
+    say = execute._Say(SimpleNamespace(disable=True, update=lambda: None), tmp_path)
+    for number, _ in enumerate(execute._run(tasks, jobs, None, say), 1):
         if number == 5:
             others_done.set()
     return started
@@ -582,12 +575,12 @@ def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeyp
     ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
 )
 def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(report, "cores", lambda: cores)
-    assert report.side_by_side(gpu) == jobs
+    monkeypatch.setattr(execute, "cores", lambda: cores)
+    assert execute.side_by_side(gpu) == jobs
 
 
 def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(report, "cores", lambda: 8)
+    monkeypatch.setattr(execute, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
     assert small.make(jobs=4)
@@ -595,9 +588,9 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
 def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(report, "cores", lambda: 8)
+    monkeypatch.setattr(execute, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    with report._kernel_environment(2, tmp_path):
+    with execute._kernel_environment(2, tmp_path):
         assert os.environ["OMP_NUM_THREADS"] == had
     assert os.environ["OMP_NUM_THREADS"] == asked
 
@@ -621,7 +614,7 @@ HOSTILE = [
 def test_hostile_text_stays_text(small):
     cell = f"""\
 import pandas as pd
-from dlcvlib.exhibits import Page
+from dlcvlib.report.exhibits import Page
 page = Page("1-1")
 page.table(pd.DataFrame({{"text": {HOSTILE!r}}}), "hostile", "Caption.")
 """
@@ -701,8 +694,8 @@ def test_markdown_table_escapes():
 
 
 def test_links_to_absent_exhibits_become_text():
-    document = rendering.Document(labels={"fig-1-2-curves": "Figure 1-2.1"})
-    links = rendering.Exhibits(document=document, problem="1-2")._links
+    document = render.Document(labels={"fig-1-2-curves": "Figure 1-2.1"})
+    links = render.Exhibits(document=document, problem="1-2")._links
     assert links("see [figure](#fig-curves)") == "see [Figure 1-2.1](#fig-1-2-curves)"
     assert links("see [figure](#fig-1-2-curves)") == "see [Figure 1-2.1](#fig-1-2-curves)"
     assert links("see [the chart](#fig-1-9-gone)") == "see the chart"

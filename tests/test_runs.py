@@ -11,21 +11,24 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dlcvlib import dcgan, fingerprints, params, runs, storage, training, vae
-from dlcvlib.errors import UserError
+from dlcvlib.config import params
+from dlcvlib.methods import dcgan, vae
+from dlcvlib.training.loop import loop, runs
+from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils.errors import UserError
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How often something was trained."""
     calls = []
-    fit = training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **k: calls.append(k["label"]) or fit(*a, **k))
+    fit = loop.fit
+    monkeypatch.setattr(loop, "fit", lambda *a, **k: calls.append(k["label"]) or fit(*a, **k))
     return calls
 
 
 def weights(run):
-    return training.module_tensors(run.method)
+    return loop.module_tensors(run.method)
 
 
 def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
@@ -43,7 +46,9 @@ def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
 
 UNTRAINED = """
 import sys
-from dlcvlib import adamatch, classifier, dann, dcgan, features, params, pixelda, vae
+from dlcvlib.config import params
+from dlcvlib.evaluation import features
+from dlcvlib.methods import adamatch, classifier, dann, dcgan, pixelda, vae
 face, gan, digit, pixel = (params.load("smoke", c) for c in ("vae", "gan", "dann", "pixelda"))
 methods = [
     vae.VAE(face.settings),
@@ -234,7 +239,7 @@ def test_tensors_come_back_as_they_were(tmp_path):
 def shared(smoke, faces, tmp_path, monkeypatch):
     """Runs a, b and c, of which another process trains a until it is let go."""
     settings = {name: smoke(seed=seed).settings for seed, name in enumerate("abc")}
-    order, others, fit = [], contextlib.ExitStack(), training.fit
+    order, others, fit = [], contextlib.ExitStack(), loop.fit
     theirs = runs.run_name("vae", runs.identity_of(settings["a"], faces.fingerprint, ["vae"]))
     others.enter_context(storage.sole(tmp_path / theirs, "trained"))
 
@@ -245,7 +250,7 @@ def shared(smoke, faces, tmp_path, monkeypatch):
         order.append("abc"[settings.seed])
         return fit(method, batches, settings, *args, **kwargs)
 
-    monkeypatch.setattr(training, "fit", noted)
+    monkeypatch.setattr(loop, "fit", noted)
     yield order, others, train
     others.close()
 
@@ -282,14 +287,14 @@ def test_where_others_train_all_the_rest_it_is_waited_for(shared, monkeypatch):
 def test_what_training_needs_is_waited_for_at_once(shared, monkeypatch, tmp_path):
     """Such as a trial of precisions: another's few seconds of it would else cost a whole run."""
     order, others, train = shared
-    trial, fit = contextlib.ExitStack(), training.fit
+    trial, fit = contextlib.ExitStack(), loop.fit
     trial.enter_context(storage.sole(tmp_path / "trial", "tried"))
 
     def after_the_trial(*args, **kwargs):
         with storage.sole(tmp_path / "trial", "tried"):
             return fit(*args, **kwargs)
 
-    monkeypatch.setattr(training, "fit", after_the_trial)
+    monkeypatch.setattr(loop, "fit", after_the_trial)
     let_go_when_waited_for(monkeypatch, trial)
 
     def train_c():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import settings_of
 
-from dlcvlib import adamatch, classifier, dann, dcgan, pixelda, training, vae
-from dlcvlib.features import Extractor
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods import adamatch, classifier, dann, dcgan, pixelda, vae
+from dlcvlib.training.loop import loop
 
 PIXELS = Extractor("pixels", "pixels", lambda images: images.float().flatten(1)[:, :40])
 TRAINING = {
@@ -116,7 +117,7 @@ def trained(faces, pair, tmp_path):
         "pixelda": lambda settings: pixelda.train_or_load(settings, adaptation, tmp_path),
         "adamatch": lambda settings: adamatch.train_or_load(settings, adaptation, tmp_path),
     }
-    return lambda name, settings: training.module_tensors(train[name](settings).method)
+    return lambda name, settings: loop.module_tensors(train[name](settings).method)
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import settings_of
 
-from dlcvlib import classifier, dcgan, training, vae
-from dlcvlib.data.images import ImageSet, LabelledImages
-from dlcvlib.features import Extractor
+from dlcvlib.data.types import ImageSet, LabelledImages
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods import classifier, dcgan, vae
+from dlcvlib.training.loop import loop
 
 PIXELS = Extractor("pixels", "pixels", lambda images: images.float().flatten(1)[:, :40])
 METHODS = {
@@ -33,7 +34,7 @@ def emptied(split):
 
 
 def same_weights(one, other):
-    ours, theirs = (training.module_tensors(run.method) for run in (one, other))
+    ours, theirs = (loop.module_tensors(run.method) for run in (one, other))
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from dlcvlib import stopwatch
-from dlcvlib.stopwatch import timed
+from dlcvlib.utils import stopwatch
+from dlcvlib.utils.stopwatch import timed
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from dlcvlib import devices, params, storage, training, vae
+from dlcvlib.config import params
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
-from dlcvlib.errors import UserError
-from dlcvlib.training import learning_rate_factor
+from dlcvlib.methods import vae
+from dlcvlib.training.loop import device, learning_rate_factor, loop
+from dlcvlib.utils import storage
+from dlcvlib.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -78,7 +80,7 @@ def fit(settings, faces, folder, after=None):
         [faces.train.images],
         settings.batch_size,
         settings.seed,
-        devices.default(),
+        device.default(),
         random_flips(True, False),
     )
 
@@ -87,11 +89,11 @@ def fit(settings, faces, folder, after=None):
             after(step)
         return draw(step)
 
-    outcome = training.fit(
+    outcome = loop.fit(
         model, batch, settings, folder, label="test",
         evaluate=lambda: model.evaluate(faces.validation.images),
     )  # fmt: skip
-    return training.module_tensors(model), outcome["history"]
+    return loop.module_tensors(model), outcome["history"]
 
 
 def equal(a, b):
@@ -101,12 +103,12 @@ def equal(a, b):
 def fit_weight(settings, folder, before=lambda optimizer: None, **arguments):
     """Train a single weight; `before` is called with its optimiser before each step."""
     weight = nn.Linear(1, 1)
-    optimizer = training.adam([weight], settings)
+    optimizer = loop.adam([weight], settings)
 
     def step(batch):
         before(optimizer)
         loss = weight(batch).square().mean()
-        training.move(loss, [optimizer])
+        loop.move(loss, [optimizer])
         return {"loss": loss}
 
     method = SimpleNamespace(
@@ -116,7 +118,7 @@ def fit_weight(settings, folder, before=lambda optimizer: None, **arguments):
     def batch(_):
         return torch.ones(1, 1, device=weight.weight.device)
 
-    return training.fit(method, batch, settings, folder, label="test", **arguments)
+    return loop.fit(method, batch, settings, folder, label="test", **arguments)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "halvings", "constant"])
@@ -148,19 +150,20 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from dlcvlib import params, training
+from dlcvlib.config import params
+from dlcvlib.training.loop import loop
 
 if sys.argv[2:]:
     PartialState(cpu=True)
 settings = params.load("smoke", "vae", {"precision": "fp32", "steps": 5, "batch_size": 8}).settings
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
-optimizer = training.adam([net], settings)
+optimizer = loop.adam([net], settings)
 
 def step(batch):
     images, wanted = batch
     loss = (method.net(images).flatten() - wanted).square().mean()
-    training.move(loss, [optimizer])
+    loop.move(loss, [optimizer])
     return {"loss": loss}
 
 method = SimpleNamespace(net=net, modules={"net": net}, optimizers={"net": optimizer}, step=step)
@@ -171,7 +174,7 @@ def batch(step):
     return images, torch.rand(8, generator=numbers)
 
 folder = Path(sys.argv[1])
-training.fit(method, batch, settings, folder / str(PartialState().process_index), label="test")
+loop.fit(method, batch, settings, folder / str(PartialState().process_index), label="test")
 weights = torch.cat([weight.flatten() for weight in net.parameters()])
 (folder / f"weights-{PartialState().process_index}").write_text(repr(weights.tolist()))
 PartialState().destroy_process_group()
@@ -212,8 +215,8 @@ def test_processes_that_share_batches_move_as_one_does(tmp_path):
 def test_batches_that_cannot_be_shared_out_are_refused(processes):
     batch = [torch.zeros(8, 3), torch.zeros(8)]
     with pytest.raises(UserError, match=f"8 cannot be shared out evenly.* {processes} processes"):
-        training._share(batch, 0, processes)
-    assert [rows.shape[0] for rows in training._share(batch, 1, 4)] == [2, 2]
+        loop._share(batch, 0, processes)
+    assert [rows.shape[0] for rows in loop._share(batch, 1, 4)] == [2, 2]
 
 
 @pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
@@ -234,7 +237,7 @@ def test_training_is_deterministic(smoke, faces, tmp_path):
 
 
 def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOG_POINTS", 6)  # so that losses wait to be averaged
+    monkeypatch.setattr(loop, "LOG_POINTS", 6)  # so that losses wait to be averaged
     settings = smoke(steps=20, precision="fp32").settings
     whole, history = fit(settings, faces, tmp_path / "whole")
     for stop in (7, 13):
@@ -243,7 +246,7 @@ def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path, monkeypa
             if step == stop:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(training.Stopped, match=f"step {stop + 1} of 20"):
+        with pytest.raises(loop.Stopped, match=f"step {stop + 1} of 20"):
             fit(settings, faces, tmp_path / "cut", interrupt)
     steps = []
     resumed, again = fit(settings, faces, tmp_path / "cut", steps.append)
@@ -256,14 +259,14 @@ def test_a_resumed_run_keeps_its_precision(smoke, faces, tmp_path, monkeypatch):
     """Also where a trial would find another one faster by then, on fewer threads for instance."""
     settings = smoke(steps=20, precision="auto").settings
     found = ["bf16"]
-    monkeypatch.setattr(devices, "choose", lambda *_: (found[-1], "faster"))
+    monkeypatch.setattr(device, "choose", lambda *_: (found[-1], "faster"))
     whole, history = fit(settings, faces, tmp_path / "whole")
 
     def interrupt(step):
         if step == 9:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(training.Stopped):
+    with pytest.raises(loop.Stopped):
         fit(settings, faces, tmp_path / "cut", interrupt)
     found.append("fp32")
     resumed, again = fit(settings, faces, tmp_path / "cut")
@@ -280,7 +283,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, caps
         if step == 9:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(training.Stopped):
+    with pytest.raises(loop.Stopped):
         fit(settings, faces, tmp_path, interrupt)
     (path,) = tmp_path.glob("checkpoint-*.safetensors")
     data = bytearray(path.read_bytes())
@@ -312,8 +315,8 @@ class Diverging:
 
 def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
     settings = smoke(steps=50, precision="fp32").settings
-    with pytest.raises(training.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
-        training.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
+    with pytest.raises(loop.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
+        loop.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
 
 
 class Exploding(Diverging):
@@ -332,10 +335,10 @@ class Exploding(Diverging):
 def test_a_gradient_that_is_not_finite_stops_the_run_and_is_not_kept(
     smoke, tmp_path, monkeypatch, checkpoint_seconds
 ):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", checkpoint_seconds)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", checkpoint_seconds)
     message = "the gradient of 'sgd' is not finite at step 6 .*checkpoint"
-    with pytest.raises(training.TrainingError, match=message) as error:
-        training.fit(
+    with pytest.raises(loop.TrainingError, match=message) as error:
+        loop.fit(
             Exploding(),
             lambda step: step,
             smoke(steps=4000, precision="fp32").settings,
@@ -372,17 +375,17 @@ def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, sa
         now += cost
         taken.append(now)
 
-    monkeypatch.setattr(training.time, "monotonic", lambda: now)
-    monkeypatch.setattr(training.Progress, "save", save)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loop.Progress, "save", save)
     settings = smoke(steps=1000, precision="fp32").settings
-    training.fit(Stepping(), lambda step: step, settings, tmp_path, label="")
+    loop.fit(Stepping(), lambda step: step, settings, tmp_path, label="")
     assert len(taken) == saves
 
 
 def test_gradient_norms():
     method = Diverging()
     method.net.weight.grad, method.net.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    assert training.gradient_norms(method.optimizers)["gradient_sgd"] == 5.0
+    assert loop.gradient_norms(method.optimizers)["gradient_sgd"] == 5.0
 
 
 def test_to_float_is_exact():

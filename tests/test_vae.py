@@ -5,8 +5,8 @@ import torch
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from dlcvlib import vae
 from dlcvlib.data.batches import to_float
+from dlcvlib.methods import vae
 
 
 @pytest.mark.parametrize("kernel", [2, 4])

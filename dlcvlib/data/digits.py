@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dlcvlib import fingerprints
-from dlcvlib.data import cache, decoding, scans
-from dlcvlib.data.cache import Prepared
-from dlcvlib.data.images import CLASSES, DigitData, Domain, LabelledImages, Pair
+from dlcvlib.config.params import DigitParams
+from dlcvlib.data import decode, prepare, scans
+from dlcvlib.data.prepare import Prepared
 from dlcvlib.data.tables import read_labels, unlisted
-from dlcvlib.errors import UserError
-from dlcvlib.params import DigitParams
+from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
+from dlcvlib.utils import fingerprints
+from dlcvlib.utils.errors import UserError
 
 SIDE = scans.SIDE
 
@@ -74,7 +74,7 @@ def _gather(params: DigitParams, find: Callable[[str], Prepared | None]) -> Digi
 def _domain(name: str, prepared: Prepared, params: DigitParams) -> Domain:
     """Prepare a domain and split it."""
     held_out = params.validation_size
-    found = cache.prepare(name, prepared, params.runs_dir, held_out)
+    found = prepare.prepare(name, prepared, params.runs_dir, held_out)
     labels = found.columns["label"].long()
     bounds = {"validation": (0, held_out), "train": (held_out, found.train)}
     bounds["test"] = (found.train, len(labels))
@@ -104,7 +104,7 @@ def _domain(name: str, prepared: Prepared, params: DigitParams) -> Domain:
 
 
 def _embedded(params: DigitParams, name: str) -> Prepared:
-    from dlcvlib.data import drawn_numbers
+    from dlcvlib.data.synthetic import numbers as drawn_numbers
 
     source, brief, synthetic, code, versions, train, test, work = {
         "usps": (
@@ -131,7 +131,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
             "street numbers drawn by this project (synthetic)",
             "synthetic",
             True,
-            ["data/drawn_numbers", "data/people"],
+            ["data/synthetic/numbers", "data/synthetic/people"],
             ["skia-python", "matplotlib"],
             params.drawn_train,
             params.drawn_test,
@@ -146,7 +146,7 @@ def _embedded(params: DigitParams, name: str) -> Prepared:
     return Prepared(
         source=source,
         synthetic=synthetic,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=train,
         side=SIDE,
         items=range(train + test),
@@ -182,8 +182,8 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
         labels.append(table["label"].to_numpy(np.uint8))
         counts.append(len(table))
     known = {"label": np.concatenate(labels)}
-    files = decoding.contents(paths)
-    notes += decoding.also_training(files, counts[0])
+    files = decode.contents(paths)
+    notes += decode.also_training(files, counts[0])
     identity = {
         "files": files,
         "labels": known["label"].tolist(),
@@ -192,11 +192,11 @@ def _folder(root: Path, limit: int, name: str) -> Prepared | None:
     return Prepared(
         source=f"images in {root.name}/digits/{name}",
         synthetic=False,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=counts[0],
         side=SIDE,
         items=paths,
-        work=partial(decoding.decode_files, side=SIDE),
+        work=partial(decode.decode_files, side=SIDE),
         known=known,
         columns=["resized"],
         notes=tuple(notes),
@@ -228,7 +228,7 @@ def _torchvision(root: Path, limit: int, name: str) -> Prepared:
     return Prepared(
         source=source,
         synthetic=False,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=len(splits[0][1]),
         side=SIDE,
         items=items,
@@ -275,7 +275,7 @@ def _photographs(root: Path) -> tuple[Sequence[np.ndarray], str]:
     folder = root / "photographs"
     if folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [np.asarray(decoding.open_picture(path)) for path in files]
+        found = [np.asarray(decode.open_picture(path)) for path in files]
         found = [picture for picture in found if min(picture.shape[0], picture.shape[1] // 4) >= 28]
         if not found:
             raise UserError(f"{folder} holds no photograph of at least 112×28 pixels")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlcvlib import fingerprints, storage
-from dlcvlib.data import cache, decoding
-from dlcvlib.data.cache import Prepared
-from dlcvlib.data.images import FaceData, ImageSet
+from dlcvlib.config.params import FaceParams
+from dlcvlib.data import decode, prepare
+from dlcvlib.data.prepare import Prepared
 from dlcvlib.data.tables import read_attributes, unlisted
-from dlcvlib.errors import UserError
-from dlcvlib.params import FaceParams
+from dlcvlib.data.types import FaceData, ImageSet
+from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils.errors import UserError
 
 SIDE = 64
 LFW_SQUARE = 128
@@ -47,11 +47,11 @@ def load_faces(params: FaceParams) -> FaceData:
         raise UserError(
             f"data: {params.data!r} is none of embedded, folder:PATH and torchvision:PATH"
         )
-    found = cache.prepare("faces", prepared, params.runs_dir, params.validation_size)
+    found = prepare.prepare("faces", prepared, params.runs_dir, params.validation_size)
     return _split(prepared, found, params.validation_size)
 
 
-def _split(prepared: Prepared, found: cache.Columns, validation_size: int) -> FaceData:
+def _split(prepared: Prepared, found: prepare.Columns, validation_size: int) -> FaceData:
     """Split into train, validation and test: views, so that the pictures are in memory once."""
     bounds = {"validation": (0, validation_size), "train": (validation_size, found.train)}
     bounds["test"] = (found.train, len(found.images))
@@ -75,9 +75,11 @@ def _split(prepared: Prepared, found: cache.Columns, validation_size: int) -> Fa
 
 
 def _embedded(train: int, test: int) -> Prepared:
-    from dlcvlib.data import drawn_faces
+    from dlcvlib.data.synthetic import faces as drawn_faces
 
-    code = fingerprints.source_hash(fingerprints.modules("data/drawn_faces", "data/people"))
+    code = fingerprints.source_hash(
+        fingerprints.modules("data/synthetic/faces", "data/synthetic/people")
+    )
     identity = {
         "code": code,
         "versions": fingerprints.versions("skia-python"),
@@ -87,7 +89,7 @@ def _embedded(train: int, test: int) -> Prepared:
     return Prepared(
         source="faces drawn by this project (synthetic)",
         synthetic=True,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=train,
         side=SIDE,
         items=range(train + test),
@@ -132,8 +134,8 @@ def _folder(root: Path, limit: int) -> Prepared:
         name: np.concatenate([table[name].to_numpy(np.uint8) for table in tables])
         for name in shared
     }
-    files = decoding.contents(paths)
-    notes += decoding.also_training(files, len(train))
+    files = decode.contents(paths)
+    notes += decode.also_training(files, len(train))
     identity = {
         "files": files,
         "attributes": {name: values.tolist() for name, values in attributes.items()},
@@ -142,11 +144,11 @@ def _folder(root: Path, limit: int) -> Prepared:
     return Prepared(
         source=f"photographs in {root.name}",
         synthetic=False,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=len(train),
         side=SIDE,
         items=paths,
-        work=partial(decoding.decode_files, side=SIDE),
+        work=partial(decode.decode_files, side=SIDE),
         known=attributes,
         columns=["resized"],
         notes=tuple(notes),
@@ -201,11 +203,11 @@ def _celeba(root: Path, limit: int) -> Prepared:
     return Prepared(
         source="CelebA",
         synthetic=False,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=counts[0],
         side=SIDE,
         items=[str(folder / file) for file in files],
-        work=partial(decoding.decode_pictures, side=SIDE),
+        work=partial(decode.decode_pictures, side=SIDE),
         known={name: attributes[:, i].numpy() for i, name in enumerate(names)},
         columns=[],
         notes=("178×218 pictures, cropped to their central square and resized to 64×64.",),
@@ -242,7 +244,7 @@ def _lfw(folder: Path, limit: int) -> Prepared:
         for person, _ in Counter(people[: len(train)].tolist()).most_common(LFW_PEOPLE)
     }
     identity = {
-        "files": decoding.contents(train + test),
+        "files": decode.contents(train + test),
         "people": people.tolist(),
         "train": len(train),
         "square": LFW_SQUARE,
@@ -250,11 +252,11 @@ def _lfw(folder: Path, limit: int) -> Prepared:
     return Prepared(
         source="LFW",
         synthetic=False,
-        key=cache.key(identity),
+        key=prepare.key(identity),
         train=len(train),
         side=SIDE,
         items=train + test,
-        work=partial(decoding.decode_pictures, side=SIDE, square=LFW_SQUARE),
+        work=partial(decode.decode_pictures, side=SIDE, square=LFW_SQUARE),
         known=known,
         columns=[],
         notes=(

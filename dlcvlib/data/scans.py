@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dlcvlib.data.decoding import Chunk
+from dlcvlib.data.decode import Chunk
 
 SIDE = 32
 MNIST_TRAIN, MNIST_TEST = 4000, 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dlcvlib.errors import UserError
+from dlcvlib.utils.errors import UserError
 
 
 def read_attributes(path: Path, folder: Path) -> pd.DataFrame:

@@ -3,8 +3,12 @@
 import pytest
 from conftest import interrupt
 
-from dlcvlib import adaptation, dcgan, features, params, report, storage, vae
+from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
+from dlcvlib.evaluation import adaptation, features
+from dlcvlib.methods import dcgan, vae
+from dlcvlib.report.execute import execute
+from dlcvlib.utils import storage
 
 
 def digests(folder):
@@ -65,7 +69,7 @@ def test_prepared_data(smoke, tmp_path, damage, name, capsys):
 
 
 def test_a_kept_map(tmp_path, damage, digits, capsys):
-    from dlcvlib import feature_spaces
+    from dlcvlib.evaluation import feature_spaces
 
     chosen = params.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
     scores = adaptation.source_only(chosen, digits)
@@ -118,7 +122,7 @@ def test_an_executed_notebook(small, damage, suffix, capsys):
     assert f"{path} is damaged" in output
     assert "unchanged" not in output
     (task,) = small.plan()
-    assert report.reuse(task)
+    assert execute.reuse(task)
 
 
 def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):
@@ -127,7 +131,7 @@ def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, dama
     cell = f"""
 import pandas as pd
 from types import SimpleNamespace
-from dlcvlib.exhibits import Page
+from dlcvlib.report.exhibits import Page
 runs = [SimpleNamespace(name={run.name!r})]
 Page("1-1").table(pd.DataFrame({{"a": [1]}}), "numbers", "Caption.", runs=runs)
 """

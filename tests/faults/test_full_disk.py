@@ -6,8 +6,10 @@ from pkgutil import resolve_name
 
 import pytest
 
-from dlcvlib import report, storage, vae
-from dlcvlib.errors import UserError
+from dlcvlib.methods import vae
+from dlcvlib.report.execute import execute
+from dlcvlib.utils import storage
+from dlcvlib.utils.errors import UserError
 
 NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
 
@@ -83,7 +85,7 @@ def test_at_each_part_of_the_report(small, file, disk_full_beyond, monkeypatch):
             return original(path, data)
 
     # In this process, for the patch to reach it.
-    monkeypatch.setattr(report, "apart", lambda name, *a, **k: resolve_name(name)(*a, **k))
+    monkeypatch.setattr(execute, "apart", lambda name, *a, **k: resolve_name(name)(*a, **k))
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
     with pytest.raises(UserError, match=NEEDS.format(file.replace(".", r"\."))):
         small.make()
@@ -92,7 +94,7 @@ def test_at_each_part_of_the_report(small, file, disk_full_beyond, monkeypatch):
 
 
 def test_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     arguments = ["train", "vae", "--profile", "smoke", "--runs-dir", str(tmp_path)]
     with disk_full_beyond(5000):

@@ -12,9 +12,13 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import write_csv
 
-from dlcvlib import features, params, report, storage, vae
+from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
-from dlcvlib.errors import UserError
+from dlcvlib.evaluation import features
+from dlcvlib.methods import vae
+from dlcvlib.report.execute import execute
+from dlcvlib.utils import storage
+from dlcvlib.utils.errors import UserError
 
 
 class Payload:
@@ -105,9 +109,9 @@ def test_in_an_executed_notebook_and_its_record(small, malicious):
     (task,) = small.plan()
     for path in (task.target, task.record):
         path.write_bytes(malicious)
-        assert report.reuse(task) is None
+        assert execute.reuse(task) is None
         assert small.make()
-        assert report.reuse(task)
+        assert execute.reuse(task)
 
 
 def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
@@ -190,7 +194,7 @@ SYNTAX = "<script>alert(1)</script> #panic() $(touch x) `y` *z* ![a](b.png) [c](
 
 def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     """A column's name with HTML, Typst and shell syntax comes through the whole report as text."""
-    from dlcvlib.__main__ import main
+    from dlcvlib.report.cli import main
 
     for split, count in (("train", 80), ("test", 40)):
         place = folder / "face" / split

@@ -11,7 +11,7 @@ from pathlib import Path
 import packaging
 import pytest
 
-from dlcvlib.params import ROOT
+from dlcvlib.config.params import ROOT
 
 PIP = """
 import pathlib, sys, sysconfig
@@ -39,7 +39,7 @@ dependencies = ["needed>=1"]
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout whose only dependency the stand-in for pip installs; it says whether it could."""
-    for name in ("run_all.sh", "dlcvlib/environment.py"):
+    for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "pyproject.toml").write_text(PROJECT)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from dlcvlib import storage
+from dlcvlib.utils import storage
 
 KILLS = 20
 PROBLEMS = "1-2,2-2,3-2,4-1"

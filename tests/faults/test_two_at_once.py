@@ -6,13 +6,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dlcvlib import params, storage, vae
+from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
+from dlcvlib.methods import vae
+from dlcvlib.utils import storage
 
 MAKE = """
 import sys
 from pathlib import Path
-from dlcvlib import storage
+from dlcvlib.utils import storage
 path = Path(sys.argv[1])
 def make():
     (path.parent / f"made-by-{sys.argv[2]}").touch()

@@ -1,0 +1,655 @@
+"""Procedural portraits of 64x64 pixels, with exact attributes: the report's embedded faces.
+
+A person is sampled first (`dlcvlib.data.people`), then drawn in layers, from the background to the
+light over all, at three times the size. Coordinates are those of the final picture: x to the
+right, y down, 0 to 64.
+
+Imported by worker processes: NumPy and skia only.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import skia
+
+from dlcvlib.data.synthetic.people import ATTRIBUTES, HAIR, Color, Person, mix, sample_person
+
+__all__ = ["ATTRIBUTES", "HAIR", "draw_face", "draw_faces", "draw_person", "sample_person"]
+
+SIZE = 64
+SUPERSAMPLING = 3
+
+CLOTHES_HUES = 12
+
+# --- colours and brushes ----------------------------------------------------------------------
+
+
+def _shade(color: Color, factor: float) -> Color:
+    """Darker below 1; above 1 lighter, towards white."""
+    if factor <= 1:
+        return tuple(c * factor for c in color)
+    return mix(color, (255, 255, 255), factor - 1)
+
+
+def _argb(color: Color, alpha: float = 1.0) -> int:
+    r, g, b = (int(min(255, max(0, c))) for c in color)
+    return skia.ColorSetARGB(int(255 * min(1.0, max(0.0, alpha))), r, g, b)
+
+
+def _fill(color: Color, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
+    paint = skia.Paint(Color=_argb(color, alpha), AntiAlias=True)
+    if blur:
+        paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
+    return paint
+
+
+def _stroke(color: Color, width: float, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
+    paint = _fill(color, alpha, blur)
+    paint.setStyle(skia.Paint.kStroke_Style)
+    paint.setStrokeWidth(width)
+    paint.setStrokeCap(skia.Paint.kRound_Cap)
+    return paint
+
+
+def _radial(x: float, y: float, radius: float, colors: Sequence[int], stops=None) -> skia.Paint:
+    shader = skia.GradientShader.MakeRadial((x, y), radius, list(colors), stops)
+    return skia.Paint(Shader=shader, AntiAlias=True)
+
+
+def _linear(start, end, colors: Sequence[int], stops=None) -> skia.Paint:
+    shader = skia.GradientShader.MakeLinear([start, end], list(colors), stops)
+    return skia.Paint(Shader=shader, AntiAlias=True)
+
+
+def _glow(
+    canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, color: Color, alpha: float
+):
+    """A soft ellipse that fades to nothing: the cheap way to shade."""
+    canvas.save()
+    canvas.translate(x, y)
+    canvas.scale(rx, ry)
+    colors = [_argb(color, alpha), _argb(color, 0.55 * alpha), _argb(color, 0)]
+    canvas.drawCircle(0, 0, 1, _radial(0, 0, 1, colors, [0, 0.5, 1]))
+    canvas.restore()
+
+
+def _curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
+    """A smooth path through points (Catmull-Rom splines as cubics)."""
+    count = len(points)
+    path = skia.PathBuilder() if hasattr(skia, "PathBuilder") else skia.Path()
+    path.moveTo(*points[0])
+    for i in range(count if closed else count - 1):
+        before = points[(i - 1) % count] if closed or i else points[0]
+        start, end = points[i], points[(i + 1) % count]
+        after = points[(i + 2) % count] if closed or i + 2 < count else end
+        path.cubicTo(
+            start[0] + (end[0] - before[0]) / 6, start[1] + (end[1] - before[1]) / 6,
+            end[0] - (after[0] - start[0]) / 6, end[1] - (after[1] - start[1]) / 6,
+            *end,
+        )  # fmt: skip
+    if closed:
+        path.close()
+    return path.detach() if hasattr(path, "detach") else path
+
+
+# --- layers, from back to front ---------------------------------------------------------------
+
+EYES_Y, NOSE_Y, MOUTH_Y, CROWN_Y = 30.5, 41.0, 46.2, 9.0
+
+
+def _feature_x(p: Person, offset: float) -> float:
+    """x of a feature on the turned head: shifted, and narrower on the side turned away."""
+    near = 1 - 0.16 * p.turn * math.copysign(1, offset) if offset else 1
+    return 32 + 3.4 * p.turn + offset * near
+
+
+def _background(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    base = _hsv(rng.random(), rng.uniform(0.03, 0.35), rng.uniform(0.25, 0.95))
+    other = mix(base, _hsv(rng.random(), 0.2, rng.uniform(0.2, 0.95)), 0.6)
+    angle = rng.uniform(0, 2 * math.pi)
+    dx, dy = 40 * math.cos(angle), 40 * math.sin(angle)
+    canvas.drawPaint(_linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [_argb(base), _argb(other)]))
+    for _ in range(rng.integers(0, 6)):
+        radius = rng.uniform(5, 22)
+        color = _shade(mix(base, other, rng.random()), rng.uniform(0.6, 1.5))
+        _glow(canvas, *rng.uniform(0, 64, 2), radius, radius * rng.uniform(0.6, 1.5), color, 0.55)
+
+
+def _hsv(hue: float, saturation: float, value: float) -> Color:
+    def channel(n: float) -> float:
+        k = (n + hue * 6) % 6
+        return 255 * (value - value * saturation * max(0.0, min(k, 4 - k, 1.0)))
+
+    return channel(5), channel(3), channel(1)
+
+
+def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    """What falls behind the neck and stands around the head."""
+    if p.style in ("bald", "short", "crop", "receding"):
+        return
+    cx, w = 32 + 1.2 * p.turn, p.width
+    if p.style == "bun":
+        canvas.drawCircle(cx - 2 * p.turn, 5.0, 6.5, _fill(_shade(p.hair, 0.8)))
+        return
+    if p.style == "curly":
+        radius = w + (6.5 if not p.male else 2.2)
+        low = 40 if not p.male else 26
+        for angle in np.linspace(0, 2 * math.pi, 26, endpoint=False):
+            x, y = cx + radius * math.cos(angle), 24 + radius * 0.98 * math.sin(angle)
+            if y < low:
+                canvas.drawCircle(
+                    x, y, rng.uniform(3, 4.6), _fill(_shade(p.hair, rng.uniform(0.7, 0.95)))
+                )
+        canvas.drawOval(
+            skia.Rect(cx - radius, 24 - radius, cx + radius, low), _fill(_shade(p.hair, 0.75))
+        )
+        return
+    length = {"bob": 49.0, "long": 70.0, "wavy": 66.0}[p.style] + rng.uniform(-3, 3)
+    spread = {"bob": 4.0, "long": 3.2, "wavy": 5.8}[p.style]
+    sides = []
+    for side in (-1, 1):
+        wave = 1.8 if p.style == "wavy" else 0.3
+        ys = np.linspace(16, length, 6)
+        xs = [
+            cx + side * (w + spread * min(1, 0.35 + i * 0.2) + wave * math.sin(1.9 * i))
+            for i in range(6)
+        ]
+        sides.append(list(zip(xs, ys, strict=True)))
+    outline = [
+        *reversed(sides[0]),
+        (cx - w * 0.75, 7.0),
+        (cx, 3.4),
+        (cx + w * 0.75, 7.0),
+        *sides[1],
+    ]
+    paint = _linear((0, 8), (0, length), [_argb(_shade(p.hair, 0.85)), _argb(_shade(p.hair, 0.6))])
+    canvas.drawPath(_curve(*outline, closed=True), paint)
+    for _ in range(12):
+        side = rng.choice([-1, 1])
+        x = cx + side * rng.uniform(w * 0.85, w + spread)
+        path = _curve((x - side, 16), (x, 32), (x + side * rng.uniform(-1.5, 1.5), length - 2))
+        canvas.drawPath(path, _stroke(_shade(p.hair, rng.uniform(0.6, 1.2)), 0.7, 0.5))
+
+
+def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    """Neck in the head's shadow, shoulders in cloth."""
+    neck = 8.4 if p.male else 6.8
+    cx = 32 + 0.6 * p.turn
+    skin = _shade(p.skin, 0.84)
+    path = _curve(
+        (cx - neck, 44), (cx - neck, 54), (cx - neck - 3, 60), (cx - 14, 66),
+        (cx + 14, 66), (cx + neck + 3, 60), (cx + neck, 54), (cx + neck, 44), closed=True,
+    )  # fmt: skip
+    canvas.drawPath(path, _fill(skin))
+    _glow(canvas, cx + p.turn, p.chin + 1.0, neck + 3, 7, _shade(p.skin, 0.45), 0.75)
+    cloth = _hsv(
+        rng.integers(CLOTHES_HUES) / CLOTHES_HUES, rng.uniform(0.05, 0.65), rng.uniform(0.15, 0.9)
+    )
+    shoulder = rng.uniform(27, 33) if p.male else rng.uniform(22, 27)
+    top = 59.5 if p.male else 60.5
+    drop = rng.uniform(1.5, 6)
+    path = _curve(
+        (cx - shoulder, 68), (cx - shoulder * 0.8, top + 2.2), (cx - neck - 2, top - 1.5),
+        (cx, top + drop), (cx + neck + 2, top - 1.5), (cx + shoulder * 0.8, top + 2.2),
+        (cx + shoulder, 68), closed=True,
+    )  # fmt: skip
+    paint = _linear(
+        (cx - 20, 0),
+        (cx + 20, 0),
+        [_argb(_shade(cloth, 1 - 0.25 * p.light)), _argb(_shade(cloth, 1 + 0.2 * min(0, p.light)))],
+    )
+    canvas.drawPath(path, paint)
+
+
+def _head_path(p: Person) -> skia.Path:
+    """The outline of face and skull, without ears."""
+    cx, w, jaw = 32 + 1.6 * p.turn, p.width, p.width * p.jaw
+    left, right = 1 + 0.06 * p.turn, 1 - 0.06 * p.turn
+    lean = 2.2 * p.turn
+    return _curve(
+        (cx, CROWN_Y - 1), (cx + w * 0.78 * right, 13.5), (cx + w * right, 26),
+        (cx + w * 0.98 * right, 35),
+        (cx + jaw * right + 0.3 * lean, 46), (cx + jaw * 0.52 + lean, p.chin - 1.6),
+        (cx + lean, p.chin),
+        (cx - jaw * 0.52 + lean, p.chin - 1.6), (cx - jaw * left + 0.3 * lean, 46),
+        (cx - w * 0.98 * left, 35),
+        (cx - w * left, 26), (cx - w * 0.78 * left, 13.5), closed=True,
+    )  # fmt: skip
+
+
+def _head(canvas: skia.Canvas, p: Person) -> None:
+    cx, w = 32 + 1.6 * p.turn, p.width
+    for side in (-1, 1):
+        if side * p.turn < -0.75:
+            continue
+        x = cx + side * (w + 0.5 - 0.8 * side * p.turn)
+        canvas.drawOval(skia.Rect(x - 2.3, 28, x + 2.3, 38.5), _fill(_shade(p.skin, 0.86)))
+        canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), _fill(_shade(p.skin, 0.68), 0.7))
+    path = _head_path(p)
+    lit = 32 + 6 * p.light + 2 * p.turn
+    colors = [_argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
+    canvas.drawPath(path, _radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
+    canvas.save()
+    canvas.clipPath(path, True)
+    shadow = _shade(p.skin, 0.42)
+    far = -math.copysign(1, p.light)
+    _glow(
+        canvas, cx + far * (w + 1), 36, 9 + 4 * abs(p.light), 24, shadow, 0.3 + 0.45 * abs(p.light)
+    )
+    _glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
+    blush = mix(p.skin, (205, 70, 60), 0.55)
+    for side in (-1, 1):
+        _glow(canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, 0.30 if p.male else 0.42)
+        _glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
+        if p.smile > 0.3:
+            _glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, _shade(p.skin, 1.35), 0.45)
+    _glow(canvas, _feature_x(p, 0) + 2 * p.light, 19, 9, 6, _shade(p.skin, 1.4), 0.35)
+    canvas.restore()
+
+
+def _eyes(canvas: skia.Canvas, p: Person) -> None:
+    gaze = 0.35 * p.turn
+    squint = 1 - 0.22 * max(0.0, p.smile) - 0.14 * p.age
+    lash = (30, 22, 20)
+    for side in (-1, 1):
+        x = _feature_x(p, side * p.spacing)
+        half = 3.15 * p.eye * (1 - 0.13 * p.turn * side)
+        up, down = 1.75 * p.eye * squint, 1.15 * p.eye * squint
+        y = EYES_Y
+        inner, outer = (x - side * half, y + 0.35), (x + side * half, y - 0.15)
+        upper = [inner, (x - side * 0.6, y - up), (x + side * half * 0.55, y - up * 0.82), outer]
+        almond = _curve(
+            *upper,
+            (x + side * half * 0.3, y + down),
+            (x - side * half * 0.5, y + down * 0.8),
+            closed=True,
+        )
+        canvas.save()
+        canvas.clipPath(almond, True)
+        canvas.drawPath(almond, _fill((238, 234, 230)))
+        radius = 1.72 * p.eye
+        colors = [_argb(_shade(p.iris, 1.25)), _argb(p.iris), _argb(_shade(p.iris, 0.4))]
+        canvas.drawCircle(
+            x + gaze, y - 0.25, radius, _radial(x + gaze, y + 0.3, radius, colors, [0, 0.6, 1])
+        )
+        canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, _fill((14, 10, 10)))
+        canvas.drawCircle(
+            x + gaze + 0.6 * p.light - 0.2, y - 0.9, 0.42, _fill((255, 255, 255), 0.95)
+        )
+        canvas.drawPath(_curve(*upper), _stroke((40, 28, 26), 1.3, 0.4))
+        canvas.restore()
+        heavy = 0.62 if p.male else 0.85
+        canvas.drawPath(_curve(*upper), _stroke(lash, heavy, 0.9))
+        if not p.male:
+            canvas.drawPath(
+                _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8)), _stroke(lash, 0.7, 0.85)
+            )
+        crease = [(a, b - 1.15) for a, b in upper[:3]] + [(outer[0] + side * 0.3, outer[1] - 0.9)]
+        canvas.drawPath(_curve(*crease), _stroke(_shade(p.skin, 0.5), 0.5, 0.55))
+        lower = [
+            outer,
+            (x + side * half * 0.3, y + down),
+            (x - side * half * 0.5, y + down * 0.8),
+            inner,
+        ]
+        canvas.drawPath(_curve(*lower), _stroke(_shade(p.skin, 0.5), 0.4, 0.5))
+        if p.age > 0.45:
+            bag = [(a, b + 1.9) for a, b in lower[:-1]]
+            canvas.drawPath(
+                _curve(*bag), _stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
+            )
+        _brow(canvas, p, x, side)
+
+
+def _brow(canvas: skia.Canvas, p: Person, x: float, side: int) -> None:
+    color = _shade(p.hair, 0.75) if p.hair_name != "Blond_Hair" else _shade(p.hair, 0.6)
+    y = EYES_Y - 4.7 - 0.4 * max(0.0, p.smile)
+    thick = 1.25 * p.brow
+    path = _curve(
+        (x - side * 3.5, y + 0.35 - thick / 2), (x + side * 0.8, y - 0.45 - thick / 2),
+        (x + side * 4.3, y + 0.6), (x + side * 0.8, y - 0.45 + thick / 2),
+        (x - side * 3.5, y + 0.35 + thick / 2), closed=True,
+    )  # fmt: skip
+    canvas.drawPath(path, _fill(color, 0.8, 0.3))
+
+
+def _nose(canvas: skia.Canvas, p: Person) -> None:
+    x = _feature_x(p, 0) + 0.9 * p.turn
+    shadow, light = _shade(p.skin, 0.48), _shade(p.skin, 1.45)
+    side = -math.copysign(1, p.light + 0.4 * p.turn)
+    _glow(canvas, x + side * 2.0, 35.5, 1.9, 7.0, shadow, 0.42)
+    _glow(canvas, x - side * 0.5, 34.0, 1.1, 6.0, light, 0.4)
+    _glow(canvas, x, NOSE_Y + 0.9, p.nose + 1.4, 1.9, shadow, 0.5)
+    _glow(canvas, x - side * 0.3, NOSE_Y - 1.4, 1.8, 1.6, light, 0.5)
+    for wing in (-1, 1):
+        canvas.drawPath(
+            _curve(
+                (x + wing * p.nose * 0.8, NOSE_Y - 2.0),
+                (x + wing * p.nose, NOSE_Y - 0.5),
+                (x + wing * p.nose * 0.7, NOSE_Y + 0.4),
+            ),
+            _stroke(shadow, 0.55, 0.5),
+        )
+        nostril = skia.Rect(
+            x + wing * p.nose * 0.42 - 0.75,
+            NOSE_Y - 0.25,
+            x + wing * p.nose * 0.42 + 0.75,
+            NOSE_Y + 0.55,
+        )
+        canvas.drawOval(nostril, _fill(_shade(p.skin, 0.25), 0.8))
+
+
+def _mouth(canvas: skia.Canvas, p: Person) -> None:
+    x, y = _feature_x(p, 0) + 0.6 * p.turn, MOUTH_Y
+    smile = max(0.0, p.smile)
+    half = 4.6 + 2.3 * smile
+    lift = 2.0 * p.smile
+    natural = mix(p.skin, (168, 62, 62), 0.42 if not p.male else 0.28)
+    color = mix(natural, (178, 28, 48), 0.75) if p.lipstick else natural
+    left, right = (x - half, y - lift), (x + half, y - lift)
+    open_ = 2.6 * (smile - 0.4) if smile > 0.55 else 0.0
+    full = 1.5 * p.lips
+    upper = [
+        left,
+        (x - 1.3, y - full * 0.85 - 0.25 * lift),
+        (x, y - full * 0.55 - 0.25 * lift),
+        (x + 1.3, y - full * 0.85 - 0.25 * lift),
+        right,
+    ]
+    middle = [right, (x + half * 0.45, y + 0.15), (x, y + 0.3), (x - half * 0.45, y + 0.15), left]
+    bottom = y + full * 1.05 + 1.25 * open_ + 0.4 * smile
+    lower = [
+        left,
+        (x - half * 0.5, bottom - 0.45),
+        (x, bottom),
+        (x + half * 0.5, bottom - 0.45),
+        right,
+    ]
+    _glow(canvas, x, bottom + 1.0, 4.4, 1.5, _shade(p.skin, 0.45), 0.45)
+    canvas.drawPath(
+        _curve(*upper, (x, bottom), closed=True)
+        if not open_
+        else _curve(*upper, *reversed(lower[1:-1]), closed=True),
+        _fill(color),
+    )
+    if open_:
+        inside = _curve(
+            left,
+            (x, y - 0.35),
+            right,
+            (x + half * 0.45, y + open_ * 1.15),
+            (x, y + open_ * 1.45),
+            (x - half * 0.45, y + open_ * 1.15),
+            closed=True,
+        )
+        canvas.drawPath(inside, _fill((70, 22, 24)))
+        canvas.save()
+        canvas.clipPath(inside, True)
+        teeth = skia.Rect(x - half, y - 3, x + half, y + 0.95 * open_)
+        canvas.drawRect(
+            teeth,
+            _linear(
+                (x - half, 0),
+                (x + half, 0),
+                [_argb((190, 180, 172)), _argb((250, 247, 240)), _argb((190, 180, 172))],
+            ),
+        )
+        canvas.restore()
+    else:
+        canvas.drawPath(_curve(*lower, *middle[1:-1], closed=True), _fill(_shade(color, 1.1)))
+        canvas.drawPath(_curve(*middle), _stroke(_shade(color, 0.42), 0.55, 0.9))
+        _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
+    for side, corner in ((-1, left), (1, right)):
+        _glow(canvas, corner[0] + side * 0.5, corner[1], 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
+        strength = 0.5 * smile + 0.7 * max(0.0, p.age - 0.35)
+        if strength > 0.1:
+            fold = _curve(
+                (_feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2),
+                (corner[0] + side * 1.5, y - 3.4),
+                (corner[0] + side * 1.9, y + 0.6),
+            )
+            canvas.drawPath(fold, _stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
+
+
+def _wrinkles(canvas: skia.Canvas, p: Person) -> None:
+    if p.age < 0.5 or p.bangs:
+        return
+    cx = _feature_x(p, 0)
+    for row in range(3):
+        y = 18.0 + 2.3 * row
+        path = _curve((cx - 7, y + 0.5), (cx - 2, y - 0.3), (cx + 3, y + 0.2), (cx + 7, y + 0.4))
+        canvas.drawPath(path, _stroke(_shade(p.skin, 0.6), 0.5, 0.85 * (p.age - 0.4), 0.25))
+
+
+def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    if not p.beard:
+        return
+    color = _shade(p.hair, 0.8)
+    cx = _feature_x(p, 0) + 0.6 * p.turn
+    canvas.save()
+    canvas.clipPath(_head_path(p), True)
+    moustache = _curve(
+        (cx - 5.6, 46.4),
+        (cx - 2.5, 43.2),
+        (cx, 43.6),
+        (cx + 2.5, 43.2),
+        (cx + 5.6, 46.4),
+        (cx, 44.9),
+        closed=True,
+    )
+    if p.beard in ("full", "stubble"):
+        w = p.width
+        outline = _curve(
+            (cx - w - 2, 33), (cx - w * 0.78, 40), (cx - 6.4, 44.0), (cx, 42.8), (cx + 6.4, 44.0),
+            (cx + w * 0.78, 40), (cx + w + 2, 33), (cx + w + 3, 60), (cx - w - 3, 60), closed=True,
+        )  # fmt: skip
+        mouth = skia.Rect(cx - 5.4, MOUTH_Y - 1.9, cx + 5.4, MOUTH_Y + 2.6)
+        canvas.save()
+        hole = skia.Path.Oval(mouth) if hasattr(skia.Path, "Oval") else skia.Path().addOval(mouth)
+        canvas.clipPath(hole, skia.ClipOp.kDifference, True)
+        canvas.drawPath(outline, _fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
+        if p.beard == "full":
+            for _ in range(26):
+                x, y = cx + rng.uniform(-w, w), rng.uniform(40, p.chin)
+                canvas.drawLine(
+                    x,
+                    y,
+                    x + 0.12 * (x - cx),
+                    y + 2.2,
+                    _stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45),
+                )
+        canvas.restore()
+    else:
+        canvas.drawPath(moustache, _fill(color, 0.88, 0.3))
+        if p.beard == "goatee":
+            canvas.drawOval(
+                skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5), _fill(color, 0.85, 0.6)
+            )
+    canvas.restore()
+
+
+def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    """The cap of hair over the skull, down to the hairline; strands give it flow."""
+    if p.style == "bald":
+        _glow(canvas, 32 + 3 * p.light + 2 * p.turn, 13, 6, 4, _shade(p.skin, 1.6), 0.55)
+        return
+    cx, w = 32 + 1.6 * p.turn, p.width
+    volume = {"crop": 0.6, "receding": 0.3, "short": 2.6, "curly": 3.4, "bun": 1.0}.get(
+        p.style, 2.6
+    )
+    line = {"receding": 13.0, "crop": 17.0, "curly": 17.5}.get(p.style, 17.6)
+    temple = {"long": 40.0, "wavy": 40.0, "bob": 43.0, "bun": 29.0}.get(p.style, 29.5)
+    apex = cx + 0.55 * p.part * w
+    inner = w * (0.9 if temple > 35 else 0.96)
+    top = CROWN_Y - 2.2 - volume
+    outer = [
+        (cx - w - 0.7 - 0.25 * volume, temple), (cx - w - 0.9 - 0.4 * volume, 20),
+        (cx - w * 0.62, top + 2.6), (cx, top), (cx + w * 0.62, top + 2.6),
+        (cx + w + 0.9 + 0.4 * volume, 20), (cx + w + 0.7 + 0.25 * volume, temple),
+    ]  # fmt: skip
+    if p.bangs:
+        low = 24.6 if not p.male else 22.6
+        front = [
+            (cx + inner, 27),
+            (cx + w * 0.6, low),
+            (cx, low + 0.8),
+            (cx - w * 0.6, low),
+            (cx - inner, 27),
+        ]
+    elif p.style == "receding":
+        front = [
+            (cx + inner, 24),
+            (cx + w * 0.62, 12.5),
+            (cx, 14.5),
+            (cx - w * 0.62, 12.5),
+            (cx - inner, 24),
+        ]
+    elif p.style in ("long", "wavy", "bob"):
+        front = [
+            (cx + inner, 30),
+            (cx + w * 0.72, 21),
+            (apex, 12.6),
+            (cx - w * 0.72, 21),
+            (cx - inner, 30),
+        ]
+    else:
+        front = [
+            (cx + inner, 26),
+            (cx + w * 0.74, line),
+            (apex, line - 2.6),
+            (cx - w * 0.74, line),
+            (cx - inner, 26),
+        ]
+    path = _curve(*outer, *front, closed=True)
+    _glow(canvas, cx, 20.5, w, 6.5, _shade(p.skin, 0.4), 0.3)
+    colors = [_argb(_shade(p.hair, f)) for f in (1.16, 1.0, 0.72)]
+    canvas.drawPath(path, _radial(cx + 7 * p.light, top + 6, 27, colors, [0, 0.45, 1]))
+    canvas.save()
+    canvas.clipPath(path, True)
+    if p.style == "curly":
+        for _ in range(70):
+            x, y = cx + rng.uniform(-w - 4, w + 4), rng.uniform(top, 28)
+            canvas.drawCircle(
+                x,
+                y,
+                rng.uniform(0.9, 1.8),
+                _stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55),
+            )
+    else:
+        for _ in range(34):
+            x = cx + rng.uniform(-w - 2, w + 2)
+            start = (apex + 0.35 * (x - apex), top + rng.uniform(0, 3))
+            end = (x + 0.16 * (x - cx), rng.uniform(18, temple))
+            bend = ((start[0] + end[0]) / 2 + 0.18 * (x - cx), (start[1] + end[1]) / 2 - 2.4)
+            canvas.drawPath(
+                _curve(start, bend, end), _stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
+            )
+    shine = _curve((cx - w * 0.8, 16), (cx + 3 * p.light, top + 5), (cx + w * 0.8, 16))
+    canvas.drawPath(shine, _stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
+    canvas.restore()
+
+
+def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
+    if not p.glasses:
+        return
+    frame = ((24, 22, 24), (70, 44, 30), (120, 96, 60), (50, 56, 72))[rng.integers(4)]
+    width = rng.uniform(0.75, 1.35)
+    y = EYES_Y + 0.4
+    edges = {}
+    for side in (-1, 1):
+        x = _feature_x(p, side * (p.spacing + 0.1))
+        half = 5.1 * (1 - 0.12 * p.turn * side)
+        height = 4.5 if p.glasses == "round" else 3.7
+        lens = skia.Rect(x - half, y - height, x + half, y + height)
+        corner = height if p.glasses == "round" else 1.5
+        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, _fill((225, 235, 245), 0.12))
+        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, _stroke(frame, width, 0.95))
+        canvas.drawLine(
+            x - 2.2, y - 2.6, x + 0.6, y + 0.4, _stroke((255, 255, 255), 0.8, 0.25, 0.3)
+        )
+        edges[side] = (x - side * half, x + side * half)
+    canvas.drawPath(
+        _curve(
+            (edges[-1][0], y - 0.8),
+            ((edges[-1][0] + edges[1][0]) / 2, y - 1.7),
+            (edges[1][0], y - 0.8),
+        ),
+        _stroke(frame, width),
+    )
+    for side in (-1, 1):
+        temple = 32 + 1.6 * p.turn + side * (p.width + 0.4)
+        canvas.drawLine(edges[side][1], y - 1.2, temple, y - 1.8, _stroke(frame, width, 0.9))
+
+
+def _lighting(canvas: skia.Canvas, p: Person) -> None:
+    """One light over all: a side brighter, a tint, the corners a little darker."""
+    bright, dark = (
+        _argb((255, 246, 230), 0.16 * abs(p.light)),
+        _argb((10, 8, 25), 0.32 * abs(p.light)),
+    )
+    colors = [bright, dark] if p.light < 0 else [dark, bright]
+    canvas.drawPaint(_linear((4, 10), (60, 40), colors))
+    tint = (255, 170, 90) if p.warmth > 0 else (90, 150, 255)
+    canvas.drawPaint(_fill(tint, 0.07 * min(1.5, abs(p.warmth))))
+    canvas.drawPaint(
+        _radial(
+            32,
+            32,
+            48,
+            [_argb((0, 0, 0), 0), _argb((0, 0, 0), 0), _argb((0, 0, 0), 0.22)],
+            [0, 0.6, 1],
+        )
+    )
+
+
+def draw_person(p: Person) -> np.ndarray:
+    """The portrait, (64, 64, 3) uint8 RGB."""
+    rng = np.random.default_rng(p.seed)
+    side = SIZE * SUPERSAMPLING
+    pixels = np.zeros((side, side, 4), np.uint8)
+    surface = skia.Surface.MakeRasterDirect(
+        skia.ImageInfo.Make(side, side, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType), pixels
+    )
+    canvas = surface.getCanvas()
+    canvas.scale(SUPERSAMPLING, SUPERSAMPLING)
+    _background(canvas, p, rng)
+    canvas.save()
+    canvas.translate(32 + p.shift[0], 34 + p.shift[1])
+    canvas.scale(p.zoom, p.zoom)
+    canvas.translate(-32, -34)
+    canvas.save()
+    canvas.rotate(p.tilt, 32, 62)
+    _hair_behind(canvas, p, rng)
+    canvas.restore()
+    _body(canvas, p, rng)
+    canvas.save()
+    canvas.rotate(p.tilt, 32, 62)
+    _head(canvas, p)
+    _wrinkles(canvas, p)
+    _nose(canvas, p)
+    _beard(canvas, p, rng)
+    _mouth(canvas, p)
+    _eyes(canvas, p)
+    _hair_front(canvas, p, rng)
+    _glasses(canvas, p, rng)
+    canvas.restore()
+    canvas.restore()
+    _lighting(canvas, p)
+    surface.flushAndSubmit()
+    blocks = pixels[:, :, :3].reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
+    picture = blocks.mean((1, 3), dtype=np.float32)
+    picture += rng.normal(0, p.noise, (SIZE, SIZE, 1)).astype(np.float32)
+    return picture.round().clip(0, 255).astype(np.uint8)
+
+
+def draw_face(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Face number `index` of a series: (64, 64, 3) uint8 RGB, (len(ATTRIBUTES),) uint8 0/1."""
+    person = sample_person(np.random.default_rng([seed, index]))
+    return draw_person(person), person.attributes
+
+
+def draw_faces(seed: int, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Several faces: (n, 64, 64, 3) uint8 RGB, (n, len(ATTRIBUTES)) uint8 0/1."""
+    drawn = [draw_face(seed, index) for index in indices]
+    return np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])

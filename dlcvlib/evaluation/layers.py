@@ -1,0 +1,159 @@
+"""What a network looks like and what a run cost: layers, blocks for the diagram, time."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torchinfo
+from torch import nn
+from torch.nn.utils import parametrize
+
+from dlcvlib.config import params
+from dlcvlib.plots.figures import Block
+
+if TYPE_CHECKING:
+    from dlcvlib.training.runs import Run
+
+SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+
+
+def layers(
+    module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
+) -> pd.DataFrame:
+    """One row a layer that computes: layer, input, output, parameters, mult_adds (of an image).
+
+    Args:
+        module: the network.
+        input_shape: with the batch dimension first, which is left out of the result; a list where
+            the network has several inputs.
+    """
+    summary = torchinfo.summary(
+        _plain(module), input_size=input_shape, verbose=0, mode="eval", depth=9
+    )
+    leaves = [
+        info
+        for info in summary.summary_list
+        if info.is_leaf_layer and not isinstance(info.module, nn.Flatten)
+    ]
+    return pd.DataFrame(
+        {
+            "layer": [_title(info.module) for info in leaves],
+            "input": [_shape(info.input_size) for info in leaves],
+            "output": [_shape(info.output_size) for info in leaves],
+            "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
+            "mult_adds": [_multiply_adds(info) for info in leaves],
+        }
+    )
+
+
+def _multiply_adds(info: torchinfo.layer_info.LayerInfo) -> int:
+    """What torchinfo counts, but for layers that it takes for others."""
+    layer = info.module
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Each weight meets every pixel that goes in, not every one that leaves.
+        weights = layer.weight.numel() * math.prod(info.input_size[2:])
+        return weights + (math.prod(info.output_size[1:]) if layer.bias is not None else 0)
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
+        return math.prod(info.output_size[1:])
+    return int(info.macs)
+
+
+def _shape(size: Sequence[int]) -> str:
+    return "×".join(map(str, size[1:] or [1]))
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy whose weights are computed from nothing: torchinfo counts those only."""
+    copied = copy.deepcopy(module)
+    for layer in copied.modules():
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight")
+    return copied
+
+
+def _title(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        kind = "Conv" if isinstance(layer, nn.Conv2d) else "ConvT"
+        side, stride = layer.kernel_size[0], layer.stride[0]
+        return f"{kind} {side}×{side}" + (f", stride {stride}" if stride > 1 else "")
+    name = type(layer).__name__
+    return SHORT.get(name, name)
+
+
+def blocks(frame: pd.DataFrame) -> list[Block]:
+    """Layers as blocks for `figures.architecture`: each weight layer with what follows it."""
+    groups: list[list[int]] = []
+    for index, row in frame.iterrows():
+        if row["layer"].startswith(("Conv", "Linear")) or not groups:
+            groups.append([])
+        if row["layer"] != "Unflatten":
+            groups[-1].append(index)
+    found: list[Block] = []
+    before = ""
+    for group in groups:
+        name, *rest = frame.loc[group, "layer"]
+        shape, given = frame.loc[group[-1], "output"], frame.loc[group[0], "input"]
+        sizes = [int(size) for size in shape.split("×")]
+        title = name.replace(", stride 2", "/2") + ("\n" + " ".join(rest) if rest else "\n")
+        beside = bool(found) and given == before != found[-1].shape
+        found.append(Block(title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1, beside))
+        before = given
+    return found
+
+
+def together(**frames: pd.DataFrame) -> pd.DataFrame:
+    """Tables of several networks under each other, with a first column naming the network.
+
+    What goes into a layer is left out: it is what leaves those before.
+    """
+    named = [frame.assign(network=name) for name, frame in frames.items()]
+    joined = pd.concat(named, ignore_index=True)
+    return joined[["network", *joined.columns.drop(["network", "input"], errors="ignore")]]
+
+
+def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
+    """What a run cost, as rows of quantity and value.
+
+    Args:
+        run: the run.
+        networks: name -> its `layers`.
+        images: number of training images.
+    """
+    provenance, settings = run.provenance, run.settings
+    seen = settings.steps * settings.batch_size
+    rows = {
+        **{
+            f"parameters, {name}": f"{frame.parameters.sum():,}" for name, frame in networks.items()
+        },
+        **{
+            f"multiply-adds an image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
+            for name, frame in networks.items()
+        },
+        "training images": f"{images:,}",
+        "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
+        "time": duration(run.seconds),
+        "speed": f"{provenance['images_per_second']:,.0f} images a second",
+        "device": f"{provenance['device']}, threads: {provenance['threads']}",
+        "precision": provenance["precision"],
+    }
+    return pd.DataFrame(rows.items(), columns=["quantity", "value"])
+
+
+def settings(chosen: params.Parameters) -> pd.DataFrame:
+    """One row a parameter: parameter, value, meaning."""
+    fields = type(chosen).model_fields
+    rows = [
+        (name, params.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"

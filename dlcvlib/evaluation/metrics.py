@@ -1,0 +1,178 @@
+"""Measures of images and features: pure functions of tensors.
+
+References:
+    [1] Heusel et al.: GANs Trained by a Two Time-Scale Update Rule. NIPS 2017 (FID)
+    [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
+"""
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dlcvlib.data.batches import CHUNK, float_chunks, to_float
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods.vae import reconstruction_error
+
+COMPARED = 1000
+"""Images of a kind that are compared with real ones, at most: the time of that grows with their
+square, and a whole test set of faces takes gigabytes as floats."""
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in 0..1: (N, C, H, W) twice -> (N,)."""
+    error = (images - others).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity of images in 0..1, in windows of 7x7: (N, 3, H, W) twice -> (N,)."""
+    from skimage.metrics import structural_similarity  # with SciPy, which little else here needs
+
+    pairs = zip(images.numpy(), others.numpy(), strict=True)
+    values = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def reconstructions(images: Tensor, redraw: Callable[[Tensor], Tensor]) -> pd.DataFrame:
+    """How far each image is from its reconstruction, a piece of the set at a time.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        redraw: such images -> their reconstructions, float in 0..1, on the CPU.
+
+    Returns:
+        One row an image: mse_sum (squared error summed over its values), mse_per_value, psnr, ssim,
+        and contrast (standard deviation of the image's own values).
+    """
+    pieces = []
+    for chunk in images.split(CHUNK):
+        originals, redrawn = to_float(chunk), redraw(chunk)
+        error = reconstruction_error(originals, redrawn)
+        measured = {
+            "mse_sum": error,
+            "mse_per_value": error / originals[0].numel(),
+            "psnr": psnr(originals, redrawn),
+            "ssim": ssim(originals, redrawn),
+            "contrast": originals.flatten(1).std(1),
+        }
+        pieces.append(pd.DataFrame({name: value.numpy() for name, value in measured.items()}))
+    return pd.concat(pieces, ignore_index=True)
+
+
+def fid(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of Gaussians fitted to features ([1], eq. 6): (N, D) and (M, D).
+
+    It depends on N and M: state them beside it.
+    """
+    real, fake = real.double(), fake.double()
+    covariances = torch.cov(real.T), torch.cov(fake.T)
+    # The trace of sqrt(A B) is the sum of the roots of the eigenvalues of A B.
+    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp_min(0).sqrt().sum()
+    shift = (real.mean(0) - fake.mean(0)).square().sum()
+    return float(shift + covariances[0].trace() + covariances[1].trace() - 2 * roots)
+
+
+def kid(
+    real: Tensor, fake: Tensor, *, subset: int = 250, subsets: int = 50, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance of features ([2], section 4): mean and deviation over random subsets.
+
+    Unbiased squared MMD under the kernel (x.y / D + 1)^3; may be slightly negative. The standard
+    deviation is NaN where neither set has more rows than are drawn, so that all draws are the same.
+
+    Args:
+        real: (N, D).
+        fake: (M, D).
+        subset: rows drawn from each; at most min(N, M) are.
+        subsets: how many draws.
+        seed: of the draws.
+    """
+    size = min(subset, len(real), len(fake))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
+
+    values = torch.stack([squared_mmd(draw(real), draw(fake)) for _ in range(subsets)])
+    spread = float(values.std()) if max(len(real), len(fake)) > size else float("nan")
+    return float(values.mean()), spread
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy under KID's kernel: (n, D) twice -> scalar."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal_mean(k: Tensor) -> Tensor:
+        n = len(k)
+        return (k.sum() - k.trace()) / (n * (n - 1))
+
+    return (
+        off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
+    )
+
+
+def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of and Euclidean distance to each image's nearest candidate: (N,) int64, (N,) float.
+
+    Args:
+        images: (N, C, H, W) float in 0..1.
+        candidates: (M, C, H, W) uint8: as floats a data set takes gigabytes, so a piece at a time.
+    """
+    queries = images.flatten(1)
+    pieces = float_chunks(candidates, images.device)
+    best = torch.cat([torch.cdist(queries, piece.flatten(1)) for piece in pieces], 1).min(1)
+    return best.indices, best.values
+
+
+def sharpness(images: Tensor) -> float:
+    """Mean variance of the Laplacian of the grey image; (N, 3, H, W), uint8 or float in 0..1.
+
+    Grey is the mean of the three colours.
+    """
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    grey = scaled.mean(1)
+    laplacian = grey.diff(n=2, dim=1)[:, :, 1:-1] + grey.diff(n=2, dim=2)[:, 1:-1]
+    return float(laplacian.flatten(1).var(1).mean())
+
+
+def diversity(features: Tensor) -> float:
+    """Mean Euclidean distance between two different rows of features (N, D)."""
+    distances = torch.cdist(features, features)
+    return float(distances.sum() / (len(features) * (len(features) - 1)))
+
+
+def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
+    """How far sets of images are from real ones, by an extractor's features and by sharpness.
+
+    Args:
+        extractor: the features.
+        real: (N, 3, H, W) uint8.
+        sets: name -> images (M, 3, H, W), uint8 or float in 0..1.
+
+    Returns:
+        One row a set: images (its name), features (the extractor's), n (how many), kid, kid_std,
+        fid, diversity and sharpness, the last two as a share of the real images'.
+    """
+    of_real = extractor.features(real)
+    real_diversity, real_sharpness = diversity(of_real), sharpness(real)
+    rows = []
+    for name, images in sets.items():
+        found = extractor.features(images)
+        value, spread = kid(of_real, found)
+        rows.append(
+            {
+                "images": name,
+                "features": extractor.name,
+                "n": len(images),
+                "kid": value,
+                "kid_std": spread,
+                "fid": fid(of_real, found),
+                "diversity": diversity(found) / real_diversity,
+                "sharpness": sharpness(images) / real_sharpness,
+            }
+        )
+    return pd.DataFrame(rows)

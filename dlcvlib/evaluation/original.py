@@ -1,0 +1,72 @@
+"""The original, one solution of the homework, beside ours: its reported numbers, its settings."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dlcvlib.config import params
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@cache
+def report() -> dict[str, Any]:
+    """The numbers that the original report states (`original_report.yaml`)."""
+    path = Path(__file__).with_name("original_report.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def meaning() -> str:
+    """What "the original" is, for the first notebook of a chapter."""
+    source = report()["source"]
+    return f"*The original* is one solution of this homework: its {source}, and its published code."
+
+
+def heading() -> str:
+    """Heading of a column with the original's numbers: whence they are."""
+    return f"original ({report()['source']})"
+
+
+def accuracies() -> dict[str, dict[str, float]]:
+    """Method -> pair -> the accuracy that the original states."""
+    return report()["digits"]["accuracy"]
+
+
+def accuracy(method: str, pair: str) -> float | None:
+    """The accuracy that the original states of a method on a pair, if it does."""
+    return accuracies().get(method, {}).get(pair)
+
+
+def settings_beside(
+    chapter: str, settings: params.Parameters, names: Sequence[str] = ()
+) -> "pd.DataFrame":
+    """Settings beside those of profile `original`: parameter, here, original, meaning.
+
+    Args:
+        chapter: such as "vae".
+        settings: what was run.
+        names: which to show; by default all that the chapter's parameters have too, or those of the
+            chapters that it uses.
+    """
+    # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
+    import pandas as pd
+
+    theirs = params.load("original", chapter)
+    known: dict[str, Any] = {}
+    for source in (*theirs.uses.values(), theirs):
+        known |= dict(source)
+    fields = type(settings).model_fields
+    rows = [
+        (
+            name,
+            params.as_text(getattr(settings, name)),
+            params.as_text(known[name]),
+            fields[name].description,
+        )
+        for name in names or [name for name in fields if name in known]
+    ]
+    return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])

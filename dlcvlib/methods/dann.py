@@ -1,0 +1,189 @@
+"""DANN, chapter 3: features that tell digits apart and domains not.
+
+A domain classifier D tries to tell from F's features which domain an image is of; F is trained to
+let the label classifier L succeed and D fail:
+
+    L and F minimise  class loss - weight * domain loss,   D minimises  domain loss
+
+where the class loss is the cross-entropy on the source's labels and the domain loss D's binary
+cross-entropy on images of both domains. A gradient reversal layer makes one step of it.
+
+References:
+    [1] Ganin, Lempitsky: Unsupervised Domain Adaptation by Backpropagation. ICML 2015.
+        arXiv:1409.7495
+    [2] Ganin et al.: Domain-Adversarial Training of Neural Networks. JMLR 2016. arXiv:1505.07818
+
+Both domains' images pass through F in one batch, as in the original's code, so that BatchNorm sees
+their mixture, in training and through its running statistics in evaluation too. Where we depart
+from the original: the two domains are drawn independently, so that an epoch does not end with the
+shorter one. Where we depart from the papers too: a "patient" schedule, because D sees at once which
+domain an image is of, and its reversed gradient can flatten the features before L has read a digit.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcvlib.config.params import ClassifierFields, DANNSettings
+from dlcvlib.data.augment import AUGMENTATIONS
+from dlcvlib.data.batches import Batches
+from dlcvlib.data.types import Adaptation
+from dlcvlib.methods.classifier import CODE, Classifier, learned
+from dlcvlib.training.loop import adam, move, runs
+from dlcvlib.training.runs import Run
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: float | Tensor) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * gradient, None
+
+
+def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
+    """x forward, -weight times the gradient backward ([1], section 3, eq. 8 and 9)."""
+    return _ReverseGradient.apply(x, weight)
+
+
+def rising(progress: float) -> float:
+    """The schedule of [1], section 4: 0 at a progress of 0, nearly 1 from its middle on."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+class DomainClassifier(nn.Module):
+    """D: fully connected layers with BatchNorm and ReLU, then a logit of "this is the source".
+
+    Args:
+        features: length of F's output.
+        width: of the hidden layers.
+        layers: how many hidden layers.
+    """
+
+    def __init__(self, features: int, width: int = 512, layers: int = 4) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for in_features in [features, *[width] * (layers - 1)]:
+            blocks += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        self.layers = nn.Sequential(*blocks, nn.Linear(width, 1), nn.Flatten(0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, features) -> logits (N,)."""
+        return self.layers(features)
+
+
+class DANN(Classifier):
+    """F, L and D, for `training.fit`; F and L share an optimiser, D has its own."""
+
+    def __init__(self, settings: DANNSettings) -> None:
+        super().__init__(settings)
+        self.domain = DomainClassifier(
+            self.extractor.size, settings.domain_width, settings.domain_layers
+        )
+        self.modules["domain"] = self.domain
+
+    @cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """F's and L's, and D's."""
+        return super().optimizers | {"domain": adam([self.domain], self.settings)}
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """One step; source images (N, 3, 32, 32), their labels (N,), target images (M, 3, 32, 32).
+
+        "alternating" lets D learn alone first, on features that stay as they are; the step of F, L
+        and D that follows is the joint one.
+        """
+        x_s, y_s, x_t = batch
+        features = self.extractor(torch.cat([x_s, x_t]))
+        is_source = torch.arange(len(features), device=features.device) < len(x_s)
+        if self.settings.domain_update == "alternating":
+            self._train_domain_classifier(features.detach(), is_source.float())
+        class_loss = F.cross_entropy(self.classifier(features[: len(x_s)]), y_s)
+        weight = self.domain_weight(class_loss)
+        domain_logits = self.domain(reverse_gradient(features, weight))
+        domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
+        move(class_loss + domain_loss, self.optimizers.values())
+        return {
+            "class": class_loss,
+            "domain": domain_loss,
+            "domain_accuracy": ((domain_logits > 0) == is_source).float().mean(),
+            "domain_weight": weight,
+        }
+
+    def _train_domain_classifier(self, features: Tensor, is_source: Tensor) -> None:
+        loss = F.binary_cross_entropy_with_logits(self.domain(features), is_source)
+        move(loss, [self.optimizers["domain"]])
+
+    def domain_weight(self, class_loss: Tensor) -> Tensor:
+        """The weight of the reversed gradient at the step that `done` says: scalar.
+
+        Fixed, or `rising`, or patient: rising, times how far the batch's class loss shows the
+        labels `learned`.
+        """
+        settings = self.settings
+        weight = torch.full_like(class_loss, settings.domain_weight)
+        if settings.domain_schedule == "fixed":
+            return weight
+        weight *= rising(self.done / settings.steps)
+        return weight * learned(class_loss) if settings.domain_schedule == "patient" else weight
+
+    def domain_accuracy(self, source: Tensor, target: Tensor) -> float:
+        """Mean share of either domain's images (N, 3, 32, 32) uint8 that D knows; 0.5 is chance."""
+        logits = [self._over(lambda x: self.domain(self.extractor(x)), x) for x in (source, target)]
+        return ((logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()).item() / 2
+
+    def evaluate(self, data: Adaptation) -> dict[str, float]:
+        """What the history says of held-out images; the target's labels are not among them."""
+        return {
+            "accuracy": self.accuracy(data.source_validation),
+            "domain_accuracy": self.domain_accuracy(
+                data.source_validation.images, data.target_validation
+            ),
+        }
+
+
+def two_domains(
+    data: Adaptation,
+    settings: ClassifierFields,
+    seed: int,
+    augment_source: Callable[[Tensor], Tensor],
+    augment_target: Callable[[Tensor], Tensor],
+) -> Callable[[torch.device], Callable[[int], tuple[Tensor, Tensor, Tensor]]]:
+    """device -> (step -> source images, source labels, target images), drawn independently."""
+
+    def on(device: torch.device) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+        tensors = [data.source.images, data.source.labels]
+        source = Batches(tensors, settings.batch_size, seed, device, augment_source)
+        # Another order than the source's, even where both are of one size.
+        target = Batches([data.target], settings.batch_size, ~seed, device, augment_target)
+        return lambda step: (*source(step), *target(step))
+
+    return on
+
+
+def train_or_load(settings: DANNSettings, data: Adaptation, runs_dir: Path | str) -> Run[DANN]:
+    """The DANN of these settings on this pair, trained now or by an earlier run."""
+    return runs.train_or_load(
+        "dann",
+        lambda: DANN(settings),
+        two_domains(
+            data,
+            settings,
+            settings.seed,
+            AUGMENTATIONS[settings.augmentation],
+            AUGMENTATIONS[settings.target_augmentation],
+        ),
+        settings,
+        data=data.fingerprint,
+        runs_dir=runs_dir,
+        code=[*CODE, "methods/dann"],
+        evaluate=lambda method: method.evaluate(data),
+    )

@@ -1,0 +1,404 @@
+"""The DCGAN of chapter 2, the original's tricks to train it, and what is done today.
+
+A generator G maps noise z to an image, a discriminator D tells real images from G's, and they are
+trained against each other:
+
+    D minimises  -log D(x) - log(1 - D(G(z))),   G minimises  -log D(G(z)),   z ~ N(0, I)
+
+References:
+    [1] Goodfellow et al.: Generative Adversarial Nets. NIPS 2014. arXiv:1406.2661
+    [2] Radford et al.: Unsupervised Representation Learning with Deep Convolutional Generative
+        Adversarial Networks. ICLR 2016. arXiv:1511.06434
+    [3] Salimans et al.: Improved Techniques for Training GANs. NIPS 2016 (labels below 1 for real)
+    [4] Soenderby et al.: Amortised MAP Inference. ICLR 2017. arXiv:1610.04490 (noise on D's input)
+    [5] Miyato et al.: Spectral Normalization. ICLR 2018. arXiv:1802.05957 (also the hinge loss)
+    [6] Yazici et al.: The Unusual Effectiveness of Averaging in GAN Training. ICLR 2019
+    [7] Zhao et al.: Differentiable Augmentation. NeurIPS 2020. arXiv:2006.10738
+
+Where we depart from the original homework: D ends in a logit, and the loss holds the Sigmoid, so
+that neither overflows; labels are flipped image by image, not batch by batch.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from dlcvlib.config.params import GANSettings
+from dlcvlib.data.batches import CHUNK, Batches, random_flips
+from dlcvlib.data.types import FaceData
+from dlcvlib.evaluation import metrics
+from dlcvlib.evaluation.features import Extractor
+from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.vae import prior_samples
+from dlcvlib.training.loop import adam, evaluating, move, runs
+from dlcvlib.training.runs import Run, device_of
+
+IMAGE_SIZE = 64
+STAGES = 4
+SIDE = IMAGE_SIZE >> STAGES
+
+
+class Generator(nn.Module):
+    """A linear layer to 4x4, then four ConvTranspose that double the side ([2], fig. 1).
+
+    BatchNorm and ReLU after each but the last, which ends in Tanh.
+
+    Args:
+        channels: width before the last stage; each stage before has twice as many.
+        latent_dim: length of z.
+        kernel: side of the transposed convolutions, 4 or 5.
+    """
+
+    def __init__(self, channels: int = 64, latent_dim: int = 100, kernel: int = 5) -> None:
+        super().__init__()
+        widths = [channels << stage for stage in reversed(range(STAGES))]
+        self.stem = nn.Sequential(
+            nn.Linear(latent_dim, widths[0] * SIDE**2, bias=False),
+            nn.BatchNorm1d(widths[0] * SIDE**2),
+            nn.ReLU(),
+            nn.Unflatten(1, (widths[0], SIDE, SIDE)),
+        )
+
+        def upsample(in_channels: int, out_channels: int) -> nn.Module:
+            padding = {"padding": (kernel - 1) // 2, "output_padding": kernel % 2}
+            return nn.ConvTranspose2d(
+                in_channels, out_channels, kernel, stride=2, bias=out_channels == 3, **padding
+            )
+
+        blocks = []
+        for in_channels, out_channels in itertools.pairwise(widths):
+            blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
+        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3), nn.Tanh())
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, latent_dim) -> images (N, 3, 64, 64) in -1..1."""
+        return self.blocks(self.stem(z))
+
+
+class Discriminator(nn.Module):
+    """Four Conv + BatchNorm + LeakyReLU of stride 2, no pooling, then a 4x4 convolution to a logit.
+
+    The first has no BatchNorm ([2], section 3).
+
+    Args:
+        channels: width of the first convolution; each that follows has twice as many.
+        kernel: side of the convolutions, 4 or 5.
+        spectral: spectral normalisation of every layer in place of BatchNorm ([5]).
+    """
+
+    def __init__(self, channels: int = 64, kernel: int = 5, spectral: bool = False) -> None:
+        super().__init__()
+        widths = [3, *(channels << stage for stage in range(STAGES))]
+        layers: list[nn.Module] = []
+        for stage, (in_channels, out_channels) in enumerate(itertools.pairwise(widths)):
+            normalise = not spectral and stage > 0
+            layers.append(
+                nn.Conv2d(
+                    in_channels, out_channels, kernel, 2, (kernel - 1) // 2, bias=not normalise
+                )
+            )
+            layers += [nn.BatchNorm2d(out_channels)] * normalise
+            layers.append(nn.LeakyReLU(0.2))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, SIDE), nn.Flatten(0))
+        initialise(self)
+        if spectral:
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, 64, 64) in -1..1 -> logits of "this one is real" (N,)."""
+        return self.layers(images)
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02) ([2], section 4), BatchNorm's scale from N(1, 0.02), as is usual."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+# --- what D is asked, and what it is shown ----------------------------------------------------
+
+
+def labels(
+    count: int, soft: Sequence[float], flipped: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """D's targets for real and for generated images, each (count,).
+
+    Args:
+        count: images of each kind.
+        soft: range that the label of a real image is drawn from ([3]); generated ones have 0.
+        flipped: chance that an image gets the other kind's label.
+    """
+    real = torch.empty(count, device=device).uniform_(*soft)
+    fake = torch.zeros(count, device=device)
+    swap = torch.rand(2, count, device=device) < flipped
+    return torch.where(swap[0], fake, real), torch.where(swap[1], real, fake)
+
+
+def discriminator_loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss of D on logits (N,) with targets (N,) in 0..1: scalar.
+
+    "bce" is binary cross-entropy with the Sigmoid inside; "hinge" asks for a margin of 1 on the
+    side that the target is nearer to ([5], eq. 16).
+    """
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.relu(1 - logits * torch.where(targets > 0.5, 1.0, -1.0)).mean()
+
+
+def generator_loss(kind: str, logits: Tensor) -> Tensor:
+    """Mean loss of G on D's logits of its images (N,): scalar.
+
+    "bce" is the non-saturating -log D(G(z)) ([1], section 3), "hinge" is -D(G(z)) ([5], eq. 17).
+    """
+    return F.softplus(-logits).mean() if kind == "bce" else -logits.mean()
+
+
+def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
+    """Images (N, C, H, W) under a Gaussian of so many pixels, cut off at `reach`, edges mirrored.
+
+    As two products of matrices: a GPU sums the gradient of a mirrored edge in another order each
+    time, and a run could not be repeated.
+    """
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
+    weights = weights / weights.sum()
+
+    def along(size: int) -> Tensor:
+        """What each pixel of a line takes of the others: (size, size)."""
+        last = size - 1
+        places = (
+            last
+            - (last - (torch.arange(size, device=images.device)[:, None] + offsets).abs()).abs()
+        )
+        return weights @ F.one_hot(places, size).to(weights.dtype)
+
+    return along(images.shape[2]) @ images @ along(images.shape[3]).T
+
+
+def augment(images: Tensor, policy: Sequence[str]) -> Tensor:
+    """Random changes, each image's own, that gradients pass through ([7], section 3.2).
+
+    Args:
+        images: (N, 3, H, W) in -1..1.
+        policy: of "color" (brightness, saturation, contrast), "translation" (by up to 1/8, zeros
+            moving in) and "cutout" (a square of half the side turned to zero).
+    """
+    for name in policy:
+        images = POLICIES[name](images)
+    return images
+
+
+def _color(images: Tensor) -> Tensor:
+    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
+    images = images + brightness - 0.5
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * 2 * saturation
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (contrast + 0.5)
+
+
+def _translation(images: Tensor) -> Tensor:
+    count, _, height, width = images.shape
+    reach = height // 8, width // 8
+    down, right = (torch.randint(-r, r + 1, (count, 1, 1), device=images.device) + r for r in reach)
+    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
+    rows = torch.arange(height, device=images.device)[None, :, None] + down
+    columns = torch.arange(width, device=images.device)[None, None, :] + right
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+
+
+def _cutout(images: Tensor) -> Tensor:
+    count, _, height, width = images.shape
+
+    def hidden(size: int) -> Tensor:
+        """Which of `size` rows or columns each image's hole covers: (N, size)."""
+        length = size // 2
+        start = torch.randint(0, size + 1, (count, 1), device=images.device) - length // 2
+        offset = torch.arange(size, device=images.device)[None] - start
+        return (offset >= 0) & (offset < length)
+
+    hole = hidden(height)[:, None, :, None] & hidden(width)[:, None, None, :]
+    return images.masked_fill(hole, 0.0)
+
+
+POLICIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "color": _color,
+    "translation": _translation,
+    "cutout": _cutout,
+}
+
+
+# --- the game ---------------------------------------------------------------------------------
+
+
+class DCGAN:
+    """Both players, the generator's average and two Adams, for `training.fit`."""
+
+    def __init__(self, settings: GANSettings) -> None:
+        self.settings = settings
+        self.done = 0
+        spectral = settings.discriminator_norm == "spectral"
+        self.generator = Generator(settings.channels, settings.latent_dim, settings.kernel)
+        self.discriminator = Discriminator(settings.channels, settings.kernel, spectral)
+        self.modules = {"generator": self.generator, "discriminator": self.discriminator}
+        if settings.ema_decay:
+            self.averaged = averaged(self.generator, settings.ema_decay)
+            self.modules["averaged"] = self.averaged
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Each player's."""
+        return {
+            name: adam([self.modules[name]], self.settings)
+            for name in ("generator", "discriminator")
+        }
+
+    def step(self, batch: tuple[Tensor]) -> dict[str, Tensor]:
+        """One step of D, then one or several of G; images (N, 3, 64, 64) in 0..1."""
+        (images,) = batch
+        real = 2 * images - 1
+        fake = self.generator(self.noise(len(real), real.device))
+        terms = self._train_discriminator(real, fake.detach())
+        # G's first step looks at the images that D has just been trained on.
+        terms |= self._train_generator(fake)
+        for _ in range(self.generator_steps() - 1):
+            self._train_generator(self.generator(self.noise(len(real), real.device)))
+        if "averaged" in self.modules:
+            self.averaged.update_parameters(self.generator)
+        return terms
+
+    def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        settings = self.settings
+        targets = labels(len(real), settings.soft_labels, self.flip_labels(), real.device)
+        logits = [self.discriminator(self.shown(images)) for images in (real, fake)]
+        losses = [
+            discriminator_loss(settings.loss, *pair) for pair in zip(logits, targets, strict=True)
+        ]
+        loss = losses[0] + losses[1]
+        move(loss, [self.optimizers["discriminator"]])
+        return {
+            "discriminator": loss,
+            "d_real": logits[0].sigmoid().mean(),
+            "d_fake": logits[1].sigmoid().mean(),
+        }
+
+    def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
+        # D only passes gradients on here: without its own they are cheaper, and it cannot move.
+        self.discriminator.requires_grad_(False)
+        loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
+        move(loss, [self.optimizers["generator"]])
+        self.discriminator.requires_grad_(True)
+        return {"generator": loss}
+
+    def noise(self, count: int, device: torch.device) -> Tensor:
+        """z ~ N(0, I): (count, latent_dim)."""
+        return torch.randn(count, self.settings.latent_dim, device=device)
+
+    # The tricks of the original, at the step that `done` says.
+
+    def flip_labels(self) -> float:
+        """Chance that a label of D is flipped now."""
+        return self.settings.flip_labels if self.done < self.settings.flip_labels_until else 0.0
+
+    def generator_steps(self) -> int:
+        """Steps of G for the coming step of D."""
+        early = self.done < self.settings.generator_steps_until
+        return self.settings.generator_steps if early else 1
+
+    def input_noise(self) -> float:
+        """Standard deviation of the noise on D's input now."""
+        return self.settings.input_noise * self._left(self.settings.input_noise_annealed)
+
+    def input_blur(self) -> float:
+        """Standard deviation in pixels of the blur on D's input now."""
+        return self.settings.input_blur * self._left(self.settings.input_blur_annealed)
+
+    def _left(self, annealed: bool) -> float:
+        return 1 - self.done / self.settings.steps if annealed else 1.0
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
+        if blur := self.input_blur():
+            images = blurred(images, blur, math.ceil(3 * self.settings.input_blur))
+        if noise := self.input_noise():
+            # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
+            images = images + noise * torch.randn(images.shape, device=images.device)
+        return augment(images, self.settings.augmentation)
+
+    # What the trained model is asked for.
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
+        """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU.
+
+        Args:
+            z: the noise.
+            averaged: by the averaged generator, if there is one.
+        """
+        name = "averaged" if averaged and "averaged" in self.modules else "generator"
+        generator = getattr(self, name)
+        with evaluating({name: generator}):
+            device = device_of(generator)
+            chunks = [generator(chunk.to(device)).float().cpu() for chunk in z.split(CHUNK)]
+        return (torch.cat(chunks) + 1) / 2
+
+    def evaluate(self, real: Tensor, extractor: Extractor) -> dict[str, float]:
+        """KID of, and diversity in, as many samples as there are real features (N, D).
+
+        Of the generator, and under names that end in "_averaged" of its average; the noise is the
+        same at every call. The KID is over all N at once; the diversity is a share of the real.
+        """
+        z = prior_samples(len(real), self.settings.latent_dim, seed=0)
+        values = {}
+        for ending in ["", "_averaged"] if "averaged" in self.modules else [""]:
+            found = extractor.features(self.sample(z, averaged=bool(ending)))
+            values[f"kid{ending}"] = metrics.squared_mmd(real.double(), found.double()).item()
+            values[f"diversity{ending}"] = metrics.diversity(found) / metrics.diversity(real)
+        return values
+
+
+def train_or_load(
+    settings: GANSettings, faces: FaceData, extractor: Extractor, runs_dir: Path | str
+) -> Run[DCGAN]:
+    """The DCGAN of these settings on these faces, trained now or by an earlier run.
+
+    `extractor` measures it along the way; the run's history depends on it, the model does not.
+    """
+    real = functools.cache(lambda: extractor.features(faces.validation.images))
+    return runs.train_or_load(
+        "dcgan",
+        lambda: DCGAN(settings),
+        lambda device: Batches(
+            [faces.train.images],
+            settings.batch_size,
+            settings.seed,
+            device,
+            random_flips(settings.horizontal_flip, vertical=False),
+        ),
+        settings,
+        data=f"{faces.fingerprint} {extractor.key}",
+        runs_dir=runs_dir,
+        code=[
+            "methods/dcgan",
+            "methods/averaging",
+            "evaluation/features",
+            "evaluation/metrics",
+            "methods/vae",
+        ],
+        evaluate=lambda method: method.evaluate(real(), extractor),
+        keep=["averaged" if settings.ema_decay else "generator"] * settings.keep_snapshots,
+    )

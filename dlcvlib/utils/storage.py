@@ -1,0 +1,295 @@
+"""Files that are written whole or not at all, and read only if they are what was written.
+
+A file is written beside its place under a temporary name, flushed to the disk and renamed. A
+tensor file carries a JSON `meta` in its safetensors header; whoever refers to a file by its
+`sha256` notices a flipped byte or a cut tail. Nothing here unpickles.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from dlcvlib.utils import fingerprints
+from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.stopwatch import timed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEAL = "content_sha256"
+TEMPORARY = ".tmp-"
+"""Prefix of every temporary name, so that leftovers of a kill can be swept."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_dir(path: Path) -> Path:
+    """Create a folder that can be written to.
+
+    Raises:
+        UserError: if it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=TEMPORARY):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}): "
+            "make it writable, or choose another folder (runs_dir, --out)"
+        ) from error
+    return path
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left in `folder`."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
+    """Let `fill` write a temporary file, then put it at `path` in one step.
+
+    Args:
+        path: where the file belongs.
+        fill: writes it.
+        size: about how many bytes that takes, for the message.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
+    """
+    handle, name = tempfile.mkstemp(path.suffix, _temporary(path), make_dir(path.parent))
+    temporary = Path(name)
+    os.close(handle)
+    try:
+        fill(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): it needs {_megabytes(size)}, and "
+            f"{_megabytes(free)} are free there; make room, or choose another folder "
+            "(runs_dir, --out)"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> str:
+    """What the names of the temporary files that become `path` begin with."""
+    return f"{TEMPORARY}{path.stem}-"
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size, 1) / 1e6:,.3g} MB"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all (see `write`)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file whole or not at all (see `write`)."""
+    write(path, lambda temporary: temporary.write_bytes(data), len(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON that carries its own content hash, for files that no other file vouches for."""
+    write_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        DamagedFileError: if it is missing, or not what was written; it is then set aside.
+    """
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing")
+    if (value := sealed(path)) is not None:
+        return value
+    aside = set_aside(path)
+    raise DamagedFileError(f"{path} is damaged and set aside as {aside.name}")
+
+
+def sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None if it is not whole; the file is left as it is."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.pop(SEAL) == _seal(value):
+            return value
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    # As it is read again: with lists for tuples and text for keys.
+    return fingerprints.json_hash(json.loads(json.dumps(value)))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON-able `meta` as one safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # safetensors stores row-major data only; a channels_last weight is contiguous in its own order.
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"meta": json.dumps(meta)}
+
+    def fill(temporary: Path) -> None:
+        try:
+            save_file(flat, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    write(path, fill, sum(tensor.nbytes for tensor in flat.values()))
+
+
+def read_tensors(path: Path, digest: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        DamagedFileError: as `check`, and if the file is no safetensors file of `write_tensors`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check(path, digest)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["meta"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        aside = set_aside(path)
+        raise DamagedFileError(
+            f"{path} is refused ({error}) and set aside as {aside.name}"
+        ) from None
+
+
+def check(path: Path, digest: str) -> None:
+    """See that a file is what was written.
+
+    Raises:
+        DamagedFileError: if it is missing or its sha256 is not `digest`; it is then set aside.
+    """
+    try:
+        whole = sha256(path) == digest
+    except (FileNotFoundError, IsADirectoryError):
+        raise DamagedFileError(f"{path} is missing") from None
+    if not whole:
+        aside = set_aside(path)
+        raise DamagedFileError(
+            f"{path} is damaged (its content hash is not the recorded one) and set aside as "
+            f"{aside.name}"
+        )
+
+
+def set_aside(path: Path) -> Path:
+    """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can look at it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.replace(aside)
+    return aside
+
+
+def kept(
+    path: Path, make: Callable[[], tuple[Mapping[str, "Tensor"], Mapping[str, Any]]]
+) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Tensors and meta that are made once and then read.
+
+    Beside the tensor file lies a JSON pointer, written last, that holds its content hash: what is
+    damaged is named and made again. Who else wants the same waits.
+
+    Args:
+        path: of the tensor file; its name covers all that decides the content.
+        make: called if there is nothing whole.
+    """
+    pointer = path.with_suffix(".json")
+    with sole(make_dir(path.parent) / path.stem, "made"):
+        if pointer.is_file():
+            try:
+                return read_tensors(path, read_sealed(pointer)["sha256"])
+            except DamagedFileError as error:
+                print(f"{error}; making it again")
+            pointer.unlink(missing_ok=True)
+        for left in path.parent.glob(f"{_temporary(path)}*"):  # by who was killed meanwhile
+            left.unlink(missing_ok=True)
+        tensors, meta = make()
+        write_tensors(path, tensors, meta)
+        write_sealed(pointer, {"sha256": sha256(path)})
+        return dict(tensors), dict(meta)
+
+
+@contextmanager
+def sole(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that stands for `path`; whoever comes second waits, and says for whom.
+
+    The lock is the operating system's, so that it dies with its holder.
+
+    Args:
+        path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
+        doing: what is done to it, such as "trained".
+        wait: until another lets go of it.
+
+    Raises:
+        BusyError: without `wait`, if another holds it.
+    """
+    lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise BusyError(path) from None
+        who = ""
+        with suppress(OSError):
+            who = holder.read_text(encoding="utf-8")
+        # Not to the standard output: a notebook's page is no place for it.
+        print(
+            f"{path} is being {doing} by {who or 'another process'}; waiting for it",
+            file=sys.stderr,
+            flush=True,
+        )
+        with timed("waiting for another process"):
+            lock.acquire()
+    try:
+        # Not by way of a temporary file, which a kill at this moment would leave behind.
+        with suppress(OSError):
+            holder.write_text(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}", "utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+class BusyError(Exception):
+    """What is wanted is being made by another process."""
+
+
+class DamagedFileError(Exception):
+    """A file that is not what was written; whoever reads it makes it again."""
