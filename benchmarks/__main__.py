@@ -12,7 +12,7 @@ import matplotlib as mpl
 import torch
 
 from benchmarks import growth, memory, speed
-from dlcvlib.training.loop import device
+from dlcvlib.training import device
 from dlcvlib.utils import environment, fingerprints, storage
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
 from dlcvlib.plots.figures import to_png
-from dlcvlib.training.loop import device, loop
+from dlcvlib.training import device, loop
 from dlcvlib.utils import memory
 
 WARM_UP = 10

@@ -185,7 +185,7 @@ def small(tmp_path, smoke):
 
     import nbformat
 
-    from dlcvlib.report.execute import execute, uptodate
+    from dlcvlib.report import execute, uptodate
 
     class Small:
         out = tmp_path / "report"
@@ -257,7 +257,7 @@ def disk_full_beyond():
 @pytest.fixture
 def before_step(monkeypatch):
     """A context in which something is done before one step; checkpoints come at every chance."""
-    from dlcvlib.training.loop import loop
+    from dlcvlib.training import loop
 
     @contextmanager
     def patched(kind, number, action):

@@ -18,7 +18,7 @@ from dlcvlib.data.types import DigitData, LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, dann_ablation, feature_spaces, significance
 from dlcvlib.methods import adamatch, dann, pixelda
 from dlcvlib.plots import domains, figures
-from dlcvlib.training.loop import loop, runs
+from dlcvlib.training import loop, runs
 from dlcvlib.utils import storage
 
 METHODS = {"dann": (dann, dann.DANN), "pixelda": (pixelda, pixelda.PixelDA)}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-import dlcvlib.apart
+import dlcvlib.utils.process
 import psutil
 import pytest
 from conftest import ROOT
@@ -121,7 +121,7 @@ def test_chapters_do_without_torchvision():
 )
 def test_cores_are_those_of_the_container(monkeypatch, tmp_path, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(dlcvlib.apart, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(dlcvlib.utils.process, "QUOTA", tmp_path / "cpu.max")
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
     assert cores() == expected

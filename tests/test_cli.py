@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dlcvlib.apart
+import dlcvlib.utils.process
 import pytest
 
+from dlcvlib.report import cli
 from dlcvlib.report.cli import main
-from dlcvlib.report.execute import cli
-from dlcvlib.training.loop import loop
+from dlcvlib.training import loop
 from dlcvlib.utils import environment, storage
 from dlcvlib.utils.environment import ROOT
 
@@ -60,7 +60,7 @@ def test_jobs_and_seconds_are_one_or_more(option, capsys):
 
 
 def test_what_can_be_refused_is_before_any_data_are_prepared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dlcvlib.apart, "apart", lambda *_: pytest.fail("data are prepared"))
+    monkeypatch.setattr(dlcvlib.utils.process, "apart", lambda *_: pytest.fail("data are prepared"))
     words = ["report", "--profile", "smoke", "--out", str(tmp_path)]
     assert main([*words, "--only", "1-33"]) == 2
     assert "no problem 1-33" in capsys.readouterr().err
@@ -139,7 +139,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from dlcvlib.training.loop import device
+from dlcvlib.training import device
 from dlcvlib.report.cli import main
 
 PartialState(cpu=True)

@@ -12,7 +12,7 @@ from torch import nn
 from dlcvlib.config import params
 from dlcvlib.evaluation import dann_ablation
 from dlcvlib.methods import classifier, dann
-from dlcvlib.training.loop import runs
+from dlcvlib.training import runs
 
 CPU = torch.device("cpu")
 

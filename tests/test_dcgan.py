@@ -13,7 +13,7 @@ from dlcvlib.data.batches import Batches, to_float
 from dlcvlib.evaluation import gan_health, layers
 from dlcvlib.evaluation.features import Extractor
 from dlcvlib.methods import dcgan
-from dlcvlib.training.loop import device, loop, runs
+from dlcvlib.training import device, loop, runs
 from dlcvlib.utils.errors import UserError
 
 CPU = torch.device("cpu")

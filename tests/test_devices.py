@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dlcvlib.training.loop import device
+from dlcvlib.training import device
 
 
 class Net(torch.nn.Linear):

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from dlcvlib.config import params
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
-from dlcvlib.report.execute import execute, exhibits, render, uptodate
+from dlcvlib.report import execute, exhibits, render, uptodate
 from dlcvlib.report.exhibits import MIME, Page, markdown_table
 from dlcvlib.utils import fingerprints, memory, storage
 from dlcvlib.utils.errors import UserError

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from dlcvlib.config import params
 from dlcvlib.methods import dcgan, vae
-from dlcvlib.training.loop import loop, runs
+from dlcvlib.training import loop, runs
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 

@@ -6,7 +6,7 @@ from conftest import settings_of
 
 from dlcvlib.evaluation.features import Extractor
 from dlcvlib.methods import adamatch, classifier, dann, dcgan, pixelda, vae
-from dlcvlib.training.loop import loop
+from dlcvlib.training import loop
 
 PIXELS = Extractor("pixels", "pixels", lambda images: images.float().flatten(1)[:, :40])
 TRAINING = {

@@ -9,7 +9,7 @@ from conftest import settings_of
 from dlcvlib.data.types import ImageSet, LabelledImages
 from dlcvlib.evaluation.features import Extractor
 from dlcvlib.methods import classifier, dcgan, vae
-from dlcvlib.training.loop import loop
+from dlcvlib.training import loop
 
 PIXELS = Extractor("pixels", "pixels", lambda images: images.float().flatten(1)[:, :40])
 METHODS = {

@@ -15,7 +15,8 @@ from torch import nn
 from dlcvlib.config import params
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
 from dlcvlib.methods import vae
-from dlcvlib.training.loop import device, learning_rate_factor, loop
+from dlcvlib.training import device, loop
+from dlcvlib.training.loop import learning_rate_factor
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
@@ -151,7 +152,7 @@ from accelerate import PartialState
 from torch import nn
 
 from dlcvlib.config import params
-from dlcvlib.training.loop import loop
+from dlcvlib.training import loop
 
 if sys.argv[2:]:
     PartialState(cpu=True)

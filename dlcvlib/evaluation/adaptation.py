@@ -18,7 +18,7 @@ from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.evaluation import original, significance
 from dlcvlib.methods import adamatch, classifier, dann, pixelda
 from dlcvlib.methods.classifier import Classifier
-from dlcvlib.training.loop import runs
+from dlcvlib.training import runs
 from dlcvlib.training.runs import Run
 
 SOURCE_ONLY, TARGET_ONLY = "source only", "target only"

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from dlcvlib.config.params import FaceParams, TrainingSettings
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.types import FaceData
-from dlcvlib.training.loop import adam, device, move, runs
+from dlcvlib.training import device, runs
+from dlcvlib.training.loop import adam, move
 from dlcvlib.training.runs import Run, device_of
 from dlcvlib.utils.errors import UserError
 

@@ -32,7 +32,8 @@ from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.classifier import CODE, Classifier
 from dlcvlib.methods.dann import two_domains
-from dlcvlib.training.loop import adam, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, move
 from dlcvlib.training.runs import Run
 
 THRESHOLD = 0.9

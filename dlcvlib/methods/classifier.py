@@ -21,7 +21,8 @@ from dlcvlib.config.params import ClassifierSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, float_chunks
 from dlcvlib.data.types import CLASSES, Domain, LabelledImages
-from dlcvlib.training.loop import adam, evaluating, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, evaluating, move
 from dlcvlib.training.runs import Run, device_of
 
 IMAGE_SIZE = 32

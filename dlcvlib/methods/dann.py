@@ -34,7 +34,8 @@ from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import CODE, Classifier, learned
-from dlcvlib.training.loop import adam, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, move
 from dlcvlib.training.runs import Run
 
 

@@ -37,7 +37,8 @@ from dlcvlib.evaluation import metrics
 from dlcvlib.evaluation.features import Extractor
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.vae import prior_samples
-from dlcvlib.training.loop import adam, evaluating, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, evaluating, move
 from dlcvlib.training.runs import Run, device_of
 
 IMAGE_SIZE = 64

@@ -40,7 +40,8 @@ from dlcvlib.data.batches import CHUNK, to_float
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import CODE, IMAGE_SIZE, Classifier, learned
 from dlcvlib.methods.dann import two_domains
-from dlcvlib.training.loop import adam, evaluating, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, evaluating, move
 from dlcvlib.training.runs import Run, device_of
 
 

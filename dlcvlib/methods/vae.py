@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from dlcvlib.config.params import VAESettings
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.types import FaceData
-from dlcvlib.training.loop import adam, evaluating, move, runs
+from dlcvlib.training import runs
+from dlcvlib.training.loop import adam, evaluating, move
 from dlcvlib.training.runs import Run, device_of
 from dlcvlib.utils import fingerprints, storage
 

@@ -209,7 +209,7 @@ def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
 
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
-    from dlcvlib.report.execute import execute, uptodate
+    from dlcvlib.report import execute, uptodate
     from dlcvlib.utils import memory
     from dlcvlib.utils.process import apart
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dlcvlib.config.params import TrainingSettings
+from dlcvlib.training import device
 from dlcvlib.training.device import Method
-from dlcvlib.training.loop import device
 from dlcvlib.utils import memory, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed

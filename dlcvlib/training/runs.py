@@ -31,7 +31,7 @@ from accelerate import PartialState
 from torch import nn
 
 from dlcvlib.config.params import TrainingSettings
-from dlcvlib.training.loop import device, loop
+from dlcvlib.training import device, loop
 from dlcvlib.utils import fingerprints, storage
 
 K = TypeVar("K")

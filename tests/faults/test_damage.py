@@ -7,7 +7,7 @@ from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import adaptation, features
 from dlcvlib.methods import dcgan, vae
-from dlcvlib.report.execute import execute
+from dlcvlib.report import execute
 from dlcvlib.utils import storage
 
 

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 import pytest
 
 from dlcvlib.methods import vae
-from dlcvlib.report.execute import execute
+from dlcvlib.report import execute
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from dlcvlib.config import params
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import features
 from dlcvlib.methods import vae
-from dlcvlib.report.execute import execute
+from dlcvlib.report import execute
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
