@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib.config.params import DANNParams, PixelDAParams
+from dlcvlib.config.schema import DANNParams, PixelDAParams
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.evaluation import original, significance
 from dlcvlib.methods import adamatch, classifier, dann, pixelda

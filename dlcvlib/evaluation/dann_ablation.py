@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from dlcvlib.config.params import DANNParams
+from dlcvlib.config.schema import DANNParams
 from dlcvlib.data.types import CLASSES, DigitData, Pair
 from dlcvlib.evaluation import adaptation, significance
 from dlcvlib.evaluation.adaptation import Scores

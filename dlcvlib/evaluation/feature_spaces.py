@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dlcvlib.config.params import DigitParams
+from dlcvlib.config.schema import DigitParams
 from dlcvlib.data.types import Pair
 from dlcvlib.evaluation import latent
 from dlcvlib.evaluation.adaptation import Scores

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib.config.params import FaceParams, TrainingSettings
+from dlcvlib.config.schema import FaceParams, TrainingSettings
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.types import FaceData
 from dlcvlib.training import device, runs

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib.config.params import GANParams
+from dlcvlib.config.schema import GANParams
 from dlcvlib.data.types import FaceData
 from dlcvlib.evaluation import metrics
 from dlcvlib.evaluation.features import Extractor

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dlcvlib.config.params import PixelDAParams
+from dlcvlib.config.schema import PixelDAParams
 from dlcvlib.data.types import CLASSES, DigitData, LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, feature_spaces, significance
 from dlcvlib.evaluation.adaptation import Scores

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib.config.params import VAEParams
+from dlcvlib.config.schema import VAEParams
 from dlcvlib.data.batches import to_float
 from dlcvlib.data.types import FaceData
 from dlcvlib.evaluation import metrics

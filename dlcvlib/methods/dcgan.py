@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dlcvlib.config.params import GANSettings
+from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import CHUNK, Batches, random_flips
 from dlcvlib.data.types import FaceData
 from dlcvlib.evaluation import metrics

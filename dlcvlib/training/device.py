@@ -22,7 +22,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from dlcvlib.config.params import TrainingSettings
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.utils import fingerprints, memory, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import cores

@@ -28,7 +28,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dlcvlib.config.params import TrainingSettings
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training import device
 from dlcvlib.training.device import Method
 from dlcvlib.utils import memory, storage

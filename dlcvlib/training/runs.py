@@ -30,7 +30,7 @@ import yaml
 from accelerate import PartialState
 from torch import nn
 
-from dlcvlib.config.params import TrainingSettings
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training import device, loop
 from dlcvlib.utils import fingerprints, storage
 
