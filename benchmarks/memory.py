@@ -25,12 +25,12 @@ LINKS = 10_000
 """Names of one file; file systems allow some tens of thousands."""
 PREPARE = """
 import sys
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 print("loaded", flush=True)
 sys.stdin.readline()
 changes = {"data": f"folder:{sys.argv[1]}", "runs_dir": sys.argv[1], "validation_size": 10}
-load_faces(params.load("quick", "vae", changes))
+load_faces(profiles.load("quick", "vae", changes))
 """
 
 

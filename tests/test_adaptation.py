@@ -12,7 +12,7 @@ import torch
 from conftest import interrupt, scores_of, weights
 from matplotlib import pyplot as plt
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import DigitData, LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, dann_ablation, feature_spaces, significance
@@ -29,7 +29,7 @@ METHODS["adamatch"] = (adamatch, adamatch.AdaMatch)
 def chapter(tmp_path):
     """Parameters of a chapter under profile smoke, changed by keyword."""
     fixed = {"precision": "fp32", "runs_dir": str(tmp_path / "runs")}
-    return lambda name="dann", **changes: params.load("smoke", name, fixed | changes)
+    return lambda name="dann", **changes: profiles.load("smoke", name, fixed | changes)
 
 
 @pytest.fixture(params=METHODS)

@@ -13,8 +13,8 @@ import urllib.request
 import nbformat
 import pytest
 
-from dlcvlib.config import params
-from dlcvlib.config.params import NOTEBOOKS, ROOT
+from dlcvlib.config import profiles
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +42,7 @@ def lab(tmp_path, request):
     problem, chapter, changes = request.param
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     notebook = nbformat.read(source, as_version=4)
-    values = params.load(
+    values = profiles.load(
         "smoke", chapter, changes | {"runs_dir": str(tmp_path / "runs")}
     ).model_dump()
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))

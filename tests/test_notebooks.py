@@ -7,7 +7,7 @@ import statistics
 import nbformat
 import pytest
 
-from dlcvlib.config.params import NOTEBOOKS
+from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.report.exhibits import MIME
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))

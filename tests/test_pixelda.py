@@ -10,7 +10,7 @@ import torch
 from conftest import moved, weights
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import pixelda_ablation
 from dlcvlib.evaluation.pixelda_ablation import Redrawn
@@ -24,7 +24,7 @@ def chapter(tmp_path):
     """Parameters of chapter 4 under profile smoke, changed by keyword."""
     fixed = {"dann_changes": {"precision": "fp32"}, "precision": "fp32"}
     fixed["runs_dir"] = str(tmp_path / "runs")
-    return lambda **changes: params.load("smoke", "pixelda", fixed | changes)
+    return lambda **changes: profiles.load("smoke", "pixelda", fixed | changes)
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def test_shapes_and_ranges(method, batch):
 
 
 def test_the_networks_are_the_originals():
-    original = params.load("original", "pixelda")
+    original = profiles.load("original", "pixelda")
     assert (original.batch_size, original.learning_rate) == (64, 1e-5)
     assert original.adam_betas == [0.5, 0.999]
     assert (original.adversarial_weight, original.task_weight) == (1.0, 0.08)
     assert original.learning_rate_schedule == "constant"
     assert (original.patient, original.content_weight) == (False, 0)
     assert (original.softmax_twice, original.classifier_with_generator) == (True, True)
-    assert original.dann == params.load("original", "dann")
+    assert original.dann == profiles.load("original", "dann")
     assert original.adamatch(0).learning_rate == original.dann.learning_rate
     method = pixelda.PixelDA(original.settings(0))
     spread = method.generator.spread[0]
@@ -245,7 +245,7 @@ def test_a_discriminator_that_knows_is_seen(method, batch):
 
 def test_the_classifier_is_chapter_3s(chapter):
     fourth = chapter(dann_changes={"channels": [4, 4], "augmentation": "geometric"})
-    third = params.load("smoke", "dann", {"channels": [4, 4], "augmentation": "geometric"})
+    third = profiles.load("smoke", "dann", {"channels": [4, 4], "augmentation": "geometric"})
     for settings in (fourth.settings(0), fourth.adamatch(0)):
         assert settings.channels == third.channels
         assert settings.classifier_width == third.classifier_width

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlcvlib.config.params import FaceParams
+from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, prepare
 from dlcvlib.data.prepare import Prepared
 from dlcvlib.data.tables import read_attributes, unlisted

@@ -10,7 +10,7 @@ import torchinfo
 from torch import nn
 from torch.nn.utils import parametrize
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles, schema
 from dlcvlib.plots.figures import Block
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])
 
 
-def settings(chosen: params.Parameters) -> pd.DataFrame:
+def settings(chosen: schema.Parameters) -> pd.DataFrame:
     """One row a parameter: parameter, value, meaning."""
     fields = type(chosen).model_fields
     rows = [
-        (name, params.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
+        (name, profiles.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
     ]
     return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles, schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ def accuracy(method: str, pair: str) -> float | None:
 
 
 def settings_beside(
-    chapter: str, settings: params.Parameters, names: Sequence[str] = ()
+    chapter: str, settings: schema.Parameters, names: Sequence[str] = ()
 ) -> "pd.DataFrame":
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
@@ -55,7 +55,7 @@ def settings_beside(
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
     import pandas as pd
 
-    theirs = params.load("original", chapter)
+    theirs = profiles.load("original", chapter)
     known: dict[str, Any] = {}
     for source in (*theirs.uses.values(), theirs):
         known |= dict(source)
@@ -63,8 +63,8 @@ def settings_beside(
     rows = [
         (
             name,
-            params.as_text(getattr(settings, name)),
-            params.as_text(known[name]),
+            profiles.as_text(getattr(settings, name)),
+            profiles.as_text(known[name]),
             fields[name].description,
         )
         for name in names or [name for name in fields if name in known]

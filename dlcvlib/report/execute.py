@@ -24,7 +24,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib.config.params import NOTEBOOKS, ROOT, Parameters
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report.uptodate import Task, plan
 from dlcvlib.utils import memory, stopwatch, storage
 from dlcvlib.utils.errors import UserError

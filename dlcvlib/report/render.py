@@ -27,7 +27,9 @@ from nbconvert.preprocessors import Preprocessor
 from traitlets import Any as AnyTrait
 
 from dlcvlib import __version__
-from dlcvlib.config.params import CHAPTERS, ROOT, Parameters
+from dlcvlib.config.paths import ROOT
+from dlcvlib.config.profiles import CHAPTERS
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report.exhibits import MIME, PIXEL_DPI, markdown_table
 from dlcvlib.utils import environment, fingerprints, stopwatch, storage
 from dlcvlib.utils.stopwatch import timed
