@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import torchinfo
@@ -11,12 +11,29 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from dlcvlib.config import params
-from dlcvlib.plots.figures import Block
 
 if TYPE_CHECKING:
     from dlcvlib.training.runs import Run
 
 SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+
+
+class Block(NamedTuple):
+    """A weight layer and what follows it, as a diagram shows them.
+
+    Attributes:
+        name: of its layers.
+        shape: of its output, as text.
+        channels: of its output.
+        side: of its output in pixels; 1 for a vector.
+        beside: whether its input is that of the block before it, not that block's output.
+    """
+
+    name: str
+    shape: str
+    channels: int
+    side: int
+    beside: bool
 
 
 def layers(
@@ -83,7 +100,7 @@ def _title(layer: nn.Module) -> str:
 
 
 def blocks(frame: pd.DataFrame) -> list[Block]:
-    """Layers as blocks for `figures.architecture`: each weight layer with what follows it."""
+    """Layers as blocks for `architecture`: each weight layer with what follows it."""
     groups: list[list[int]] = []
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
