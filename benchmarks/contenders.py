@@ -20,7 +20,7 @@ from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
-from dlcvlib.plots.figures import to_png
+from dlcvlib.plots.images import to_png
 from dlcvlib.training import device, loop
 from dlcvlib.utils import memory
 

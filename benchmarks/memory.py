@@ -14,7 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import Batch, contenders, fit_rate
-from dlcvlib.plots.figures import to_png
+from dlcvlib.plots.images import to_png
 from dlcvlib.utils.memory import resident_bytes
 from dlcvlib.utils.process import apart
 

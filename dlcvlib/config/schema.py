@@ -245,6 +245,12 @@ class TrainingSettings(TrainingFields, Seeded):
     """What decides a run, together with the method's own fields."""
 
 
+class AttributeSettings(TrainingSettings):
+    """Everything that decides a classifier of the faces' attributes, whose features measure faces."""
+
+    attributes: list[str] = means("the attributes, in the order of the network's outputs")
+
+
 class FaceParams(Parameters):
     """Which faces, and where runs are kept."""
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import pandas as pd
 import torchinfo
@@ -11,18 +11,33 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from dlcvlib.config import profiles, schema
-from dlcvlib.plots.figures import Block
-
-if TYPE_CHECKING:
-    from dlcvlib.training.runs import Run
+from dlcvlib.training.runs import Run
 
 SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+
+
+class Block(NamedTuple):
+    """A weight layer and what follows it, as a diagram shows them.
+
+    Attributes:
+        name: of its layers.
+        shape: of its output, as text.
+        channels: of its output.
+        side: of its output in pixels; 1 for a vector.
+        beside: whether its input is that of the block before it, not that block's output.
+    """
+
+    name: str
+    shape: str
+    channels: int
+    side: int
+    beside: bool
 
 
 def layers(
     module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
 ) -> pd.DataFrame:
-    """One row a layer that computes: layer, input, output, parameters, mult_adds (of an image).
+    """One row per layer that computes: layer, input, output, parameters, mult_adds (per image).
 
     Args:
         module: the network.
@@ -83,7 +98,7 @@ def _title(layer: nn.Module) -> str:
 
 
 def blocks(frame: pd.DataFrame) -> list[Block]:
-    """Layers as blocks for `figures.architecture`: each weight layer with what follows it."""
+    """Layers as blocks for `architecture`: each weight layer with what follows it."""
     groups: list[list[int]] = []
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
@@ -113,7 +128,7 @@ def together(**frames: pd.DataFrame) -> pd.DataFrame:
     return joined[["network", *joined.columns.drop(["network", "input"], errors="ignore")]]
 
 
-def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
+def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
     """What a run cost, as rows of quantity and value.
 
     Args:
@@ -128,13 +143,13 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
             f"parameters, {name}": f"{frame.parameters.sum():,}" for name, frame in networks.items()
         },
         **{
-            f"multiply-adds an image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
+            f"MACs per image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
             for name, frame in networks.items()
         },
         "training images": f"{images:,}",
         "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
         "time": duration(run.seconds),
-        "speed": f"{provenance['images_per_second']:,.0f} images a second",
+        "speed": f"{provenance['images_per_second']:,.0f} images/s",
         "device": f"{provenance['device']}, threads: {provenance['threads']}",
         "precision": provenance["precision"],
     }
@@ -142,7 +157,7 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
 
 
 def settings(chosen: schema.Parameters) -> pd.DataFrame:
-    """One row a parameter: parameter, value, meaning."""
+    """One row per parameter: parameter, value, meaning."""
     fields = type(chosen).model_fields
     rows = [
         (name, profiles.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
@@ -151,7 +166,7 @@ def settings(chosen: schema.Parameters) -> pd.DataFrame:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
+    """Seconds in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     if seconds < 5400:

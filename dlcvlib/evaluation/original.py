@@ -20,25 +20,9 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def meaning() -> str:
-    """What "the original" is, for the first notebook of a chapter."""
-    source = report()["source"]
-    return f"*The original* is one solution of this homework: its {source}, and its published code."
-
-
-def heading() -> str:
-    """Heading of a column with the original's numbers: whence they are."""
-    return f"original ({report()['source']})"
-
-
 def accuracies() -> dict[str, dict[str, float]]:
     """Method -> pair -> the accuracy that the original states."""
     return report()["digits"]["accuracy"]
-
-
-def accuracy(method: str, pair: str) -> float | None:
-    """The accuracy that the original states of a method on a pair, if it does."""
-    return accuracies().get(method, {}).get(pair)
 
 
 def settings_beside(

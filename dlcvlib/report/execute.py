@@ -113,7 +113,7 @@ def make_report(
         )
 
     outcomes: list[Outcome] = []
-    with storage.sole(storage.make_dir(out) / ".report", "made"):
+    with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))

@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to continue as if it had never stopped.
 
-    checkpoint-<step>.safetensors   weights, optimisers' tensors, history
-    checkpoint.json                 names the current one and its content hash; written last
+checkpoint-<step>.safetensors   weights, optimisers' tensors, history
+checkpoint.json                 names the current one and its content hash; written last
 """
 
 from dataclasses import dataclass, field

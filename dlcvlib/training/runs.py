@@ -283,7 +283,9 @@ def _load(folder: Path, kind: type[M], settings: TrainingSettings) -> Run[M] | N
         digests = provenance["files"]
         for file in ("settings.yaml", "history.csv"):
             storage.check(folder / file, digests[file])
-        tensors, _ = storage.read_tensors(folder / "model.safetensors", digests["model.safetensors"])
+        tensors, _ = storage.read_tensors(
+            folder / "model.safetensors", digests["model.safetensors"]
+        )
     except storage.DamagedFileError as error:
         print(f"{error}; training {folder.name} again")
         mark.unlink(missing_ok=True)
