@@ -246,7 +246,7 @@ class TrainingSettings(TrainingFields, Seeded):
 
 
 class AttributeSettings(TrainingSettings):
-    """Everything that decides a classifier of the faces' attributes, whose features measure faces."""
+    """Everything that decides a classifier of the faces' attributes."""
 
     attributes: list[str] = means("the attributes, in the order of the network's outputs")
 

@@ -71,7 +71,7 @@ def extractor(params: VAEParams | GANParams, faces: FaceData) -> Extractor:
 
 
 def extractors(params: VAEParams | GANParams, faces: FaceData) -> list[Extractor]:
-    """All features that faces are measured with: the project's own, and Inception's if available."""
+    """All features that faces are measured with: the project's, and Inception's if available."""
     return [extractor(params, faces), *filter(None, [inception()])]
 
 

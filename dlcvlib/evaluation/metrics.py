@@ -42,8 +42,8 @@ def reconstructions(images: Tensor, reconstruct: Callable[[Tensor], Tensor]) -> 
         reconstruct: such images -> their reconstructions, float in 0..1, on the CPU.
 
     Returns:
-        One row per image: mse_sum (squared error summed over its values), mse_per_value, psnr, ssim,
-        and contrast (standard deviation of the image's own values).
+        One row per image: mse_sum (squared error summed over its values), mse_per_value, psnr,
+        ssim, and contrast (standard deviation of the image's own values).
     """
     pieces = []
     for chunk in images.split(CHUNK):

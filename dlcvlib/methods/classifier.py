@@ -4,8 +4,8 @@ Trained on the labels of one domain alone it is what adaptation is measured agai
 it is *source only*, on the target's *target only*.
 
 Departures from the original homework: F has the four blocks that its report describes, not the
-five of its code; images may be normalised one by one (`instance_norm`), which removes
-brightness and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
+five of its code; images may be normalised one by one (`instance_norm`), which removes brightness
+and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
 """
 
 import math

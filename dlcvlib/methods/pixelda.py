@@ -131,7 +131,8 @@ def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Te
     """Cross-entropy of logits (N, 10) and labels (N,): scalar ([1], eq. 3).
 
     `softmax_twice` takes the Softmax of the logits first. Whatever the logits, it cannot fall below
-    log(e + 9) - 1, or 1.46, and its gradient hardly distinguishes a confident prediction from a correct one.
+    log(e + 9) - 1, or 1.46, and its gradient hardly distinguishes a confident prediction from a
+    correct one.
     """
     return F.cross_entropy(logits.softmax(1) if softmax_twice else logits, labels)
 
