@@ -4,7 +4,6 @@ checkpoint-<step>.safetensors   weights, optimisers' tensors, history
 checkpoint.json                 names the current one and its content hash; written last
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlcvlib.training.method import Method
+from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import storage
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        precision: what it is trained in, "bf16" or "fp32", and why.
-        processes: how many train it together.
-        step: optimisation steps taken.
-        seconds: time spent training.
-        history: one row per logged step.
-        pending: losses of the steps since the last row.
-    """
-
-    precision: tuple[str, str]
-    processes: int
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    pending: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 def save(folder: Path, method: Method, progress: Progress) -> None:

@@ -24,10 +24,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dlcvlib.config.schema import TrainingSettings
-from dlcvlib.training import checkpoint, device
-from dlcvlib.training.checkpoint import Progress
-from dlcvlib.training.method import Batch, Method, gradient_norms
+from dlcvlib.training.method import Batch, Method, Progress, Settings, gradient_norms
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
@@ -45,7 +42,7 @@ WARM_UP = 0.1
 
 
 class TrainingError(UserError):
-    """A run that cannot continue, with the step and the last good checkpoint named."""
+    """A run that cannot continue; names the step and the last good checkpoint."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -78,52 +75,35 @@ def seed_step(seed: int, step: int) -> None:
 def fit(
     method: Method,
     data: Any,
-    folder: Path,
+    batch: Callable[[int], Batch],
+    progress: Progress,
     *,
+    save: Callable[[], None],
     validated: Callable[[int], None] = lambda step: None,
-) -> dict[str, Any]:
-    """Train a method for `settings.steps` steps, from the folder's checkpoint if there is one.
+) -> None:
+    """Train a method up to `settings.steps` steps.
 
     Args:
-        method: with its initial weights; trained in place.
-        data: what its `batches` and `evaluate` take.
-        folder: where checkpoints are kept.
+        method: on its device; trained in place.
+        data: what its `evaluate` takes.
+        batch: step -> the batch of that step, on the device; may draw random numbers.
+        progress: where to continue; updated in place.
+        save: writes a checkpoint of method and progress.
         validated: called with the step before each validation, of which there are about
             `VALIDATIONS` along the way, fewer in short runs.
 
-    Returns:
-        history (rows as dicts), seconds (spent training), device, precision, precision_why,
-        threads and processes.
-
     Raises:
-        UserError: if batches cannot be shared out among the processes, or the run was begun by
-            another number of them.
+        UserError: if batches cannot be shared out among the processes.
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
     settings, label = method.settings, method.name
-    rank, processes = PartialState().process_index, PartialState().num_processes
-    batch = method.batches(data, device.default())
-    found = checkpoint.load(folder)
-    if found and found[1]["processes"] != processes:
-        raise UserError(
-            f"{folder} was begun by {found[1]['processes']} processes: continue with as many, or "
-            "remove it"
-        )
-    # A run keeps the precision it began with, whatever a trial would choose today.
-    precision = found[1]["precision"] if found else device.choose(method, batch)
-    accelerator = device.prepare(method, precision[0])
-    for group in _groups(method):
-        group["initial_lr"] = group["lr"]
-    progress = (
-        checkpoint.restore(*found, method) if found else Progress(tuple(precision), processes)
-    )
-    del found  # else it would be held all along: three times the model's weights
+    rank, processes = PartialState().process_index, progress.processes
     log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
     validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
     validate_every = math.ceil(settings.steps / validations)
     started = saved = time.monotonic()
-    pause, before = CHECKPOINT_SECONDS, progress.seconds
+    last_good, pause, before = progress.step, CHECKPOINT_SECONDS, progress.seconds
     with (
         _interrupts() as interrupted,
         _progress_line(label, settings.steps, progress.step) as show,
@@ -144,7 +124,7 @@ def fit(
             last = progress.step == settings.steps
             validating = progress.step % validate_every == 0 or last
             if progress.step % log_every == 0 or validating:
-                row = _flush(progress, folder)
+                row = _flush(progress, last_good)
                 row["learning_rate"] = factor * settings.learning_rate
                 if validating:
                     with timed("validation"):
@@ -154,28 +134,17 @@ def fit(
                 show(progress.step, row)
             # 3. A checkpoint, if one is due or the user wants to stop.
             now, stopping = time.monotonic(), interrupted()
+            progress.seconds = before + now - started
             if stopping or (now - saved > pause and not last):
-                progress.seconds = before + now - started
-                _finite(progress, folder)
-                if accelerator.is_main_process:
-                    checkpoint.save(folder, method, progress)
-                saved = time.monotonic()
+                _finite(progress, last_good)
+                save()
+                saved, last_good = time.monotonic(), progress.step
                 pause = CHECKPOINT_SECONDS * max(1.0, (saved - now) / CHECKPOINT_COST)
             if stopping:
                 raise Stopped(
                     f"{label} stopped after step {progress.step} of {settings.steps}; "
                     "run it again to continue from there"
                 )
-    device.unwrap(method, accelerator)
-    return {
-        "history": progress.history,
-        "seconds": before + time.monotonic() - started,
-        "device": device.name_of(accelerator.device),
-        "precision": precision[0],
-        "precision_why": precision[1],
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-    }
 
 
 def _groups(method: Method) -> Iterator[dict[str, Any]]:
@@ -183,7 +152,7 @@ def _groups(method: Method) -> Iterator[dict[str, Any]]:
         yield from optimizer.param_groups
 
 
-def _set_learning_rate(method: Method, settings: TrainingSettings) -> float:
+def _set_learning_rate(method: Method, settings: Settings) -> float:
     """Set the learning rate of the method's step; its share of the peak."""
     factor = learning_rate_factor(settings.learning_rate_schedule, method.step / settings.steps)
     for group in _groups(method):
@@ -207,20 +176,20 @@ def _share(batch: Batch, rank: int, processes: int) -> Batch:
     return tuple(rows.chunk(processes)[rank] for rows in batch)
 
 
-def _flush(progress: Progress, folder: Path) -> dict[str, float]:
+def _flush(progress: Progress, last_good: int) -> dict[str, float]:
     """Average the pending losses into one row of the history.
 
     Raises:
         TrainingError: if one of them is not finite.
     """
-    means = _finite(progress, folder).mean(0).tolist()
+    means = _finite(progress, last_good).mean(0).tolist()
     row = {"step": float(progress.step)} | dict(zip(progress.pending[0], means, strict=True))
     progress.history.append(row)
     progress.pending = []
     return row
 
 
-def _finite(progress: Progress, folder: Path) -> Tensor:
+def _finite(progress: Progress, last_good: int) -> Tensor:
     """The pending losses: (steps, terms).
 
     Raises:
@@ -239,8 +208,7 @@ def _finite(progress: Progress, folder: Path) -> Tensor:
     what = f"the loss {names[term]!r}"
     if names[term].startswith(GRADIENT):
         what = f"the gradient of {names[term].removeprefix(GRADIENT)!r}"
-    current = checkpoint.pointer(folder)
-    good = f"step {current['step']} in {folder}" if current else "none yet"
+    good = f"step {last_good}" if last_good else "none yet"
     raise TrainingError(
         f"{what} is not finite at step {progress.step - len(progress.pending) + at + 1} "
         f"(last good checkpoint: {good}); try a lower learning_rate or precision: fp32"

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -14,10 +15,43 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.data.batches import float_chunks
 
 Batch = tuple[Tensor, ...]
+
+
+class Settings(Protocol):
+    """The settings that every method has (`config.schema.TrainingSettings`)."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_schedule: str
+    adam_betas: list[float]
+    weight_decay: float
+    precision: str
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        precision: what it is trained in, "bf16" or "fp32", and why.
+        processes: how many train it together.
+        step: optimisation steps taken.
+        seconds: time spent training.
+        history: one row per logged step.
+        pending: losses of the steps since the last row.
+    """
+
+    precision: tuple[str, str]
+    processes: int
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    pending: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 class Method(nn.Module):
@@ -33,7 +67,7 @@ class Method(nn.Module):
 
     name: ClassVar[str]
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
         self.step = 0
@@ -102,7 +136,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.requires_grad_(True)
 
 
-def adam(modules: Iterable[nn.Module], settings: TrainingSettings) -> Adam:
+def adam(modules: Iterable[nn.Module], settings: Settings) -> Adam:
     """Adam over the parameters of several modules."""
     return Adam(
         [parameter for module in modules for parameter in module.parameters()],

@@ -18,7 +18,7 @@ import gc
 import inspect
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,10 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training import checkpoint, device, loop
-from dlcvlib.training.method import Method
+from dlcvlib.training.method import Method, Progress, Settings
 from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils.errors import UserError
 
 K = TypeVar("K")
 M = TypeVar("M", bound=Method)
@@ -64,7 +64,7 @@ class Run(Generic[M]):
 
     name: str
     method: M
-    settings: TrainingSettings
+    settings: Settings
     history: pd.DataFrame
     provenance: dict[str, Any]
     folder: Path
@@ -114,7 +114,7 @@ def deciding_code(method: type[Method]) -> dict[str, str]:
     return {n: digest for n, digest in hashes.items() if n.startswith(ROOMS) or n == own.name}
 
 
-def identity_of(method: type[Method], settings: TrainingSettings, data: Data) -> dict[str, Any]:
+def identity_of(method: type[Method], settings: Settings, data: Data) -> dict[str, Any]:
     """Everything that decides a trained model."""
     return {
         "settings": settings.model_dump(),
@@ -126,7 +126,7 @@ def identity_of(method: type[Method], settings: TrainingSettings, data: Data) ->
 
 def train_or_load(
     method: type[M],
-    settings: TrainingSettings,
+    settings: Settings,
     data: Data,
     runs_dir: Path | str,
     *,
@@ -167,7 +167,7 @@ def train_or_load(
 
 
 def train_all(
-    requested: Mapping[K, tuple[type[M], TrainingSettings, Data]], runs_dir: Path | str
+    requested: Mapping[K, tuple[type[M], Settings, Data]], runs_dir: Path | str
 ) -> dict[K, Run[M]]:
     """`train_or_load` for each, those that another process is training last.
 
@@ -215,7 +215,7 @@ def _swept() -> Iterator[None]:
 def _train(
     folder: Path,
     kind: type[Method],
-    settings: TrainingSettings,
+    settings: Settings,
     data: Data,
     identity: Mapping[str, Any],
 ) -> None:
@@ -235,11 +235,11 @@ def _train(
             }
             storage.write_tensors(folder / _snapshot(step), tensors, {})
 
-    outcome = loop.fit(method, data, folder, validated=keep_snapshot)
+    progress = _fit(method, data, folder, keep_snapshot)
     if not main:
         return
     storage.write_text(folder / "settings.yaml", yaml.safe_dump(settings.model_dump()))
-    history = pd.DataFrame(outcome.pop("history"))
+    history = pd.DataFrame(progress.history)
     storage.write_text(folder / "history.csv", history.to_csv(index=False))
     storage.write_tensors(folder / "model.safetensors", method.state_dict(), {})
     snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
@@ -250,8 +250,13 @@ def _train(
         "kind": method.name,
         "data": identity["data"],
         "code": identity["code"],
-        **outcome,
-        "images_per_second": settings.steps * settings.batch_size / outcome["seconds"],
+        "seconds": progress.seconds,
+        "device": device.name_of(device.default()),
+        "precision": progress.precision[0],
+        "precision_why": progress.precision[1],
+        "threads": torch.get_num_threads(),
+        "processes": progress.processes,
+        "images_per_second": settings.steps * settings.batch_size / progress.seconds,
         "parameters": sum(trained),
         "snapshots": snapshots,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -263,17 +268,52 @@ def _train(
     checkpoint.clear(folder)
 
 
+def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], None]) -> Progress:
+    """Train a method from the folder's checkpoint, or from its start.
+
+    Raises:
+        UserError: if the checkpoint is of another number of processes.
+    """
+    state = PartialState()
+    found = checkpoint.load(folder)
+    if found and found[1]["processes"] != state.num_processes:
+        raise UserError(
+            f"{folder} was begun by {found[1]['processes']} processes: continue with as many, or "
+            "remove it"
+        )
+    batch = method.batches(data, device.default())
+    # A run keeps the precision it began with, whatever a trial would choose today.
+    precision = found[1]["precision"] if found else device.choose(method, batch)
+    accelerator = device.prepare(method, precision[0])
+    for optimizer in method.optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    if found:
+        progress = checkpoint.restore(*found, method)
+    else:
+        progress = Progress(precision, state.num_processes)
+    del found  # else it would be held all along: three times the model's weights
+
+    def save() -> None:
+        if state.is_main_process:
+            checkpoint.save(folder, method, progress)
+
+    loop.fit(method, data, batch, progress, save=save, validated=validated)
+    device.unwrap(method, accelerator)
+    return progress
+
+
 def _snapshot(step: int) -> str:
     return f"snapshot-{step}.safetensors"
 
 
-def _create(method: type[M], settings: TrainingSettings) -> M:
+def _create(method: type[M], settings: Settings) -> M:
     """The untrained method; its initial weights depend on the seed alone."""
     torch.manual_seed(settings.seed)
     return method(settings)
 
 
-def _load(folder: Path, kind: type[M], settings: TrainingSettings) -> Run[M] | None:
+def _load(folder: Path, kind: type[M], settings: Settings) -> Run[M] | None:
     """The finished run in `folder`, or None if there is none that is intact."""
     mark = folder / "provenance.json"
     if not mark.is_file():
