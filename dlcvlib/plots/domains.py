@@ -57,7 +57,8 @@ def method_bars(
     ax.set(xlabel="", ylabel="accuracy on the target test set", ylim=(0, 1))
     ax.set_xticks(range(len(pairs)), map(pair_name, pairs))
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
+    ax.legend(**above, handlelength=1.4, ncols=len(methods) + 2)
     return with_values(ax, frame[["method", "pair", "seed", "accuracy"]])
 
 

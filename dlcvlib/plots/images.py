@@ -92,7 +92,8 @@ def image_rows(
     texts, columns = over or under, len(rows[0])
     if ax is None:
         margin = 0.25 * bool(texts)
-        size = (WIDTH, (WIDTH - 0.95) * len(sheet) / width + margin)
+        # Not higher than wide: it must share a page with text.
+        size = (WIDTH, min(WIDTH, (WIDTH - 0.95) * len(sheet) / width + margin))
         _, ax = plt.subplots(figsize=size)
     _show(ax, sheet)
     ax.set_yticks(tops + height / 2, labels, fontsize=8.5)
