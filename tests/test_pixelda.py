@@ -1,7 +1,6 @@
 """PixelDA: networks, each loss against its formula, who moves when, and what 4-4 measures."""
 
 import dataclasses
-import itertools
 import math
 
 import pandas as pd
@@ -15,7 +14,6 @@ from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import pixelda_ablation
 from dlcvlib.evaluation.pixelda_ablation import Redrawn
 from dlcvlib.methods import classifier, pixelda
-from dlcvlib.plots import domains
 from dlcvlib.utils.errors import UserError
 
 
@@ -309,25 +307,7 @@ def test_no_failure_is_no_error(found):
     assert texts == []
 
 
-def test_the_figure_sets_digits_over_their_versions(found, digits):
-    figure = domains.redrawn([found], digits, versions=3)
-    names = [ax.get_yticklabels()[0].get_text() for ax in figure.axes]
-    assert names == ["usps", "noise 1", "noise 2", "noise 3", "mnistm"]
-    heads = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert [h for h in heads if h] == [str(d) for d in range(10)]
-
-
-def test_the_figure_sets_pairs_apart(found, digits):
-    figure = domains.redrawn([found, found], digits, versions=1)
-    figure.draw_without_rendering()
-    places = [ax.get_position() for ax in figure.axes]
-    gaps = [upper.y0 - lower.y1 for upper, lower in itertools.pairwise(places)]
-    assert len(gaps) == 5
-    assert gaps[2] > 1.5 * max(gaps[:2] + gaps[3:])
-
-
-def test_a_digit_that_is_lacking_leaves_its_place_grey(found, digits):
-    """Every row keeps its columns, so that the headings stand over their digits."""
+def test_a_digit_that_is_lacking_has_no_share(found):
     some = found.source.labels != 4
     source = LabelledImages(found.source.images[some], found.source.labels[some])
     less = dataclasses.replace(
@@ -337,8 +317,6 @@ def test_a_digit_that_is_lacking_leaves_its_place_grey(found, digits):
         before=found.before[some],
         after=found.after[:, some],
     )
-    figure = domains.redrawn([less], digits, 3)
-    assert len({ax.images[0].get_array().shape for ax in figure.axes}) == 1
     by_digit = pixelda_ablation.kept_by_digit({("usps->mnistm", 0): less})
     assert set(by_digit["digit"]) == set(range(10)) - {4}
     assert by_digit["kept"].notna().all()
@@ -355,8 +333,7 @@ def test_ablation_changes_one_thing(chapter, pair):
     judge = classifier.train_or_load(chosen.dann.classifier(0), pair.target, chosen.runs_dir)
     assert {run.name for run in trained[1::2]} == {judge.name}
     assert frame["kept"].between(0, 1).all()
-    figure = domains.redrawn_variants(pictures)
-    assert [ax.get_yticklabels()[0].get_text() for ax in figure.axes] == ["source", *variants]
+    assert list(pictures) == list(variants)
     assert "would need labels" in pixelda_ablation.balance_sentence(frame, chosen)
 
 

@@ -79,9 +79,8 @@ def against_baseline(
             runs = frame[frame["variant"] == variant]
             band = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
             sns.lineplot(runs, x="step", y=y, color=color, linewidth=1.4, ax=ax, **band)
+        ax.set(xlabel="", ylabel="")
         ax.set_title(name, fontsize=8.5)
-        ax.set(xlabel="training step", ylabel=label)
-        ax.label_outer()
     values = frame[y].dropna()
     if 0 < SPAN * values.min() < values.max():
         axes[0, 0].set_yscale("log")
@@ -91,10 +90,11 @@ def against_baseline(
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
     for ax in axes.flat[max(0, len(names) - columns) : len(names)]:
-        ax.set_xlabel("training step")
-        ax.xaxis.set_tick_params(labelbottom=True)
+        ax.tick_params(labelbottom=True)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel(label, fontsize=9)
     legend = [baseline, names[0] if len(names) == 1 else "variant named above the panel"]
-    figure.legend(axes[0, 0].lines, legend, loc="outside lower center", ncols=2)
+    figure.legend(axes[0, 0].lines, legend, loc="outside upper center", ncols=2)
     return with_values(figure, frame[["variant", "seed", "step", y]])
 
 
@@ -108,8 +108,7 @@ def schedules(
         label: of the values' axis.
         ax: where to draw; a new figure without it.
     """
-    if ax is None:
-        _, ax = plt.subplots(figsize=(WIDTH * 0.55, 2.4))
+    ax = ax or plt.subplots(figsize=(WIDTH * 0.55, 2.4))[1]
     for name, (progress, values) in curves.items():
         ax.plot(progress, values, label=name)
     ax.set(xlabel="progress of the run", ylabel=label)

@@ -12,18 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from dlcvlib.data.types import CLASSES
+from dlcvlib.plots import style
 from dlcvlib.plots.curves import run_bars
-from dlcvlib.plots.style import (
-    CLASS_COLORS,
-    CYCLE,
-    GREY,
-    METHOD_COLORS,
-    SOURCE,
-    TARGET,
-    WIDTH,
-    pair_name,
-    with_values,
-)
+from dlcvlib.plots.style import pair_name, with_values
 
 
 def method_bars(
@@ -39,9 +30,8 @@ def method_bars(
         ax: where to draw; a new figure without it.
     """
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
-    colors = {method: METHOD_COLORS.get(method, CYCLE[5]) for method in methods}
-    if ax is None:
-        _, ax = plt.subplots(figsize=(WIDTH, 3.0))
+    colors = {method: style.METHOD_COLORS.get(method, style.CYCLE[5]) for method in methods}
+    ax = ax or plt.subplots(figsize=(style.WIDTH, 3.0))[1]
     run_bars(frame, ax, colors, x="pair", y="accuracy", hue="method")
     width = 0.8 / len(methods)
     places = [
@@ -53,11 +43,12 @@ def method_bars(
     if places:
         left, heights = np.array(places).T
         ax.hlines(heights, left, left + width, color="black", lw=1.4, zorder=5, label="original")
-    ax.axhline(1 / CLASSES, color=GREY, linewidth=0.8, linestyle=":", label="chance")
+    ax.axhline(1 / CLASSES, color=style.GREY, linewidth=0.8, linestyle=":", label="chance")
     ax.set(xlabel="", ylabel="accuracy on the target test set", ylim=(0, 1))
     ax.set_xticks(range(len(pairs)), map(pair_name, pairs))
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
+    ax.legend(**above, handlelength=1.4, ncols=len(methods) + 2)
     return with_values(ax, frame[["method", "pair", "seed", "accuracy"]])
 
 
@@ -70,17 +61,16 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
         label: its axis label.
     """
     pairs = list(frame["pair"].unique())
-    layout = {"figsize": (WIDTH, 2.6), "sharex": True, "sharey": True, "squeeze": False}
+    layout = {"figsize": (style.WIDTH, 2.6), "sharex": True, "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(1, len(pairs), **layout)
     for ax, pair in zip(axes[0], pairs, strict=True):
         rows = frame[frame["pair"] == pair]
         means = rows.groupby("digit")[column].mean()
-        ax.bar(means.index, means, color=np.where(means < 0, TARGET, SOURCE), width=0.7, alpha=0.8)
-        ax.plot(rows["digit"], rows[column], "o", color="#222222", markersize=2.5)
-        ax.axhline(0, color=GREY, linewidth=0.8)
-        ax.set_title(pair_name(pair))
-        ax.set_xticks(range(CLASSES))
-        ax.set_xlabel("digit")
+        colors = np.where(means < 0, style.TARGET, style.SOURCE)
+        ax.bar(means.index, means, color=colors, width=0.7, alpha=0.8)
+        ax.plot(rows["digit"], rows[column], "o", color=style.DARK, markersize=2.5)
+        ax.axhline(0, color=style.GREY, linewidth=0.8)
+        ax.set(title=pair_name(pair), xlabel="digit", xticks=range(CLASSES))
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(label)
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
@@ -96,19 +86,20 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
             centre of its target images).
     """
     rows, columns = len(maps), len(maps[0])
-    side = WIDTH / max(rows, columns)  # more rows of wider maps would not fit a page
+    side = style.WIDTH / max(rows, columns)  # more rows of wider maps would not fit a page
     size = (side * columns, side * rows + 0.3)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for ax, one in zip(axes.flat, [one for row in maps for one in row], strict=True):
+    flat = [one for row in maps for one in row]
+    for ax, one in zip(axes.flat, flat, strict=True):
         (_by_domain if by == "domain" else _by_class)(one, ax)
         ax.set(xticks=[], yticks=[], title=f"{pair_name(one.pair)}\n{one.method}")
         ax.title.set_fontsize(8.5)
         ax.grid(False)
         ax.spines[:].set(visible=True, color="#cccccc")
         ax.margins(0.03)
-    names = {"source": SOURCE, "target": TARGET}
+    names = {"source": style.SOURCE, "target": style.TARGET}
     if by == "class":
-        names = {str(digit): color for digit, color in enumerate(CLASS_COLORS)}
+        names = {str(digit): color for digit, color in enumerate(style.CLASS_COLORS)}
     dots = [plt.Line2D([], [], ls="", marker="o", ms=5, color=color) for color in names.values()]
     spacing = {"handletextpad": 0.1, "columnspacing": 1.0}
     figure.legend(dots, list(names), loc="outside lower center", ncols=len(names), **spacing)
@@ -116,8 +107,7 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
         pd.DataFrame(one.points, columns=["x", "y"]).assign(
             pair=one.pair, method=one.method, source=one.is_source, label=one.labels
         )
-        for row in maps
-        for one in row
+        for one in flat
     ]
     return with_values(figure, pd.concat(frames, ignore_index=True))
 
@@ -125,20 +115,20 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
 def _by_domain(one: Any, ax: Axes) -> None:
     # Shuffled, so that neither domain hides the other.
     order = np.random.default_rng(0).permutation(len(one.points))
-    colors = np.where(one.is_source, SOURCE, TARGET)
+    colors = np.where(one.is_source, style.SOURCE, style.TARGET)
     ax.scatter(*one.points[order].T, s=5, c=colors[order], alpha=0.6, linewidths=0)
 
 
 def _by_class(one: Any, ax: Axes) -> None:
-    colors = np.array(CLASS_COLORS)[one.labels]
+    colors = np.array(style.CLASS_COLORS)[one.labels]
     ax.scatter(*one.points.T, s=np.where(one.is_source, 4, 7), c=colors, alpha=0.65, linewidths=0)
     digits = np.unique(one.labels[~one.is_source])
     of_digit = [one.points[(one.labels == digit) & ~one.is_source] for digit in digits]
-    outline = [patheffects.withStroke(linewidth=2.2, foreground="white")]
-    text = {"fontsize": 9, "fontweight": "bold", "path_effects": outline}
+    text = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
+    text["path_effects"] = [patheffects.withStroke(linewidth=2.2, foreground="white")]
     centres = np.array([_centre(points) for points in of_digit])
     for digit, place in zip(digits, _spread(centres, 0.06 * np.ptp(one.points)), strict=True):
-        ax.text(*place, str(digit), ha="center", va="center", color=CLASS_COLORS[digit], **text)
+        ax.text(*place, str(digit), color=style.CLASS_COLORS[digit], **text)
 
 
 def _centre(points: np.ndarray) -> np.ndarray:

@@ -57,8 +57,7 @@ def image_grid(images: Tensor, ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure without it.
     """
     sheet = tile(images, 8)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))
+    ax = ax or plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))[1]
     _show(ax, sheet)
     return with_values(ax, pd.DataFrame({"image": range(1, len(images) + 1)}))
 
@@ -90,10 +89,9 @@ def image_rows(
     for top, strip in zip(tops, strips, strict=True):
         sheet[top : top + height] = strip
     texts, columns = over or under, len(rows[0])
-    if ax is None:
-        margin = 0.25 * bool(texts)
-        size = (WIDTH, (WIDTH - 0.95) * len(sheet) / width + margin)
-        _, ax = plt.subplots(figsize=size)
+    # Not higher than wide: it must share a page with text.
+    size = (WIDTH, min(WIDTH, (WIDTH - 0.95) * len(sheet) / width + 0.25 * bool(texts)))
+    ax = ax or plt.subplots(figsize=size)[1]
     _show(ax, sheet)
     ax.set_yticks(tops + height / 2, labels, fontsize=8.5)
     if texts:

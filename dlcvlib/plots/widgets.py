@@ -1,8 +1,4 @@
-"""Widgets for JupyterLab. Without a browser they show nothing: the figures before them are stills.
-
-Models are handed over as functions: from latents or images to images, (N, 3, H, W) floats in 0..1
-or uint8.
-"""
+"""Widgets for JupyterLab; without a browser they show nothing: figures before them are stills."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -17,8 +13,10 @@ from torch import Tensor
 from dlcvlib.data.types import CLASSES, LabelledImages
 from dlcvlib.evaluation.latent import slerp
 from dlcvlib.plots.images import tile, to_png
-from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, domain_name
+from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, domain_name, pair_name
 
+Model = Callable[[Tensor], Tensor]
+"""From N latents or images to N images, (N, 3, H, W), floats in 0..1 or uint8."""
 SAMPLES = 16
 """Samples of a generator shown at a time."""
 VERSIONS = 6
@@ -26,10 +24,7 @@ VERSIONS = 6
 
 
 def latent_space(
-    decode: Callable[[Tensor], Tensor],
-    images: Tensor,
-    latents: Tensor,
-    directions: Mapping[str, Tensor],
+    decode: Model, images: Tensor, latents: Tensor, directions: Mapping[str, Tensor]
 ) -> widgets.Widget:
     """Choose a face, move it along attributes, morph it into another.
 
@@ -63,9 +58,7 @@ def latent_space(
     return widgets.HBox([widgets.VBox([*controls, reset]), widgets.HBox(pictures)])
 
 
-def generators(
-    samplers: Mapping[int, Callable[[Tensor], Tensor]], latent_dim: int
-) -> widgets.Widget:
+def generators(samplers: Mapping[int, Model], latent_dim: int) -> widgets.Widget:
     """Draw new samples, walk from each to the next draw, and look at earlier checkpoints.
 
     Args:
@@ -81,8 +74,7 @@ def generators(
     picture = widgets.Image(width=1056, height=264)
 
     def noise(seed: int) -> Tensor:
-        random = torch.Generator().manual_seed(seed)
-        return torch.randn(SAMPLES, latent_dim, generator=random)
+        return torch.randn(SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed))
 
     def show() -> None:
         z = slerp(noise(draw.value), noise(draw.value + 1), share.value)
@@ -111,14 +103,10 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     wrong = widgets.Checkbox(description="misclassified only", indent=False)
     picture = widgets.Image(width=160, height=160)
     text = widgets.HTML()
-    layout = {
-        "width": 560,
-        "height": 460,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "plot_bgcolor": "white",
-        "xaxis": {"visible": False},
-        "yaxis": {"visible": False},
-    }
+    hidden = {"visible": False}
+    margin = {"l": 8, "r": 8, "t": 8, "b": 8}
+    layout = {"width": 560, "height": 460, "margin": margin, "xaxis": hidden, "yaxis": hidden}
+    layout["plot_bgcolor"] = "white"
     plot = go.FigureWidget([go.Scatter(mode="markers", hoverinfo="none")], layout)
     (points,) = plot.data
     # The index in the map of each point that is drawn.
@@ -163,21 +151,19 @@ def point_text(one: Any, index: int) -> str:
 
 
 def _point_colors(one: Any, by: str) -> np.ndarray:
-    if by == "class":
-        return np.array(CLASS_COLORS)[one.labels]
-    if by == "domain":
-        return np.where(one.is_source, SOURCE, TARGET)
-    return np.where(one.labels == one.predictions, "#BBBBBB", TARGET)
+    return {
+        "class": np.array(CLASS_COLORS)[one.labels],
+        "domain": np.where(one.is_source, SOURCE, TARGET),
+        "errors": np.where(one.labels == one.predictions, "#BBBBBB", TARGET),
+    }[by]
 
 
-def translations(
-    pairs: Mapping[str, tuple[LabelledImages, Callable[[Tensor], Tensor]]],
-) -> widgets.Widget:
+def translations(pairs: Mapping[str, tuple[LabelledImages, Model]]) -> widgets.Widget:
     """Choose a pair and a source image, and translate it under other noise.
 
     Args:
-        pairs: pair -> source images, and source images -> translations under new noise, which must
-            come from PyTorch's generator on the CPU.
+        pairs: pair -> source images, and what translates such images under new noise from PyTorch's
+            default generator.
     """
     pair = _dropdown("pair", list(pairs))
     digit = _dropdown("digit", [str(number) for number in range(CLASSES)])
@@ -229,5 +215,6 @@ def _slider(name: str, low: float, high: float, step: float, value: float) -> wi
     return kind(description=name, min=low, max=high, step=step, value=value, style=style)
 
 
-def _dropdown(name: str, options: Sequence[str]) -> widgets.Dropdown:
-    return widgets.Dropdown(description=name, options=list(dict.fromkeys(options)))
+def _dropdown(name: str, values: Iterable[str]) -> widgets.Dropdown:
+    options = {pair_name(value): value for value in values}
+    return widgets.Dropdown(description=name, options=list(options.items()))

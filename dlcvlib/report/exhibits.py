@@ -1,238 +1,171 @@
-"""What a notebook shows: numbered figures and tables, computed prose, values for `results.json`.
+"""The report's figures and tables, as the notebooks' sources declare them.
 
-A `Page` puts everything into the cell's outputs, so that the executed notebook alone holds what
-the report needs: each exhibit carries, beside the picture or the HTML that JupyterLab shows, a
-JSON payload under `MIME` that `dlcvlib.report` reads:
+A code cell that makes an exhibit says so in its first lines, in the form of Quarto's cell options:
 
-    kind      "figure" | "table" | "prose" | "abstract" | "headline"
-    name      the exhibit's name within its notebook, for example "reconstructions"
-    label     its number, for example "Figure 1-3.1"
-    caption   Markdown
-    alt       what a picture shows, for a reader who cannot see it             (figures)
-    csv       the values behind it                                            (figures)
-    text      Markdown                                                        (prose, abstract)
-    runs      names of the training runs it came from
-    values    what it adds to results.json under this notebook's key
-    seconds   by kind of work, since the exhibit before it (see `dlcvlib.stopwatch`)
+    #| label: fig-gap
+    #| fig-cap: Accuracy on the target; bars are means, dots seeds.
+    #| fig-alt: For each pair of domains three bars, from source only to target only.
+
+The label begins with `fig-` or `tbl-`. Text anywhere in the report refers to it as `@fig-gap`.
+Numbers, captions and references are known, and checked, before any notebook runs.
 """
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-import pandas as pd
-from IPython.display import Markdown, display
-from matplotlib.figure import Figure
+import yaml
+from nbformat import NotebookNode
 
-from dlcvlib.utils import stopwatch
-from dlcvlib.utils.markdown import escaped
+from dlcvlib.utils.errors import UserError
 
-MIME = "application/vnd.dlcv.v1+json"
-PIXEL_DPI = 200
-"""Pictures made of pixels are drawn at twice the screen's usual 100 dots per inch."""
+MIME = "application/vnd.dlcv.v2+json"
+"""What `dlcvlib.report.notebook` adds to a cell's outputs for the report."""
+KINDS = {"fig": "Figure", "tbl": "Table"}
+# Quarto's options of cells, by the files of its schema: attributes, code and text output, figures,
+# tables, layout, page layout, cache.
+QUARTO = """
+    label classes renderings tags id export title
+    eval echo code-fold code-summary code-overflow code-line-numbers lst-label lst-cap
+    output warning error include panel output-location message results comment file filename
+    fig-width fig-height fig-cap fig-subcap fig-link fig-align fig-alt fig-env fig-pos fig-scap
+    fig-format fig-dpi fig-asp out-width out-height
+    tbl-cap tbl-subcap tbl-colwidths html-table-processing
+    layout layout-ncol layout-nrow layout-align layout-valign
+    column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
+    cache freeze order
+"""
+KNOWN = frozenset(QUARTO.split())
+LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
+REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
 
 
-class HasName(Protocol):
-    """A training run, as far as a caption is concerned."""
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure or table.
+
+    Attributes:
+        problem: its notebook, such as "3-3".
+        label: such as "tbl-3-3-gap-closed", unique in the report.
+        number: such as "Table 3-3.2".
+        caption: Markdown on one line.
+        alt: what a picture shows, for a reader who cannot see it; empty for a table.
+    """
+
+    problem: str
+    label: str
+    number: str
+    caption: str
+    alt: str = ""
 
     @property
-    def name(self) -> str: ...
+    def kind(self) -> str:
+        """ "fig" or "tbl"."""
+        return self.label[:3]
+
+    @property
+    def name(self) -> str:
+        """Its name in results.json and in file names."""
+        return name_of(self.label)
 
 
-class Page:
-    """The exhibits of one notebook, numbered as they come.
+def name_of(label: str) -> str:
+    """A label without its kind and problem: "gap_closed" of "tbl-3-3-gap-closed"."""
+    return LABEL.fullmatch(label)[2].replace("-", "_")
+
+
+def split(source: str) -> tuple[list[str], str]:
+    """The lines of a cell's options without their `#|`, and the code after them."""
+    lines = source.splitlines()
+    count = next((n for n, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+    return [line.removeprefix("#|") for line in lines[:count]], "\n".join(lines[count:])
+
+
+def options(source: str) -> dict[str, Any]:
+    """A cell's options.
+
+    Raises:
+        UserError: if they are not a YAML mapping.
+    """
+    lines, _ = split(source)
+    try:
+        found = yaml.safe_load("\n".join(lines)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"its options are not YAML ({getattr(error, 'problem', error)}); "
+            "text that holds ': ' or begins with a sign must be in quotes"
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError("its options are not a YAML mapping: each line is `#| key: value`")
+    return found
+
+
+def check(notebooks: Mapping[str, NotebookNode]) -> dict[str, Exhibit]:
+    """The exhibits of all notebooks, by label, in order.
 
     Args:
-        notebook: the problem's number, such as "1-3"; it prefixes every label.
+        notebooks: problem -> its notebook, of the whole report: references lead to all of it.
+
+    Raises:
+        UserError: naming the notebook and the cell, counted from 1, of the first mistake: an
+            unknown option, a label twice or of neither kind, a figure without a caption or alt
+            text, a table without a caption, a reference to no exhibit.
     """
-
-    def __init__(self, notebook: str) -> None:
-        self.notebook = notebook
-        self._numbers: dict[tuple[str, str], int] = {}
-
-    def _label(self, kind: str, name: str) -> str:
-        """Number a figure or table; a cell that is run again keeps its number."""
-        known = [key for key in self._numbers if key[0] == kind]
-        number = self._numbers.setdefault((kind, name), len(known) + 1)
-        return f"{kind} {self.notebook}.{number}"
-
-    def figure(
-        self,
-        figure: Figure,
-        name: str,
-        caption: str,
-        *,
-        alt: str,
-        data: pd.DataFrame,
-        runs: Sequence[HasName] = (),
-        values: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Show a figure: as SVG if it is lines and points, as PNG if it holds pixels.
-
-        Args:
-            figure: the figure; it is closed, so that the inline backend does not show it again.
-            name: its name within the notebook; also the name of its CSV.
-            caption: Markdown, one or two sentences.
-            alt: what a reader who cannot see the picture should know.
-            data: the values behind the picture.
-            runs: the training runs that it came from.
-            values: additions to `results.json`.
-        """
-        label = self._label("Figure", name)
-        payload = {
-            "kind": "figure",
-            "name": name,
-            "label": label,
-            "caption": caption,
-            "alt": alt,
-            "csv": data.to_csv(index=False),
-            "runs": _names(runs),
-            "values": plain(values or {}),
-        }
-        self._display(_picture(figure, label), payload)
-        display(Markdown(f"**{label}.** {caption}"), metadata={"dlcv": "caption"})
-
-    def table(
-        self,
-        frame: pd.DataFrame,
-        name: str,
-        caption: str,
-        *,
-        labels: Mapping[str, str] | None = None,
-        formats: Mapping[str, str] | None = None,
-        runs: Sequence[HasName] = (),
-        values: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Show a table; its columns go to `results.json` under `name`, unrounded.
-
-        Args:
-            frame: one row a line; column names are the keys in `results.json`.
-            name: the table's name within the notebook.
-            caption: Markdown.
-            labels: column name -> heading with its unit.
-            formats: column name -> format specification, such as ".4f".
-            runs: the training runs that it came from.
-            values: further additions to `results.json`, beside the columns.
-        """
-        label = self._label("Table", name)
-        shown = _formatted(frame, formats or {}).rename(columns=dict(labels or {}))
-        numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame]
-        payload = {
-            "kind": "table",
-            "name": name,
-            "label": label,
-            "caption": caption,
-            "runs": _names(runs),
-            "values": plain({name: frame.to_dict("list")} | dict(values or {})),
-        }
-        data = {"text/html": _html(shown), "text/markdown": markdown_table(shown, numeric)}
-        display(Markdown(f"**{label}.** {caption}"), metadata={"dlcv": "caption"})
-        self._display(data, payload)
-
-    def say(self, text: str, *, values: Mapping[str, Any] | None = None) -> None:
-        """Prose computed from the results, as Markdown."""
-        payload = {"kind": "prose", "text": text, "values": plain(values or {})}
-        self._display({"text/markdown": text}, payload)
-
-    def abstract(self, text: str) -> None:
-        """A sentence or two for the report's first page; shown here too, as the notebook's gist."""
-        payload = {"kind": "abstract", "text": text, "values": {}}
-        self._display({"text/markdown": f"*In short:* {text}"}, payload)
-
-    def headline(
-        self, quantity: str, ours: float, original: float | None, *, format: str, data: str
-    ) -> None:
-        """A row of the report's main table: what was measured, ours, the original's, on what."""
-        row = {
-            "quantity": quantity,
-            "ours": f"{ours:{format}}",
-            "original": "" if original is None else f"{original:{format}}",
-            "data": data,
-        }
-        text = f"{quantity}: {row['ours']}" + (
-            f" (original: {row['original']})" if row["original"] else ""
-        )
-        payload = {"kind": "headline", "row": row, "values": {}}
-        self._display({"text/markdown": text}, payload)
-
-    @staticmethod
-    def _display(data: dict[str, str], payload: dict[str, Any]) -> None:
-        text = payload.get("label") or payload["kind"]
-        payload["seconds"] = stopwatch.take()
-        display({**data, MIME: payload, "text/plain": f"<{text}>"}, raw=True)
+    found: dict[str, Exhibit] = {}
+    numbers: Counter[tuple[str, str]] = Counter()
+    for problem, where, cell in _cells(notebooks):
+        if cell.cell_type != "code":
+            continue
+        try:
+            label, texts = _declared(cell.source)
+            if label in found:
+                raise UserError(f"label {label} is taken by notebook {found[label].problem}")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if label:
+            numbers[problem, label[:3]] += 1
+            number = f"{KINDS[label[:3]]} {problem}.{numbers[problem, label[:3]]}"
+            found[label] = Exhibit(problem, label, number, *texts)
+    for _, where, cell in _cells(notebooks):
+        for label in REFERENCE.findall(cell.source):
+            if label not in found:
+                raise UserError(f"{where}: @{label} refers to no exhibit{_nearest(label, found)}")
+    return found
 
 
-def _names(runs: Sequence[HasName]) -> list[str]:
-    return list(dict.fromkeys(run.name for run in runs))
+def _cells(notebooks: Mapping[str, NotebookNode]) -> Iterator[tuple[str, str, NotebookNode]]:
+    for problem, notebook in sorted(notebooks.items()):
+        for number, cell in enumerate(notebook.cells, 1):
+            yield problem, f"notebook {problem}, cell {number}", cell
 
 
-def _picture(figure: Figure, salt: str) -> dict[str, str]:
-    """The figure as a MIME bundle; the same figure gives the same bytes."""
-    from matplotlib import pyplot as plt
-
-    buffer = io.BytesIO()
-    pixels = any(axes.images for axes in figure.axes)
-    with mpl.rc_context({"svg.hashsalt": salt}):
-        if pixels:
-            figure.savefig(buffer, format="png", dpi=PIXEL_DPI, bbox_inches="tight")
-        else:
-            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    if pixels:
-        return {"image/png": base64.b64encode(buffer.getvalue()).decode()}
-    return {"image/svg+xml": buffer.getvalue().decode()}
-
-
-def _formatted(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
-    """Every cell as text: numbers by their format, missing ones as an en dash."""
-
-    def text(value: Any, format: str) -> str:
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            return "–"
-        return f"{value:{format}}" if not isinstance(value, str) else value
-
-    columns = {name: [text(v, formats.get(name, "")) for v in frame[name]] for name in frame}
-    return pd.DataFrame(columns, columns=list(frame.columns))
+def _declared(source: str) -> tuple[str, list[str]]:
+    """A code cell's label with caption and a figure's alt text; empty if it makes no exhibit."""
+    given = options(source)
+    if re.search(r"^#\|", split(source)[1], re.MULTILINE):
+        raise UserError("options (`#|`) must be the cell's first lines")
+    for name in given:
+        if name not in KNOWN:
+            raise UserError(f"unknown option {name!r}{_nearest(str(name), KNOWN)}")
+    if "label" not in given:
+        if captions := given.keys() & {"fig-cap", "tbl-cap"}:
+            raise UserError(f"{captions.pop()} without a label")
+        return "", []
+    label = str(given["label"])
+    if not LABEL.fullmatch(label):
+        raise UserError(f"label {label!r} is not fig-… or tbl-…, of letters, digits and hyphens")
+    texts = []
+    for name in ["fig-cap", "fig-alt"] if label.startswith("fig-") else ["tbl-cap"]:
+        text = given.get(name)
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{label} has no {name}")
+        texts.append(" ".join(text.split()))
+    return label, texts
 
 
-def _html(shown: pd.DataFrame) -> str:
-    return shown.to_html(index=False, escape=True, border=0)
-
-
-def markdown_table(shown: pd.DataFrame, numeric: Sequence[bool]) -> str:
-    """A pipe table of text; pandoc takes the columns' widths from the rule if a line is long.
-
-    Args:
-        shown: cells as text.
-        numeric: which columns stand to the right.
-    """
-    # A long column is worth no more than 45: the short ones keep room for their longest word.
-    lengths = [
-        3 + min(45, max([len(str(name)), *(len(str(v)) for v in shown[name])])) for name in shown
-    ]
-    rules = [
-        "-" * length + ":" if right else ":" + "-" * length
-        for length, right in zip(lengths, numeric, strict=True)
-    ]
-    lines = ["| " + " | ".join(escaped(str(name)) for name in shown.columns) + " |"]
-    lines.append("|" + "|".join(rules) + "|")
-    lines += ["| " + " | ".join(escaped(str(v)) for v in row) + " |" for row in shown.to_numpy()]
-    return "\n".join(lines)
-
-
-def plain(value: Any) -> Any:
-    """NumPy, torch and pandas values as what JSON knows; numbers that are not finite as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"{type(value).__name__} does not belong into results.json")
+def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""

@@ -1,8 +1,37 @@
-"""Text of others, such as a column's name or a folder's, in our Markdown."""
+"""Pandoc's Markdown: text that comes from data or users, tables and blocks of code."""
 
 import re
+from collections.abc import Sequence
 
 
 def escaped(text: str) -> str:
-    """Text on one line that stands for itself in pandoc's Markdown, in a table's cell too."""
+    """Text on one line that stands for itself, in a table's cell too."""
     return " ".join(re.sub(r"([\\|*_`$<>\[\]^~#@])", r"\\\1", text).split())
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code, whatever is in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] | None = None
+) -> str:
+    """A pipe table; pandoc takes the columns' widths from the rule if a line is long.
+
+    Args:
+        headings: one per column.
+        rows: cells as text, which is escaped.
+        right: which columns are aligned to the right; none by default.
+    """
+    # A long column counts no more than 45: the short ones keep room for their longest word.
+    columns = zip(headings, *rows, strict=True)
+    lengths = [3 + min(45, max(map(len, column))) for column in columns]
+    rules = [
+        "-" * length + ":" if to_the_right else ":" + "-" * length
+        for length, to_the_right in zip(lengths, right or [False] * len(lengths), strict=True)
+    ]
+    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in [headings, *rows]]
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
