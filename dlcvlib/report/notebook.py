@@ -34,7 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from dlcvlib.config.params import Parameters
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
