@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 
+import dlcvlib.utils.process
 import psutil
 import pytest
 from conftest import ROOT
 
-import dlcvlib.utils.process
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import apart, cores

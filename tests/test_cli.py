@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dlcvlib.utils.process
 import pytest
 
-import dlcvlib.utils.process
 from dlcvlib.report import cli
 from dlcvlib.report.cli import main
 from dlcvlib.training import loop
