@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize
 from dlcvlib.config import profiles, schema
 from dlcvlib.training.runs import Run
 
-SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+SHORT = {
+    "BatchNorm1d": "BN",
+    "BatchNorm2d": "BN",
+    "InstanceNorm2d": "IN",
+    "MaxPool2d": "Pool",
+    "LeakyReLU": "LReLU",
+}
 
 
 class Block(NamedTuple):

@@ -156,8 +156,8 @@ def train_or_load(
         with _exclusive(folder, wait):
             run = _load(folder, method, settings)
             if run is None:
-                with _swept():
-                    _train(folder, method, settings, data, identity)
+                _train(folder, method, settings, data, identity)
+                gc.collect()  # autocast leaves modules and gradients in reference cycles
                 run = _load(folder, method, settings)
     if run is None:
         raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
@@ -199,17 +199,6 @@ def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
         state.wait_for_everyone()
         yield
         state.wait_for_everyone()
-
-
-@contextmanager
-def _swept() -> Iterator[None]:
-    """Free what autocast leaves of a training in reference cycles: modules and gradients."""
-    gc.freeze()  # else everything from before would be looked through too, a fifth of a second
-    try:
-        yield
-    finally:
-        gc.collect()
-        gc.unfreeze()
 
 
 def _train(
@@ -282,8 +271,9 @@ def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], No
             "remove it"
         )
     batch = method.batches(data, device.default())
-    # A run keeps the precision it began with, whatever a trial would choose today.
-    precision = found[1]["precision"] if found else device.choose(method, batch)
+    # A run keeps the precision it began with, whatever this machine would choose.
+    requested = method.settings.precision
+    precision = found[1]["precision"] if found else device.precision_for(requested)
     accelerator = device.prepare(method, precision[0])
     for optimizer in method.optimizers.values():
         for group in optimizer.param_groups:
