@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from dlcvlib.config.params import FaceParams, TrainingSettings
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.types import FaceData
+from dlcvlib.data.weights import INCEPTION, inception_file
 from dlcvlib.training import device, runs
 from dlcvlib.training.loop import adam, move
 from dlcvlib.training.runs import Run, device_of
 from dlcvlib.utils.errors import UserError
-
-INCEPTION = "inception_v3_google-0cc3c7bd.pth"
-"""torchvision's name for Inception's weights."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +168,6 @@ def extractor(params: FaceParams, faces: FaceData) -> Extractor:
 def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
     """All features that faces are measured with: our own, and Inception's if at hand."""
     return [extractor(params, faces), *filter(None, [inception()])]
-
-
-def inception_file() -> Path | None:
-    """Inception's weights in torch's cache, if they lie there as safetensors."""
-    file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
-    return file if file.is_file() else None
 
 
 def inception() -> Extractor | None:
