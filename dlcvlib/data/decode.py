@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from dlcvlib.utils.errors import UserError
@@ -50,7 +50,7 @@ def open_picture(path: Path | str) -> Image.Image:
             if picture.mode == "I;16":  # convert() would clip 16 bits to white
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{path} is not a readable picture ({error}): replace it, or remove it and, if a list "
             "names it, its line there"
@@ -119,32 +119,29 @@ def fill(work: Work, item: Item, order: list[int], out: np.ndarray, *, label: st
     Returns:
         The columns of all items, (len(order), C).
     """
-    columns, start = [], 0
+    starts, columns = range(0, len(order), CHUNK), []
+    results = _results(work, item, [order[start : start + CHUNK] for start in starts])
     quiet = bool(os.environ.get("DLCV_STATUS"))
-    with tqdm(total=len(order), desc=label, leave=False, disable=quiet) as bar:
-        for pictures, extra in _results(work, item, order):
-            out[start : start + len(pictures)] = pictures.transpose(0, 3, 1, 2)
-            columns.append(extra)
-            start += len(pictures)
-            bar.update(len(pictures))
+    bar = tqdm(starts, label, leave=False, disable=quiet, unit=" images", unit_scale=CHUNK)
+    for start, (pictures, extra) in zip(bar, results, strict=True):
+        out[start : start + CHUNK] = pictures.transpose(0, 3, 1, 2)
+        columns.append(extra)
     return np.concatenate(columns)
 
 
-def _results(work: Work, item: Item, order: list[int]) -> Iterator[Chunk]:
-    """What `work` makes of the items, chunk by chunk in order."""
-    chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+def _results(work: Work, item: Item, chunks: list[list[int]]) -> Iterator[Chunk]:
+    """What `work` makes of the items of each chunk, in order."""
     items = ([item(number) for number in chunk] for chunk in chunks)  # made when they are needed
-    workers = min(cpu_count(), len(chunks))
     options = {"idle_worker_timeout": 10, "initializer": _end_with_parent}
-    pool = Parallel(workers, return_as="generator", batch_size=1, **options)
-    done = 0
+    pool = Parallel(min(cpu_count(), len(chunks)), return_as="generator", batch_size=1, **options)
+    finished = 0
     try:
         for result in pool(map(delayed(work), items)):
             yield result
-            done += 1
+            finished += 1
     except BrokenProcessPool:
         # A worker was killed, most likely for its memory: go on in this process.
-        for chunk in chunks[done:]:
+        for chunk in chunks[finished:]:
             yield work([item(number) for number in chunk])
 
 

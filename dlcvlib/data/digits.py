@@ -20,7 +20,7 @@ from dlcvlib.utils import fingerprints
 from dlcvlib.utils.errors import UserError
 
 SIDE = scans.SIDE
-DRAWING = ["data/synthetic/numbers", "data/synthetic/people", "data/synthetic/brushes"]
+DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")]
 
 
 def load_digits(params: DigitParams) -> DigitData:
@@ -57,23 +57,21 @@ def load_digits(params: DigitParams) -> DigitData:
 
 def _domain(name: str, source: Source, params: DigitParams) -> Domain:
     """Prepare a domain."""
-    parts, notes, digests = prepare.prepare(name, source, SIDE, params)
-    splits = {
-        split: LabelledImages(part.images, part.attributes["label"].long())
-        for split, part in parts.items()
-    }
+    place, held_out = params.runs_dir, params.validation_size
+    fields, digests, sizes = prepare.prepare(name, source, SIDE, place, held_out)
+    for split in ("train", "validation", "test"):
+        part = fields[split]
+        fields[split] = LabelledImages(part.images, part.attributes["label"].long())
     for split in ("train", "test"):
-        if absent := sorted(set(range(CLASSES)) - set(splits[split].labels.tolist())):
-            notes.append(f"No {', '.join(map(str, absent))} among its {split} images.")
-    sizes = {"train": source.train, "validation": params.validation_size}
+        if absent := sorted(set(range(CLASSES)) - set(fields[split].labels.tolist())):
+            note = f"No {', '.join(map(str, absent))} among its {split} images."
+            fields["notes"] = (*fields["notes"], note)
+    images = {"images": digests["images"]}
     return Domain(
         name,
-        **splits,
-        source=source.description,
-        synthetic=bool(source.code),
-        notes=tuple(notes),
+        **fields,
         fingerprint=fingerprints.json_hash(digests | sizes),
-        images_fingerprint=fingerprints.json_hash({"images": digests["images"]} | sizes),
+        images_fingerprint=fingerprints.json_hash(images | sizes),
     )
 
 
@@ -97,30 +95,22 @@ def _embedded(params: DigitParams, _: Path, name: str) -> Source:
 
 def _folder(params: DigitParams, root: Path, name: str) -> Source | None:
     """`digits/<name>` under `root`; None if it is not there."""
-    if not (root / "digits").is_dir():
-        raise UserError(
-            f"data: {root} has no folder 'digits' (with usps/train/, train.csv, …); add it, or "
-            "choose chapters 1 and 2 alone (--only 1,2)"
-        )
-    if not (folder := root / "digits" / name).is_dir():
-        return None
+    folder = prepare.subfolder(root, "digits", other="1,2") / name
     description = f"images in {root.name}/digits/{name}"
+    if not folder.is_dir():
+        return None
     return prepare.from_folder(folder, read_labels, SIDE, params.image_limit, description)
 
 
 def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
     """torchvision's own files under `root`, downloaded if they are not there."""
-    limit = params.image_limit or None
-    blended = name == "mnistm"
+    blended, limit = name == "mnistm", params.image_limit or None
     splits = [_arrays(root, "mnist" if blended else name, train) for train in (True, False)]
     pictures = [images[:limit] for images, _ in splits]
     labels = np.concatenate([labels[:limit] for _, labels in splits]).astype(np.uint8)
-    train, test = map(len, pictures)
-    description, photographs = f"torchvision's {name.upper()}", []
-    if blended:
-        photographs, origin = _photographs(root)
-        description = f"torchvision's MNIST, blended with {origin}"
+    photographs, origin = _photographs(root) if blended else ([], "")
     parts = [scans.halves(photographs, training) for training in (True, False)]
+    train, test = map(len, pictures)
 
     def item(number: int) -> np.ndarray:
         split, place = (0, number) if number < train else (1, number - train)
@@ -129,6 +119,9 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
             return picture
         return scans.blend(picture, parts[split], np.random.default_rng([1, split, place]))
 
+    description = f"torchvision's MNIST, blended with {origin}"
+    if not blended:
+        description = f"torchvision's {name.upper()}"
     identity = {"images": fingerprints.arrays_hash([*pictures, labels, *photographs])}
     known = {"label": labels}
     return Source(description, train, test, scans.enlarged, item, identity, known=known)

@@ -37,16 +37,9 @@ def load_faces(params: FaceParams) -> FaceData:
     """
     kind, root = prepare.chosen(params.data)
     find = {"embedded": _embedded, "folder": _folder, "torchvision": _photographs}[kind]
-    source = find(params, root)
-    splits, notes, digests = prepare.prepare("faces", source, SIDE, params)
-    content = {"content": digests, "train": source.train, "validation": params.validation_size}
-    return FaceData(
-        **splits,
-        source=source.description,
-        synthetic=bool(source.code),
-        notes=tuple(notes),
-        fingerprint=fingerprints.json_hash(content),
-    )
+    place, held_out = params.runs_dir, params.validation_size
+    fields, digests, sizes = prepare.prepare("faces", find(params, root), SIDE, place, held_out)
+    return FaceData(**fields, fingerprint=fingerprints.json_hash({"content": digests} | sizes))
 
 
 def _embedded(params: FaceParams, _: Path) -> Source:
@@ -64,13 +57,9 @@ def _embedded(params: FaceParams, _: Path) -> Source:
 
 
 def _folder(params: FaceParams, root: Path) -> Source:
-    if not (faces := root / "face").is_dir():
-        raise UserError(
-            f"data: {root} has no folder 'face' (with train/, train.csv, …); add it, or choose "
-            "chapters 3 and 4 alone (--only 3,4)"
-        )
+    folder = prepare.subfolder(root, "face", other="3,4")
     description = f"photographs in {root.name}"
-    return prepare.from_folder(faces, read_attributes, SIDE, params.image_limit, description)
+    return prepare.from_folder(folder, read_attributes, SIDE, params.image_limit, description)
 
 
 def _photographs(params: FaceParams, root: Path) -> Source:

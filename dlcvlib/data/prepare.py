@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dlcvlib.config.params import DigitParams, FaceParams
 from dlcvlib.data import decode
 from dlcvlib.data.types import ImageSet
 from dlcvlib.utils import fingerprints, storage
@@ -24,7 +23,8 @@ from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
 PREFIX = "column."
-"""Keeps a column that happens to be called "images" apart from the images."""
+"""Separates a column that happens to be called "images" from the images."""
+Read = Callable[[Path, Path], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,6 @@ class Source:
     code: Sequence[str] = ()
 
 
-Read = Callable[[Path, Path], pd.DataFrame]
-
-
 def chosen(data: str) -> tuple[str, Path]:
     """The kind of source that the parameter `data` names, and its folder.
 
@@ -69,13 +66,27 @@ def chosen(data: str) -> tuple[str, Path]:
     """
     kind, _, place = data.partition(":")
     root = Path(place).expanduser()
-    if (kind, bool(place)) not in (("embedded", False), ("folder", True), ("torchvision", True)):
+    if (kind, bool(place)) not in {("embedded", False), ("folder", True), ("torchvision", True)}:
         raise UserError(f"data: {data!r} is none of embedded, folder:PATH and torchvision:PATH")
     if kind == "folder" and not root.is_dir():
         raise UserError(f"data: there is no folder {root}")
     if root.exists() and not root.is_dir():
         raise UserError(f"data: {root} is not a folder")
     return kind, root
+
+
+def subfolder(root: Path, name: str, other: str) -> Path:
+    """The folder of faces or digits under `root`.
+
+    Raises:
+        UserError: if it is not there; the chapters in `other` do without it.
+    """
+    if not (folder := root / name).is_dir():
+        raise UserError(
+            f"data: {root} has no folder {name!r} (README.md shows the layout); add it, or choose "
+            f"other chapters (--only {other})"
+        )
+    return folder
 
 
 def from_folder(folder: Path, read: Read, side: int, limit: int, description: str) -> Source:
@@ -136,8 +147,8 @@ def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) 
 
 
 def prepare(
-    name: str, source: Source, side: int, params: FaceParams | DigitParams
-) -> tuple[dict[str, ImageSet], list[str], dict[str, str]]:
+    name: str, source: Source, side: int, runs_dir: str, validation_size: int
+) -> tuple[dict[str, Any], dict[str, str], dict[str, int]]:
     """The images of a source, prepared now or by an earlier call.
 
     The training images come in a fixed random order, and the first of them are held out.
@@ -146,20 +157,21 @@ def prepare(
         name: of the set, such as "faces": it begins the cache's name and labels the progress.
         source: what to prepare.
         side: height and width of the images.
-        params: says where the cache lies and how many training images to hold out.
+        runs_dir: folder of the runs; the cache lies in its `data`.
+        validation_size: training images to hold out.
 
     Returns:
-        The splits "train", "validation" and "test", views of the same tensors; notes for the
-        reader; and a hex digest of each whole tensor, "images" and "column.<name>" of each column.
+        The fields that `FaceData` and `Domain` share, the splits as `ImageSet`s that are views of
+        the same tensors; a hex digest of each whole tensor, "images" and "column.<name>" of each
+        column; and the numbers of all training images ("train") and of those held out.
 
     Raises:
         UserError: if nothing is left to train on, or a picture cannot be read.
     """
-    held_out = params.validation_size
-    if held_out >= source.train:
+    if validation_size >= source.train:
         raise UserError(
-            f"validation_size: {held_out} leaves nothing of the {source.train} training images of "
-            f"{name}; lower it"
+            f"validation_size: {validation_size} leaves nothing of the {source.train} "
+            f"training images of {name}; lower it"
         )
     reading = ["data/prepare", "data/decode", "data/scans"]
     identity = {
@@ -169,28 +181,32 @@ def prepare(
         "packages": fingerprints.versions("numpy", "pillow", *source.packages),
     }
     key = fingerprints.json_hash(identity)[:16]
-    folder = storage.make_dir(Path(params.runs_dir) / "data") / f"{name}-{key}"
+    folder = storage.make_dir(Path(runs_dir) / "data") / f"{name}-{key}"
     file = folder / "images.safetensors"
     tensors, meta = storage.kept(file, lambda: _make(source, side, name))
     images = tensors.pop("images")
     columns = {key.removeprefix(PREFIX): values for key, values in tensors.items()}
 
-    def part(start: int, end: int) -> ImageSet:
-        return ImageSet(images[start:end], {n: v[start:end] for n, v in columns.items()})
-
-    splits = {
-        "train": part(held_out, source.train),
-        "validation": part(0, held_out),
-        "test": part(source.train, len(images)),
+    bounds = {
+        "train": slice(validation_size, source.train),
+        "validation": slice(validation_size),
+        "test": slice(source.train, None),
     }
-    return splits, [*source.notes, *meta["notes"]], meta["digests"]
+    fields = {
+        split: ImageSet(images[part], {name: values[part] for name, values in columns.items()})
+        for split, part in bounds.items()
+    }
+    fields |= {"source": source.description, "synthetic": bool(source.code)}
+    fields["notes"] = (*source.notes, *meta["notes"])
+    sizes = {"train": source.train, "validation": validation_size}
+    return fields, meta["digests"], sizes
 
 
 @timed("data")
 def _make(source: Source, side: int, label: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Decode or draw everything: tensors, and their digests and notes."""
-    shuffled = np.random.default_rng(0).permutation(source.train).tolist()
-    order = [*shuffled, *range(source.train, source.train + source.test)]
+    shuffled = np.random.default_rng(0).permutation(source.train)
+    order = [*shuffled.tolist(), *range(source.train, source.train + source.test)]
     images = torch.empty(len(order), 3, side, side, dtype=torch.uint8)
     made = decode.fill(source.work, source.item, order, images.numpy(), label=label)
     columns = dict(zip(source.columns, made.T, strict=False))
@@ -203,7 +219,5 @@ def _make(source: Source, side: int, label: str) -> tuple[dict[str, Tensor], dic
     tensors = {"images": images}
     for name, values in (columns | {n: v[order] for n, v in source.known.items()}).items():
         tensors[PREFIX + name] = torch.from_numpy(values.astype(np.uint8))
-    digests = {
-        name: hashlib.sha256(values.numpy().data).hexdigest() for name, values in tensors.items()
-    }
+    digests = {n: hashlib.sha256(v.numpy().data).hexdigest() for n, v in tensors.items()}
     return tensors, {"notes": notes, "digests": digests}

@@ -158,13 +158,10 @@ class Pair:
 
     def adaptation(self) -> Adaptation:
         """The part of it that the methods see."""
-        return Adaptation(
-            self.source.train,
-            self.source.validation,
-            self.target.train.images,
-            self.target.validation.images,
-            f"{self.source.fingerprint} {self.target.images_fingerprint}",
-        )
+        source, target = self.source, self.target
+        images = target.train.images, target.validation.images
+        fingerprint = f"{source.fingerprint} {target.images_fingerprint}"
+        return Adaptation(source.train, source.validation, *images, fingerprint)
 
 
 @dataclass(frozen=True)
