@@ -1,7 +1,6 @@
 """Digits from three sources, and what is wrong with them said in one line."""
 
 import bz2
-import functools
 import struct
 from unittest import mock
 
@@ -71,10 +70,8 @@ def test_embedded(load, monkeypatch):
     assert digits.fingerprint == again.fingerprint
     for name, domain in digits.domains.items():
         assert torch.equal(domain.train.images, again.domains[name].train.images)
-    assert list(load("embedded", validation_size=20, pairs=["usps->mnistm"]).domains) == [
-        "usps",
-        "mnistm",
-    ]
+    one_pair = load("embedded", validation_size=20, pairs=["usps->mnistm"])
+    assert list(one_pair.domains) == ["usps", "mnistm"]
 
 
 def test_blending_is_the_papers_recipe():
@@ -122,13 +119,6 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path, root):
         load(f"folder:{root}", pairs=["svhn->usps"])
 
 
-def test_grey_and_colour_mixed(load, root):
-    grey = np.arange(784, dtype=np.uint8).reshape(28, 28)
-    Image.fromarray(grey).save(root / "digits/mnistm/test/0.png")
-    image = load(f"folder:{root}").domains["mnistm"].test.images[0]
-    assert torch.equal(image[0], image[2])
-
-
 def test_fingerprints_tell_labels_and_images_apart(load, root):
     """Also a missing class is allowed and said."""
     before = load(f"folder:{root}").domains["mnistm"]
@@ -147,14 +137,9 @@ def write_labels(root, place, rows, label="label"):
     ("rows", "message"),
     [
         ([("0.png", 10)], r"train\.csv, line 2: column 'label' is '10', not a whole number from 0"),
-        ([("0.png", 3), ("1.png", -1)], "line 3"),
-        ([("0.png", "seven")], "'seven'"),
+        ([("0.png", 3), ("1.png", "seven")], "line 3: .*'seven'"),
         ([("0.png", 1.5)], "1.5"),
         ([("0.png", "")], "line 2"),
-        ([("99.png", 1)], r"not in .*train: '99\.png'"),
-        ([("0.png", 1), ("0.png", 2)], "twice"),
-        ([("../test/0.png", 1)], "outside of"),
-        ([], "lists no images"),
     ],
 )
 def test_bad_lists(load, root, rows, message):
@@ -181,8 +166,6 @@ def test_bad_folders(load, tmp_path, root):
     ("pairs", "message"),
     [
         (["usps->cifar"], "unknown pair 'usps->cifar'; the known ones are usps->mnistm"),
-        (["usps"], "unknown pair 'usps'"),
-        (["usps->usps"], "unknown pair"),
         (["usps->mnistm", "usps->mnistm"], "named twice"),
         ([], "pairs"),
     ],
@@ -289,15 +272,10 @@ def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
 # --- augmentation -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pictures():
-    return torch.rand(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("name", ["geometric", "strong"])
-def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
+def test_augmentation_is_each_images_own_and_stays_in_range(name):
     torch.manual_seed(0)
-    same = pictures[:1].expand(64, -1, -1, -1)
+    same = torch.rand(1, 3, 32, 32).expand(64, -1, -1, -1)
     changed = augment.AUGMENTATIONS[name](same)
     assert changed.shape == same.shape
     assert 0 <= changed.min() <= changed.max() <= 1
@@ -315,17 +293,12 @@ def test_sampling_as_products_is_grid_sample():
     """Where the grid leaves the image too, and in its gradient."""
     torch.manual_seed(0)
     grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
-    found = []
-    for way in (
-        augment.sample,
-        functools.partial(F.grid_sample, padding_mode="border", align_corners=False),
-    ):
-        images = torch.rand(5, 3, 6, 9, generator=torch.Generator().manual_seed(1))
-        sampled = way(images.requires_grad_(), grid)
-        (weights * sampled).sum().backward()
-        found.append((sampled, images.grad))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    images = torch.rand(5, 3, 6, 9, requires_grad=True)
+    ours = augment.sample(images, grid)
+    theirs = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((weights * x).sum(), images)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_geometric_moves_by_no_more_than_it_says():
@@ -345,7 +318,3 @@ def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
     assert ((rising.float().mean(0) > 0.4) & (rising.float().mean(0) < 0.6)).all()
     odd = rising.sum(1) % 3 != 0
     assert 0.2 < odd.float().mean() < 0.3
-
-
-def test_no_augmentation_changes_nothing(pictures):
-    assert augment.AUGMENTATIONS["none"](pictures) is pictures

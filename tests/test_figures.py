@@ -1,14 +1,11 @@
 """What a reader would miss in a picture: curves in full, lines in their order."""
 
-import dataclasses
-
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
-from dlcvlib.data.types import Pair
 from dlcvlib.evaluation import layers
 from dlcvlib.methods import pixelda, vae
 from dlcvlib.plots import figures
@@ -18,17 +15,6 @@ from dlcvlib.plots import figures
 def closed():
     yield
     plt.close("all")
-
-
-def test_captions_tell_what_is_synthetic(faces, digits):
-    assert faces.note() == "Data: synthetic faces."
-    real = dataclasses.replace(faces, synthetic=False, source="photographs in my_faces")
-    assert real.note() == r"Data: photographs in my\_faces."
-    scans = dataclasses.replace(digits.domains["usps"], source="UCI scans", brief="")
-    drawn = dataclasses.replace(digits.domains["mnistm"], name="svhn", brief="synthetic")
-    told = "Data: usps (UCI scans), svhn (synthetic)."
-    assert Pair(scans, drawn).note() == told
-    assert dataclasses.replace(digits, domains={"usps": scans, "svhn": drawn}).note() == told
 
 
 def test_a_level_above_the_curves_is_seen():

@@ -87,24 +87,21 @@ def _celeba(root: Path, limit: int | None) -> Source:
     for split in ("train", "test"):
         dataset = partial(CelebA, str(root), split, target_type="attr")
         splits.append(prepare.downloaded("CelebA", root, dataset, remedy))
-    train, test = (split.filename[:limit] for split in splits)
-    paths = [str(folder / "img_align_celeba" / name) for name in [*train, *test]]
+    # As text: two hundred thousand paths, which keep their parts, are a hundred MB.
+    pictures = str(folder / "img_align_celeba")
+    paths = [[f"{pictures}/{name}" for name in split.filename[:limit]] for split in splits]
     attributes = np.concatenate([split.attr[:limit].numpy() for split in splits])
     try:
-        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, [*paths[0], *paths[1]])]
     except OSError as error:
         raise UserError(f"CelebA in {root} is incomplete: {error}") from None
     digest = hashlib.sha256(attributes.tobytes()).hexdigest()
-    return Source(
-        "CelebA",
-        len(train),
-        len(test),
-        partial(decode.decode_files, side=SIDE),
-        paths.__getitem__,
-        {"files": [*train, *test], "stats": stats, "attributes": digest},
-        known=dict(zip(filter(None, splits[0].attr_names), attributes.T, strict=True)),
-        notes=["178×218 pictures, cropped to their central square and resized to 64×64."],
-    )
+    names = [split.filename[:limit] for split in splits]
+    identity = {"names": names, "files": stats, "attributes": digest}
+    known = dict(zip(filter(None, splits[0].attr_names), attributes.T, strict=True))
+    notes = ["178×218 pictures, cropped to their central square and resized to 64×64."]
+    work = partial(decode.decode_files, side=SIDE)
+    return prepare.from_files("CelebA", *paths, work, identity, [], known, notes)
 
 
 def _lfw(folder: Path, limit: int | None) -> Source:
@@ -118,24 +115,18 @@ def _lfw(folder: Path, limit: int | None) -> Source:
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     edge = len(files) // LFW_TEST
     train, test = files[edge:][:limit], files[:edge][:limit]
-    paths = [*train, *test]
-    people = np.array([Path(path).parent.name for path in paths])
+    people = np.array([Path(path).parent.name for path in [*train, *test]])
+    digests = decode.contents([*train, *test])
     frequent = Counter(people[: len(train)].tolist()).most_common(LFW_PEOPLE)
     known = {person: (people == person).astype(np.uint8) for person, _ in frequent}
-    return Source(
-        "LFW",
-        len(train),
-        len(test),
-        partial(decode.decode_files, side=SIDE, square=LFW_SQUARE),
-        paths.__getitem__,
-        {"files": decode.contents(paths), "people": people.tolist(), "square": LFW_SQUARE},
-        known=known,
-        notes=[
-            f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels and "
-            f"resized to {SIDE}×{SIDE}; one in {LFW_TEST} is for testing. Its attributes are the "
-            f"{len(known)} people with most pictures."
-        ],
+    identity = {"files": digests, "people": people.tolist(), "square": LFW_SQUARE}
+    note = (
+        f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels and "
+        f"resized to {SIDE}×{SIDE}; one in {LFW_TEST} is for testing. Its attributes are the "
+        f"{len(known)} people with most pictures."
     )
+    work = partial(decode.decode_files, side=SIDE, square=LFW_SQUARE)
+    return prepare.from_files("LFW", train, test, work, identity, [], known, [note])
 
 
 def _download_lfw(folder: Path, refused: UserError) -> None:

@@ -107,7 +107,7 @@ def from_folder(folder: Path, read: Read, side: int, limit: int, description: st
             notes.append(f"{others:,} files in {split}/ are not in {split}.csv: left out.")
         table = table.iloc[: limit or None]
         # As text: two hundred thousand paths, which keep their parts, are a hundred MB.
-        paths += [str(folder / split / name) for name in table["image_name"]]
+        paths.append([str(folder / split / name) for name in table["image_name"]])
         tables.append(table.drop(columns="image_name"))
     train, test = tables
     known = {name: np.concatenate([train[name], test[name]]) for name in train if name in test}
@@ -118,14 +118,20 @@ def from_folder(folder: Path, read: Read, side: int, limit: int, description: st
         )
     if single := sorted(set(train).symmetric_difference(test)):
         notes.append(f"In one of the two CSVs only, and left out: {', '.join(single)}.")
-    digests = decode.contents(paths)
+    digests = decode.contents([*paths[0], *paths[1]])
     training = set(digests[: len(train)])
     if count := sum(digest in training for digest in digests[len(train) :]):
         notes.append(f"{count:,} of the test images are training images too.")
     identity = {"files": digests, "columns": {n: values.tolist() for n, values in known.items()}}
-    work, item = partial(decode.decode_files, side=side), paths.__getitem__
-    sizes = len(train), len(test)
-    return Source(description, *sizes, work, item, identity, ["resized"], known, notes)
+    work = partial(decode.decode_files, side=side)
+    return from_files(description, *paths, work, identity, ["resized"], known, notes)
+
+
+def from_files(
+    description: str, train: Sequence[str], test: Sequence[str], work: decode.Work, *fields: Any
+) -> Source:
+    """A `Source` whose items are paths, of training and test images; `fields` are those after."""
+    return Source(description, len(train), len(test), work, [*train, *test].__getitem__, *fields)
 
 
 def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) -> Any:
