@@ -222,7 +222,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         execute.refuse(arguments.out)  # before the data, which may take long
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = apart("dlcvlib.data.source:look", {name: chapters[name] for name in needed})
+    used = {name: chapters[name] for name in needed}
+    fingerprints, gpu = apart("dlcvlib.data.source:inspect_data", used)
     if arguments.explain:
         print(uptodate.explain(uptodate.plan(chapters, fingerprints, wanted, arguments.out)))
         for folder in sorted({chapters[name].runs_dir for name in needed}):
