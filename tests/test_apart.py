@@ -13,7 +13,7 @@ from conftest import ROOT
 import dlcvlib.utils.process
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import apart, cores
+from dlcvlib.utils.process import cores, run_in_subprocess
 
 
 def refuse(word):
@@ -36,26 +36,26 @@ def begin(path):
 
 
 def test_it_answers_from_another_process():
-    assert apart("builtins:divmod", 7, 2) == (3, 1)
-    assert apart("os:getpid") != os.getpid()
+    assert run_in_subprocess("builtins:divmod", 7, 2) == (3, 1)
+    assert run_in_subprocess("os:getpid") != os.getpid()
 
 
 def test_its_errors_are_ours_and_say_where_they_come_from():
     with pytest.raises(UserError) as caught:
-        apart("test_apart:refuse", "luck")
+        run_in_subprocess("test_apart:refuse", "luck")
     assert str(caught.value) == "no luck"
     assert "in refuse" in caught.value.__notes__[0]
 
 
 def test_its_time_counts_here(monkeypatch):
     monkeypatch.setattr(stopwatch, "_seconds", {"data": 100.0})
-    apart("test_apart:spend")
+    run_in_subprocess("test_apart:spend")
     assert stopwatch.so_far()["data"] > 100.0
 
 
 def test_its_death_is_told():
     with pytest.raises(UserError, match=r"'test_apart:die' ended with status -9"):
-        apart("test_apart:die")
+        run_in_subprocess("test_apart:die")
 
 
 @pytest.fixture
@@ -76,15 +76,15 @@ def test_an_interrupt_of_us_alone_ends_it_too(tmp_path):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        apart("test_apart:begin", pipe)
+        run_in_subprocess("test_apart:begin", pipe)
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
     program = (
-        "from pathlib import Path; from dlcvlib.utils.process import apart; "
-        f"apart('test_apart:begin', Path({str(pipe)!r}))"
+        "from pathlib import Path; from dlcvlib.utils.process import run_in_subprocess; "
+        f"run_in_subprocess('test_apart:begin', Path({str(pipe)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as parent:

@@ -60,7 +60,9 @@ def test_jobs_and_seconds_are_one_or_more(option, capsys):
 
 
 def test_what_can_be_refused_is_before_any_data_are_prepared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dlcvlib.utils.process, "apart", lambda *_: pytest.fail("data are prepared"))
+    monkeypatch.setattr(
+        dlcvlib.utils.process, "run_in_subprocess", lambda *_: pytest.fail("data are prepared")
+    )
     words = ["report", "--profile", "smoke", "--out", str(tmp_path)]
     assert main([*words, "--only", "1-33"]) == 2
     assert "no problem 1-33" in capsys.readouterr().err

@@ -275,7 +275,7 @@ def _download_lfw(folder: Path, refused: UserError) -> None:
     from sklearn.datasets import fetch_lfw_people
 
     home = storage.make_dir(folder.parent)
-    with storage.sole(folder, "downloaded"):
+    with storage.exclusive_lock(folder, "downloaded"):
         if folder.is_dir():
             return
         storage.sweep(home)

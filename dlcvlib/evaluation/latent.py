@@ -67,7 +67,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         return {"points": torch.from_numpy(points)}, {}
 
     path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"
-    return storage.kept(path, make)[0]["points"].numpy()
+    return storage.cached(path, make)[0]["points"].numpy()
 
 
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:

@@ -262,7 +262,7 @@ def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
     def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
         return {"mean": run.method.encode(faces.train.images)}, {}
 
-    return storage.kept(folder / "mean.safetensors", encode)[0]["mean"]
+    return storage.cached(folder / "mean.safetensors", encode)[0]["mean"]
 
 
 def train_or_load(settings: VAESettings, faces: FaceData, runs_dir: Path | str) -> Run[VAE]:

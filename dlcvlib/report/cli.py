@@ -210,8 +210,7 @@ def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
 def _report(arguments: argparse.Namespace) -> int:
     chapters = _parameters(arguments)
     from dlcvlib.report import execute, uptodate
-    from dlcvlib.utils import memory
-    from dlcvlib.utils.process import apart
+    from dlcvlib.utils.process import run_in_subprocess
 
     wanted = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
     if arguments.only is not None and not wanted:
@@ -222,14 +221,14 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         execute.refuse(arguments.out)  # before the data, which may take long
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = apart("dlcvlib.data.source:look", {name: chapters[name] for name in needed})
+    fingerprints, gpu = run_in_subprocess(
+        "dlcvlib.data.source:look", {name: chapters[name] for name in needed}
+    )
     if arguments.explain:
         print(uptodate.explain(uptodate.plan(chapters, fingerprints, wanted, arguments.out)))
         for folder in sorted({chapters[name].runs_dir for name in needed}):
             print(uptodate.explain_runs(Path(folder)))
         return 0
-    # A setting of the whole process, and this one is ours: nothing in it trains.
-    memory.keep_no_large_blocks()
     complete = execute.make_report(
         chapters,
         fingerprints,

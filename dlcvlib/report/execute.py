@@ -27,9 +27,9 @@ from tqdm import tqdm
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.report.uptodate import Task, plan
-from dlcvlib.utils import memory, stopwatch, storage
+from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import apart, cores
+from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
@@ -101,7 +101,7 @@ def make_report(
         good = [o for o in chosen if not o.error]
         memory_peak = max([say.memory, *(o.memory for o in chosen)])
         # Apart, or this process would hold some 200 MB more for as long as notebooks run.
-        apart(
+        run_in_subprocess(
             "dlcvlib.report.render:render",
             {o.task.problem: o.task.target for o in good},
             {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
@@ -113,7 +113,7 @@ def make_report(
         )
 
     outcomes: list[Outcome] = []
-    with storage.sole(storage.make_dir(out) / ".report", "made"):
+    with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
@@ -198,7 +198,7 @@ def _run(
         for _ in tasks:
             while True:
                 if time.monotonic() > due:
-                    say.memory = max(say.memory, memory.resident_bytes())
+                    say.memory = max(say.memory, resident_bytes())
                     due = time.monotonic() + MEMORY_SECONDS
                 try:
                     outcome = finished.get(timeout=0.5)

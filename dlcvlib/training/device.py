@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dlcvlib.config.schema import TrainingSettings
-from dlcvlib.utils import fingerprints, memory, storage
+from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import cores
 from dlcvlib.utils.stopwatch import timed
@@ -133,7 +133,7 @@ def _kept_gain(batch_size: int, method: Method, batch: Callable[[int], Any]) -> 
         storage.make_dir(path.parent)
     except UserError:
         return _gain(method, batch)  # it will be tried again the next time
-    with storage.sole(path.with_suffix(""), "tried"):
+    with storage.exclusive_lock(path.with_suffix(""), "tried"):
         with contextlib.suppress(storage.DamagedFileError):
             return storage.read_sealed(path)["gain"]
         gain = _gain(method, batch)
@@ -143,7 +143,6 @@ def _kept_gain(batch_size: int, method: Method, batch: Callable[[int], Any]) -> 
 
 
 @timed("trying precisions")
-@memory.kept_between_steps()
 def _gain(method: Method, batch: Callable[[int], Any]) -> float:
     """How many times as fast bf16 is as fp32: median of rounds in which they take turns."""
     copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}

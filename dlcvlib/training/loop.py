@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training import device
 from dlcvlib.training.device import Method
-from dlcvlib.utils import memory, storage
+from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
@@ -148,7 +148,6 @@ def fit(
         _interrupts() as interrupted,
         _progress(label, settings.steps, state.step) as progress,
         timed(f"training: {label}"),
-        memory.kept_between_steps(),
     ):
         while state.step < settings.steps:
             rank = accelerator.process_index

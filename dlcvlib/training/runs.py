@@ -164,12 +164,12 @@ def _swept() -> Iterator[None]:
 
 @contextmanager
 def _sole(folder: Path) -> Iterator[None]:
-    """`storage.sole`; under `accelerate launch` the main process holds the lock for all.
+    """`storage.exclusive_lock`; under `accelerate launch` the main process holds the lock for all.
 
     They go in and come out together, so that all of them find the same.
     """
     state = PartialState()
-    lock = storage.sole(folder, "trained", wait=_waits.get())
+    lock = storage.exclusive_lock(folder, "trained", wait=_waits.get())
     with lock if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         yield
