@@ -22,7 +22,6 @@ from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
 from dlcvlib.plots.images import to_png
 from dlcvlib.training import device, loop
-from dlcvlib.utils import memory
 
 WARM_UP = 10
 """Steps before the clock starts."""
@@ -106,12 +105,11 @@ class Contender:
 
     def step_rate(self, steps: int) -> float:
         """Steps a second of the method's step alone, on one batch that lies on the device."""
-        with memory.kept_between_steps():
-            step = self._step_alone()
-            started = now()
-            for _ in range(steps):
-                step()
-            return steps / (now() - started)
+        step = self._step_alone()
+        started = now()
+        for _ in range(steps):
+            step()
+        return steps / (now() - started)
 
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
@@ -122,15 +120,14 @@ class Contender:
         """
         if torch.accelerator.is_available():
             return math.nan
-        with memory.kept_between_steps():
-            step = self._step_alone()
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                for _ in range(steps):
-                    step()
-            started = now()
+        step = self._step_alone()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(steps):
                 step()
-            seconds = now() - started
+        started = now()
+        for _ in range(steps):
+            step()
+        seconds = now() - started
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
         return kernels / 1e6 / seconds

@@ -15,8 +15,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.contenders import Batch, contenders, fit_rate
 from dlcvlib.plots.images import to_png
-from dlcvlib.utils.memory import resident_bytes
-from dlcvlib.utils.process import apart
+from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
@@ -40,7 +39,7 @@ def measure() -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as name:
         for method in [one.name for one in contenders("auto", Path(name))]:
             # Each in a process of its own: one's growth could hide in what another has left free.
-            early, late = apart("benchmarks.memory:training_mb", method, Path(name))
+            early, late = run_in_subprocess("benchmarks.memory:training_mb", method, Path(name))
             what = f"{method}, step {LATE:,} against step {EARLY}"
             rows.append({"what": what, "mb": late, "against_mb": early})
             print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
+from dlcvlib.config.params import VAEParams, load
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
 
-from dlcvlib.config.params import VAEParams, load
 from dlcvlib.report import exhibits, notebook
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.utils.errors import UserError

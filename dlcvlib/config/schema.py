@@ -167,7 +167,8 @@ def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"parameter {name!r} is missing"
     if error["type"] == "invalid_key":
-        return f"{name} is not a parameter's name (YAML reads on, off, yes and no as switches)"
+        key = error["input"]
+        return f"{key!r} is not a parameter's name (YAML reads on, off, yes and no as switches)"
     if not name:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
