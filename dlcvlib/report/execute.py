@@ -25,6 +25,8 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib.config.params import NOTEBOOKS, ROOT, Parameters
+from dlcvlib.report import uptodate
+from dlcvlib.report.exhibits import MIME, check, options
 from dlcvlib.report.uptodate import Task, plan
 from dlcvlib.utils import memory, stopwatch, storage
 from dlcvlib.utils.errors import UserError
@@ -93,6 +95,8 @@ def make_report(
     """
     refuse(out, notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
+    sources = uptodate.chosen([], notebooks)
+    exhibits = check({p: nbformat.read(path, as_version=4) for p, path in sources.items()})
     about = {"profile": profile, "command": command, "started": time.time()}
 
     def render(done: Iterable[Outcome], whole: bool) -> None:
@@ -107,6 +111,7 @@ def make_report(
             {o.task.problem: o.seconds for o in good},
             params,
             about | {"memory": memory_peak, "spent": stopwatch.so_far()},
+            exhibits,
             out,
             whole=whole,
         )
@@ -335,6 +340,9 @@ def unfinished(notebook: nbformat.NotebookNode) -> str:
                 return f"cell {number} ({first!r}) ended with {output.ename}: {output.evalue}"
         if cell.execution_count is None:
             return f"cell {number} ({first!r}) was never run"
+        shown = [output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs]
+        if "label" in options(cell.source) and not {"figure", "table"} & set(shown):
+            return f"cell {number} ({first!r}) shows no figure or table: its value must be one"
     return ""
 
 
