@@ -215,7 +215,7 @@ def test_a_table_escapes_what_it_holds_and_aligns_numbers():
 
 
 def begin(*cells):
-    return notebook.begin(VAEParams, list(cells))
+    return VAEParams.parse(notebook.parameters(VAEParams, cells), "parameters")
 
 
 def test_parameters_are_those_of_their_cell_and_papermills():

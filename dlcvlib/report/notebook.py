@@ -65,15 +65,19 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
     params = cls.parse(parameters(cls, cells), "parameters of this notebook")
     for module, function in (("plots.style", "use"), ("training.device", "setup")):
         _call(f"dlcvlib.{module}", function)
-    if shell := get_ipython():
-        formatter = shell.display_formatter
-        for kind in (Figure, Axes):
-            formatter.ipython_display_formatter.for_type(kind, _show_figure)
-        for kind in (pd.DataFrame, Styler):
-            formatter.mimebundle_formatter.for_type(kind, _table_bundle)
-        shell.events.register("pre_run_cell", _enter_cell)
-        shell.events.register("post_run_cell", _leave_cell)
+    show_exhibits()
     return params
+
+
+def show_exhibits() -> None:
+    """Have IPython show figures and data frames as the report needs them."""
+    shell = get_ipython()
+    for kind in (Figure, Axes):
+        shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
+    for kind in (pd.DataFrame, Styler):
+        shell.display_formatter.mimebundle_formatter.for_type(kind, _table_bundle)
+    shell.events.register("pre_run_cell", _enter_cell)
+    shell.events.register("post_run_cell", _leave_cell)
 
 
 def _call(module: str, function: str) -> None:

@@ -296,6 +296,7 @@ def _pandoc(
         format=READER,
         extra_args=[
             "--standalone",
+            "--wrap=none",
             f"--template={TEMPLATE / template}",
             f"--lua-filter={TEMPLATE / 'report.lua'}",
             f"--metadata=pagetitle:{TITLE}",
