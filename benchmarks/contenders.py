@@ -13,14 +13,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
-from dlcvlib.config import params
-from dlcvlib.config.params import TrainingSettings
+from dlcvlib.config import profiles
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
-from dlcvlib.plots.figures import to_png
+from dlcvlib.plots.images import to_png
 from dlcvlib.training import device, loop
 from dlcvlib.utils import memory
 
@@ -154,7 +154,7 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
     """
     changes = {"precision": precision, "runs_dir": str(folder / "runs")}
     face, gan, digit, pixel = (
-        params.load("quick", chapter, changes) for chapter in ("vae", "gan", "dann", "pixelda")
+        profiles.load("quick", chapter, changes) for chapter in ("vae", "gan", "dann", "pixelda")
     )
     faces, digits = load_faces(face), load_digits(digit)
     pair = digits.pairs["usps->mnistm"]

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.contenders import fit_rate
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.evaluation import latent
@@ -38,7 +38,7 @@ def measure(rounds: int) -> pd.DataFrame:
 
     Chapter 3's classifier stands for the methods: `fit` and the batches are the same for all.
     """
-    settings = params.load("quick", "dann").classifier(0)
+    settings = profiles.load("quick", "dann").classifier(0)
     images = torch.randint(0, 256, (max(SIZES["training images"]), 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(len(images)) % 10
     with tempfile.TemporaryDirectory() as name:

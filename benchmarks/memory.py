@@ -14,7 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import Batch, contenders, fit_rate
-from dlcvlib.plots.figures import to_png
+from dlcvlib.plots.images import to_png
 from dlcvlib.utils.memory import resident_bytes
 from dlcvlib.utils.process import apart
 
@@ -25,12 +25,12 @@ LINKS = 10_000
 """Names of one file; file systems allow some tens of thousands."""
 PREPARE = """
 import sys
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 print("loaded", flush=True)
 sys.stdin.readline()
 changes = {"data": f"folder:{sys.argv[1]}", "runs_dir": sys.argv[1], "validation_size": 10}
-load_faces(params.load("quick", "vae", changes))
+load_faces(profiles.load("quick", "vae", changes))
 """
 
 

@@ -28,9 +28,9 @@ HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
 @pytest.fixture
 def smoke():
     """Parameters of chapter 1 under profile smoke, changed by keyword."""
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
-    return lambda **changes: params.load("smoke", "vae", changes)
+    return lambda **changes: profiles.load("smoke", "vae", changes)
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +83,10 @@ def folder(tmp_path):
 
 def settings_of(method, **changes):
     """Settings of a method under profile smoke, in float32."""
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
     chapter = {"dcgan": "gan", "classifier": "dann", "adamatch": "pixelda"}.get(method, method)
-    chosen = params.load("smoke", chapter)
+    chosen = profiles.load("smoke", chapter)
     settings = {
         "vae": lambda: chosen.settings,
         "dcgan": lambda: chosen.settings,

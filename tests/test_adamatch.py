@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data import augment
 from dlcvlib.methods import adamatch
 
 
 @pytest.fixture
 def settings(tmp_path):
-    chapter = params.load("smoke", "pixelda")
+    chapter = profiles.load("smoke", "pixelda")
     return lambda **changes: chapter.adamatch(0).replace(precision="fp32", **changes)
 
 
@@ -126,12 +126,12 @@ def test_what_is_asked_is_the_average(settings, batch):
 
 def test_the_views_are_the_methods_own():
     """Where chapter 3 augments nothing, AdaMatch still has a weak and a strong view."""
-    chosen = params.load("original", "pixelda").adamatch(0)
+    chosen = profiles.load("original", "pixelda").adamatch(0)
     assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
 
 
 def test_its_precision_is_its_own_chapters():
-    chosen = params.load("smoke", "pixelda", {"precision": "fp32"})
+    chosen = profiles.load("smoke", "pixelda", {"precision": "fp32"})
     assert chosen.adamatch(0).precision == chosen.settings(0).precision == "fp32"
     assert chosen.dann.precision == "auto"
 

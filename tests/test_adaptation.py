@@ -10,14 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import interrupt, scores_of, weights
-from matplotlib import pyplot as plt
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import DigitData, LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, dann_ablation, feature_spaces, significance
 from dlcvlib.methods import adamatch, dann, pixelda
-from dlcvlib.plots import domains, figures
 from dlcvlib.training import loop, runs
 from dlcvlib.utils import storage
 
@@ -29,7 +27,7 @@ METHODS["adamatch"] = (adamatch, adamatch.AdaMatch)
 def chapter(tmp_path):
     """Parameters of a chapter under profile smoke, changed by keyword."""
     fixed = {"precision": "fp32", "runs_dir": str(tmp_path / "runs")}
-    return lambda name="dann", **changes: params.load("smoke", name, fixed | changes)
+    return lambda name="dann", **changes: profiles.load("smoke", name, fixed | changes)
 
 
 @pytest.fixture(params=METHODS)
@@ -448,19 +446,3 @@ def test_while_another_process_trains_one_method_another_is_trained(chapter, dig
     monkeypatch.setattr(adamatch, "train_or_load", ours)
     methods = adaptation.all_methods(chapter("pixelda", dann_changes={"precision": "fp32"}), digits)
     assert methods[3].runs == trained
-
-
-@pytest.mark.parametrize("pairs", [1, 2, 3])
-@pytest.mark.parametrize("methods", [2, 3])
-def test_maps_of_any_number_of_pairs_fit_a_page(pairs, methods):
-    points, labels = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 10
-    one = feature_spaces.FeatureMap(
-        "a->b", "DANN", torch.zeros(20, 3, 32, 32), points, np.arange(20) < 10, labels, labels, 1, 1
-    )
-    for by in ("domain", "class"):
-        figure = domains.feature_maps([[one] * pairs] * methods, by)
-        width, height = figure.get_size_inches()
-        assert width <= figures.WIDTH
-        assert height <= 1.1 * figures.WIDTH
-        assert len(figure.axes) == pairs * methods
-        plt.close(figure)

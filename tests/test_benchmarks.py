@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import contenders, growth, memory, plain, speed
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.methods import dann
 
 
@@ -37,7 +37,7 @@ def test_plain_loops_move_the_weights(folders, monkeypatch, name):
     monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
     pair = folders / "source", folders / "target"
     vae, gan, dann, pixelda = (
-        params.load("smoke", chapter, {"batch_size": 8})
+        profiles.load("smoke", chapter, {"batch_size": 8})
         for chapter in ("vae", "gan", "dann", "pixelda")
     )
     loop = {
@@ -83,7 +83,7 @@ def test_summary_is_of_ratios_round_by_round():
 def test_kernels_take_a_share_of_the_step(monkeypatch):
     """By a clock that says a minute: a busy machine's steps may take less time than its kernels."""
     monkeypatch.setattr(contenders, "now", itertools.count(0, 60).__next__)
-    settings = params.load("smoke", "dann", {"batch_size": 8}).settings(0)
+    settings = profiles.load("smoke", "dann", {"batch_size": 8}).settings(0)
     pair = [torch.rand(8, 3, 32, 32), torch.arange(8), torch.rand(8, 3, 32, 32)]
     contender = contenders.Contender(
         "DANN",

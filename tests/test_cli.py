@@ -106,10 +106,10 @@ def test_params_shows_values_and_meaning(capsys):
 def test_params_can_be_read_back(capsys):
     import yaml
 
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
     main(["params", "vae", "--profile", "quick"])
-    assert yaml.safe_load(capsys.readouterr().out) == params.load("quick", "vae").model_dump()
+    assert yaml.safe_load(capsys.readouterr().out) == profiles.load("quick", "vae").model_dump()
 
 
 @pytest.mark.parametrize(("chapter", "kind"), [("vae", "vae"), ("gan", "dcgan")])
@@ -193,12 +193,12 @@ def test_what_is_changed_in_chapter_1_is_changed_where_2_4_compares():
 
 
 def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path):
-    from dlcvlib.config import params
+    from dlcvlib.config import paths
 
-    shutil.copytree(params.PARAMS, tmp_path / "params")
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
     profile = tmp_path / "params" / "smoke" / "gan.yaml"
     profile.write_text(profile.read_text() + "\nvae_changes: {kld_weight: 0.5}\n")
-    monkeypatch.setattr(params, "PARAMS", tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
     words = ["report", "--profile", "smoke", "--set", "vae.latent_dim=7"]
     vae = chapters_of(words)["gan"].vae
     assert (vae.kld_weight, vae.latent_dim) == (0.5, 7)
@@ -214,7 +214,7 @@ def test_what_is_changed_in_chapter_3_is_changed_where_chapter_4_compares():
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     """As the README has it: one notebook by itself; papermill would only warn."""
-    from dlcvlib.config.params import NOTEBOOKS, PARAMS
+    from dlcvlib.config.paths import NOTEBOOKS, PARAMS
 
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]

@@ -9,7 +9,7 @@ import torch
 from conftest import moved, weights
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.evaluation import dann_ablation
 from dlcvlib.methods import classifier, dann
 from dlcvlib.training import runs
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def chapter(tmp_path):
     """Parameters of chapter 3 under profile smoke, changed by keyword."""
     fixed = {"precision": "fp32", "runs_dir": str(tmp_path / "runs"), "augmentation": "geometric"}
-    return lambda **changes: params.load("smoke", "dann", fixed | changes)
+    return lambda **changes: profiles.load("smoke", "dann", fixed | changes)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_shapes(settings, batch, channels):
 
 
 def test_the_networks_are_the_originals():
-    method = dann.DANN(params.load("original", "dann").settings(0))
+    method = dann.DANN(profiles.load("original", "dann").settings(0))
     kinds = [type(layer).__name__ for layer in method.extractor.layers]
     # Pooled before ReLU, which gives the same.
     assert kinds == ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"] * 4 + ["Flatten"]
@@ -63,7 +63,7 @@ def test_pooling_before_relu_changes_neither_outputs_nor_gradients():
 
 
 def test_original_is_the_homeworks_setting():
-    original = params.load("original", "dann")
+    original = profiles.load("original", "dann")
     assert (original.batch_size, original.learning_rate) == (32, 1e-4)
     assert original.adam_betas == [0.5, 0.999]
     assert (original.domain_weight, original.domain_update) == (0.07, "alternating")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.batches import Batches, to_float
 from dlcvlib.evaluation import gan_health, layers
 from dlcvlib.evaluation.features import Extractor
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def settings():
     """Settings of chapter 2 under profile smoke, changed by keyword; every trick is off."""
     off = {"soft_labels": [1.0, 1.0], "ema_decay": 0.0, "precision": "fp32"}
-    return lambda **changes: params.load("smoke", "gan", off | changes).settings
+    return lambda **changes: profiles.load("smoke", "gan", off | changes).settings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from conftest import HW3_DATA, digit_folder, write_csv
 from PIL import Image
 from torchvision.datasets import SVHN
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data import augment, decode, scans
 from dlcvlib.data.digits import load_digits
 from dlcvlib.utils.errors import UserError
@@ -27,7 +27,7 @@ def load(tmp_path):
 
     def load(data, **changes):
         changes = {"data": data, "runs_dir": str(tmp_path / "runs"), "validation_size": 4} | changes
-        return load_digits(params.load("smoke", "dann", changes))
+        return load_digits(profiles.load("smoke", "dann", changes))
 
     return load
 
@@ -213,7 +213,7 @@ def test_bad_folders(load, tmp_path):
 )
 def test_bad_pairs(pairs, message):
     with pytest.raises(UserError, match=message):
-        params.load("smoke", "dann", {"pairs": pairs})
+        profiles.load("smoke", "dann", {"pairs": pairs})
 
 
 @pytest.mark.skipif(not HW3_DATA.is_dir(), reason="no real images here")

@@ -9,7 +9,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
 
-from dlcvlib.config.params import VAEParams, load
+from dlcvlib.config.profiles import load
+from dlcvlib.config.schema import VAEParams
 from dlcvlib.report import exhibits, notebook, tables
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.utils.errors import UserError

@@ -13,8 +13,8 @@ import urllib.request
 import nbformat
 import pytest
 
-from dlcvlib.config import params
-from dlcvlib.config.params import NOTEBOOKS, ROOT
+from dlcvlib.config import profiles
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +42,7 @@ def lab(tmp_path, request):
     problem, chapter, changes = request.param
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     notebook = nbformat.read(source, as_version=4)
-    values = params.load(
+    values = profiles.load(
         "smoke", chapter, changes | {"runs_dir": str(tmp_path / "runs")}
     ).model_dump()
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
@@ -168,11 +168,11 @@ def test_run_all_then_point_at_the_map(lab):
     before = picture.get_attribute("src")
     lab.locator(".scatterlayer .point").first.hover(force=True)
     wait_for_another(picture, before)
-    assert lab.get_by_text("taken for a").count() == 1
+    assert lab.get_by_text("classified as").count() == 1
 
     points = lab.locator(".scatterlayer .point")
     everything = points.count()
-    lab.get_by_label("mistakes only").check()
+    lab.get_by_label("misclassified only").check()
     lab.wait_for_function(
         "all => document.querySelectorAll('.scatterlayer .point').length < all",
         arg=everything,
@@ -183,13 +183,13 @@ def test_run_all_then_point_at_the_map(lab):
 @pytest.mark.parametrize("lab", [("4-4", "pixelda", {})], indirect=True)
 def test_run_all_then_pick_an_image_and_draw_the_noise_again(lab):
     lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
-    source, redrawn = (lab.locator(".widget-image").nth(n) for n in (0, 1))
+    source, translated = (lab.locator(".widget-image").nth(n) for n in (0, 1))
     source.scroll_into_view_if_needed()
-    before = source.get_attribute("src"), redrawn.get_attribute("src")
-    button = lab.get_by_role("button", name="Draw the noise again")
+    before = source.get_attribute("src"), translated.get_attribute("src")
+    button = lab.get_by_role("button", name="New noise")
     assert button.evaluate("node => node.scrollWidth <= node.clientWidth"), "its words are cut off"
     button.click()
-    wait_for_another(redrawn, before[1])
+    wait_for_another(translated, before[1])
     assert source.get_attribute("src") == before[0]
     lab.locator(".widget-slider .noUi-handle").last.press("ArrowRight")
     wait_for_another(source, before[0])

@@ -9,7 +9,8 @@ from collections import Counter
 import nbformat
 import pytest
 
-from dlcvlib.config.params import CHAPTERS, NOTEBOOKS, load
+from dlcvlib.config.paths import NOTEBOOKS
+from dlcvlib.config.profiles import CHAPTERS, load
 from dlcvlib.report.exhibits import MIME, check, split
 from dlcvlib.report.notebook import parameters
 

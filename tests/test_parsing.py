@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles, schema
 from dlcvlib.data import tables
 from dlcvlib.utils.errors import UserError
 
@@ -40,49 +40,51 @@ def attempt(function, named):
 # --- assignments ------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(list(params.CHAPTERS)), NAMES, st.integers() | st.booleans() | NAMES)
+@given(st.sampled_from(list(profiles.CHAPTERS)), NAMES, st.integers() | st.booleans() | NAMES)
 def test_an_assignment_is_what_yaml_makes_of_it(chapter, name, value):
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
-    found = params.parse_assignments([f"{chapter}.{name}={text}"])
+    found = profiles.parse_assignments([f"{chapter}.{name}={text}"])
     assert found[chapter] == {name: value}
-    assert not any(found[other] for other in params.CHAPTERS if other != chapter)
+    assert not any(found[other] for other in profiles.CHAPTERS if other != chapter)
 
 
 @given(st.text(max_size=60))
 def test_any_assignment_is_understood_or_refused(text):
-    found = attempt(lambda: params.parse_assignments([text]), text)
+    found = attempt(lambda: profiles.parse_assignments([text]), text)
     assert found is None or sum(map(len, found.values())) == 1
 
 
 # --- parameters -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chapter", params.CHAPTERS)
+@pytest.mark.parametrize("chapter", profiles.CHAPTERS)
 @given(data=st.data())
 def test_any_value_is_accepted_or_named(chapter, data):
-    fields = params.CHAPTERS[chapter].model_fields
+    fields = profiles.CHAPTERS[chapter].model_fields
     name = data.draw(st.sampled_from(sorted(fields)))
     value = data.draw(PLAIN)
-    chosen = attempt(lambda: params.load("smoke", chapter, {name: value}), "profile smoke, chapter")
+    chosen = attempt(
+        lambda: profiles.load("smoke", chapter, {name: value}), "profile smoke, chapter"
+    )
     assert chosen is None or type(chosen).parse(chosen.model_dump(), "again") == chosen
 
 
 @given(NAMES)
 def test_an_unknown_parameter_is_named(name):
-    if name in params.VAEParams.model_fields:
+    if name in schema.VAEParams.model_fields:
         return
-    assert attempt(lambda: params.load("smoke", "vae", {name: 1}), repr(name)) is None
+    assert attempt(lambda: profiles.load("smoke", "vae", {name: 1}), repr(name)) is None
 
 
 # --- pairs ------------------------------------------------------------------------------------
 
-KNOWN = ["->".join(two) for two in itertools.permutations(params.DOMAINS, 2)]
+KNOWN = ["->".join(two) for two in itertools.permutations(schema.DOMAINS, 2)]
 
 
 @given(st.lists(st.sampled_from(KNOWN) | st.text(max_size=15), max_size=4))
 def test_pairs(pairs):
     good = bool(pairs) and set(pairs) <= set(KNOWN) and len(set(pairs)) == len(pairs)
-    chosen = attempt(lambda: params.load("smoke", "dann", {"pairs": pairs}), "pair")
+    chosen = attempt(lambda: profiles.load("smoke", "dann", {"pairs": pairs}), "pair")
     assert (chosen is not None) == good
     assert not good or chosen.pairs == pairs
 

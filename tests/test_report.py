@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS, digit_folder
 
-from dlcvlib.config import params
+from dlcvlib.config import paths, profiles, schema
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
 from dlcvlib.report import execute, uptodate
@@ -155,7 +155,7 @@ def test_results(smoke_report):
 
 def test_documented_keys_are_there(smoke_report):
     results = json.loads((smoke_report[0] / "results.json").read_text())
-    readme = (params.ROOT / "README.md").read_text()
+    readme = (paths.ROOT / "README.md").read_text()
     named = 0
     for problem, names in re.findall(r"^\| `(\d-\d)` (.*?) \|", readme, re.MULTILINE):
         for name in re.findall(r'`"?([\w>-]+)"?`', names):
@@ -366,7 +366,7 @@ def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
     """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
     identities = []
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
-        chosen = {"pixelda": params.load("smoke", "pixelda", changes)}
+        chosen = {"pixelda": profiles.load("smoke", "pixelda", changes)}
         small.write(p4_1=["1"])
         (task,) = uptodate.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
         assert "dann.channels" in task.identity["parameters"]
@@ -414,7 +414,7 @@ def test_out_that_cannot_be_written(small):
 @pytest.fixture
 def two_chapters(monkeypatch):
     """A second chapter with the first one's parameters."""
-    chapters = {"vae": params.VAEParams, "gan": params.VAEParams}
+    chapters = {"vae": schema.VAEParams, "gan": schema.VAEParams}
     monkeypatch.setattr(uptodate, "CHAPTERS", chapters)
 
 

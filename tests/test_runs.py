@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.methods import dcgan, vae
 from dlcvlib.training import loop, runs
 from dlcvlib.utils import fingerprints, storage
@@ -46,10 +46,10 @@ def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
 
 UNTRAINED = """
 import sys
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.evaluation import features
 from dlcvlib.methods import adamatch, classifier, dann, dcgan, pixelda, vae
-face, gan, digit, pixel = (params.load("smoke", c) for c in ("vae", "gan", "dann", "pixelda"))
+face, gan, digit, pixel = (profiles.load("smoke", c) for c in ("vae", "gan", "dann", "pixelda"))
 methods = [
     vae.VAE(face.settings),
     features.AttributeClassifier(features.settings_for(face), ["Male"]),
@@ -183,7 +183,7 @@ def test_what_a_run_leaves(smoke, faces, tmp_path):
 
 
 def test_an_average_is_not_counted_among_what_is_trained():
-    settings = params.load("smoke", "gan", {"ema_decay": 0.9}).settings
+    settings = profiles.load("smoke", "gan", {"ema_decay": 0.9}).settings
     method = dcgan.DCGAN(settings)
     players = [method.generator, method.discriminator]
     assert runs._trained(method) == sum(p.numel() for m in players for p in m.parameters())

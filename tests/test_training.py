@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
 from dlcvlib.methods import vae
 from dlcvlib.training import device, loop
@@ -151,12 +151,13 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.training import loop
 
 if sys.argv[2:]:
     PartialState(cpu=True)
-settings = params.load("smoke", "vae", {"precision": "fp32", "steps": 5, "batch_size": 8}).settings
+changes = {"precision": "fp32", "steps": 5, "batch_size": 8}
+settings = profiles.load("smoke", "vae", changes).settings
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
 optimizer = loop.adam([net], settings)
@@ -207,7 +208,7 @@ def test_processes_that_share_batches_move_as_one_does(tmp_path):
     digest = storage.sha256(folder / "checkpoint-0.safetensors")
     pointer = {"file": "checkpoint-0.safetensors", "sha256": digest, "step": 0}
     storage.write_sealed(folder / "checkpoint.json", pointer)
-    settings = params.load("smoke", "vae", {"precision": "fp32"}).settings
+    settings = profiles.load("smoke", "vae", {"precision": "fp32"}).settings
     with pytest.raises(UserError, match="begun was begun by 2 processes"):
         fit_weight(settings, folder)
 

@@ -88,3 +88,8 @@ def random_flips(horizontal: bool, vertical: bool) -> Callable[[Tensor], Tensor]
         return images
 
     return flip
+
+
+def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
+    """z ~ N(0, I): (count, latent_dim), the same for the same seed."""
+    return torch.randn(count, latent_dim, generator=torch.Generator().manual_seed(seed))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcvlib.config.params import DigitParams
+from dlcvlib.config.schema import DigitParams
 from dlcvlib.data import decode, prepare, scans
 from dlcvlib.data.prepare import Prepared
 from dlcvlib.data.tables import read_labels, unlisted

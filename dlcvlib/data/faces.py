@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlcvlib.config.params import FaceParams
+from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, prepare
 from dlcvlib.data.prepare import Prepared
 from dlcvlib.data.tables import read_attributes, unlisted
@@ -275,7 +275,7 @@ def _download_lfw(folder: Path, refused: UserError) -> None:
     from sklearn.datasets import fetch_lfw_people
 
     home = storage.make_dir(folder.parent)
-    with storage.sole(folder, "downloaded"):
+    with storage.exclusive_lock(folder, "downloaded"):
         if folder.is_dir():
             return
         storage.sweep(home)

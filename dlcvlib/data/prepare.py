@@ -1,6 +1,6 @@
 """Prepared image sets on disk: decoded or drawn once, found again by the content that they came of.
 
-A set is kept in a folder of its own (see `storage.kept`), whose name covers the content of every
+A set is kept in a folder of its own (see `storage.cached`), whose name covers the content of every
 file that went into it (of CelebA's, their sizes and times) and the code that reads them.
 """
 
@@ -102,7 +102,7 @@ def prepare(name: str, prepared: Prepared, runs_dir: Path | str, validation_size
         )
     key = fingerprints.json_hash({"content": prepared.key, "side": prepared.side})
     folder = storage.make_dir(Path(runs_dir) / "data") / f"{name}-{key[:16]}"
-    tensors, meta = storage.kept(folder / "images.safetensors", lambda: _make(prepared, name))
+    tensors, meta = storage.cached(folder / "images.safetensors", lambda: _make(prepared, name))
     images = tensors.pop("images")
     columns = {key.removeprefix(PREFIX): values for key, values in tensors.items()}
     notes = (*prepared.notes, *meta["notes"])

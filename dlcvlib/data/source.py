@@ -13,13 +13,13 @@ LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Images of a split that the notebooks' grids, batches and neighbourhoods need."""
 
 if TYPE_CHECKING:
-    from dlcvlib.config.params import Parameters
+    from dlcvlib.config.schema import Parameters
     from dlcvlib.data.types import DigitData, FaceData
 
 
 def load(params: "Parameters") -> "FaceData | DigitData":
     """The data of a chapter's parameters, prepared now or by an earlier run."""
-    from dlcvlib.config.params import FaceParams
+    from dlcvlib.config.schema import FaceParams
 
     if isinstance(params, FaceParams):
         from dlcvlib.data.faces import load_faces
@@ -38,7 +38,7 @@ def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
     """
     import torch
 
-    from dlcvlib.config.params import DigitParams, FaceParams
+    from dlcvlib.config.schema import DigitParams, FaceParams
 
     found, looked = {}, {}
     for name, params in chapters.items():
@@ -51,7 +51,7 @@ def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
 
 
 def _look(params: "Parameters") -> str:
-    from dlcvlib.config.params import FaceParams
+    from dlcvlib.config.schema import FaceParams
     from dlcvlib.evaluation import features
 
     data = load(params)

@@ -3,7 +3,7 @@
 Validation is held out of train; test is read for the tables alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -86,6 +86,23 @@ class FaceData:
         else:
             why = f"The data have no {wanted}"
         return found, f"{why}; {found}, the most balanced column, stands in."
+
+
+@dataclass(frozen=True)
+class MeasuredFaces:
+    """Faces, and how far generated ones are from the held-out ones: what a GAN trains on.
+
+    Attributes:
+        faces: the data.
+        held_out: how many validation images generated ones are compared with.
+        quality: generated images (held_out, 3, 64, 64) in 0..1 -> measures by name.
+        fingerprint: hex digest of the data and of the features that they are measured by.
+    """
+
+    faces: FaceData
+    held_out: int
+    quality: Callable[[Tensor], dict[str, float]]
+    fingerprint: str
 
 
 @dataclass(frozen=True)

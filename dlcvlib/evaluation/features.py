@@ -1,28 +1,26 @@
 """Image features for KID, FID and diversity, without a download.
 
-`AttributeNet` is a small convolutional network trained here to tell the data's own attributes;
-its last hidden layer is the feature. Distances in it are comparable within one data set and one
-trained extractor, not with published FIDs. Where Inception's weights lie in torch's cache as
-safetensors, they are used as well.
+The project's own features come from a classifier of the data's attributes that is trained here
+(`methods.attributes`). Where Inception's weights are in torch's cache as safetensors, they are used
+as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib.config.params import FaceParams, TrainingSettings
-from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
-from dlcvlib.data.types import FaceData
-from dlcvlib.training import device, runs
-from dlcvlib.training.loop import adam, move
-from dlcvlib.training.runs import Run, device_of
+from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams
+from dlcvlib.data.batches import CHUNK
+from dlcvlib.data.types import FaceData, MeasuredFaces
+from dlcvlib.evaluation import metrics
+from dlcvlib.methods.attributes import AttributeClassifier, as_uint8
+from dlcvlib.training import device
+from dlcvlib.training.runs import Run, train_or_load
 from dlcvlib.utils.errors import UserError
 
 INCEPTION = "inception_v3_google-0cc3c7bd.pth"
@@ -37,118 +35,21 @@ class Extractor:
         name: for captions.
         key: changes whenever the features do.
         features: images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU.
-        runs: what it was trained by, if it was here.
     """
 
     name: str
     key: str
     features: Callable[[Tensor], Tensor]
-    runs: tuple[Run, ...] = ()
 
 
-class AttributeNet(nn.Module):
-    """Strided convolutions to a feature vector, and a linear layer to the attributes' logits."""
-
-    def __init__(self, attributes: int, channels: tuple[int, ...] = (32, 64, 128, 128)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        in_channels = 3
-        for out_channels in channels:
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
-            in_channels = out_channels
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        # BatchNorm gives features of unit scale, whatever the data: KID's cubic kernel needs it.
-        self.hidden = nn.Sequential(
-            nn.Linear(4 * in_channels, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
-        )
-        self.head = nn.Linear(128, attributes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in 0..1 -> (N, 128)."""
-        return self.hidden(self.convolutions(2 * images - 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in 0..1 -> logits (N, attributes)."""
-        return self.head(self.features(images))
-
-
-class AttributeClassifier:
-    """`AttributeNet` and Adam, for `training.fit`."""
-
-    def __init__(self, settings: TrainingSettings, attributes: Sequence[str]) -> None:
-        self.settings = settings
-        self.attributes = list(attributes)
-        self.net = AttributeNet(len(attributes))
-        self.modules = {"net": self.net}
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The network's."""
-        return {"adam": adam([self.net], self.settings)}
-
-    def step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """One step of binary cross-entropy; images in 0..1 and attributes (N, A) of 0 and 1."""
-        images, attributes = batch
-        loss = F.binary_cross_entropy_with_logits(self.net(images), attributes)
-        move(loss, self.optimizers.values())
-        return {"cross_entropy": loss}
-
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64), uint8 or float in 0..1 -> (N, 128) float on the CPU."""
-        return self._over(self.net.features, images)
-
-    def probability(self, images: Tensor, attribute: str) -> Tensor:
-        """Chance that each image (N, 3, 64, 64) has an attribute: (N,)."""
-        logits = self._over(self.net, images)
-        return logits[:, self.attributes.index(attribute)].sigmoid()
-
-    @torch.no_grad()
-    def _over(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Apply a function chunk by chunk."""
-        chunks = float_chunks(_as_files(images), device_of(self.net))
-        return torch.cat([function(chunk).float().cpu() for chunk in chunks])
-
-
-def _as_files(images: Tensor) -> Tensor:
-    """Generated pictures, float in 0..1, rounded to uint8 like the real ones."""
-    if images.dtype == torch.uint8:
-        return images
-    return images.mul(255).round().clamp(0, 255).byte()
-
-
-def train_or_load(
-    faces: FaceData, settings: TrainingSettings, runs_dir: Path | str
+def attribute_classifier(
+    params: VAEParams | GANParams, faces: FaceData
 ) -> Run[AttributeClassifier]:
-    """The attribute classifier of a data set, trained now or by an earlier run."""
-    names = sorted(faces.train.attributes)
-    targets = torch.stack([faces.train.attributes[name] for name in names], dim=1).float()
-    return runs.train_or_load(
-        "features",
-        lambda: AttributeClassifier(settings, names),
-        lambda device: Batches(
-            [faces.train.images, targets],
-            settings.batch_size,
-            settings.seed,
-            device,
-            random_flips(horizontal=True, vertical=False),
-        ),
-        settings,
-        data=faces.fingerprint,
-        runs_dir=runs_dir,
-        code=["evaluation/features"],
-    )
+    """The classifier of the faces' attributes, the same in both chapters of faces.
 
-
-def settings_for(params: FaceParams) -> TrainingSettings:
-    """Settings of the attribute classifier: short, and the same in both chapters of faces.
-
-    Unless these differ in `extractor_steps` or `precision`: their distances are then others.
+    Unless these differ in `extractor_steps` or `precision`: their distances then differ too.
     """
-    return TrainingSettings(
+    settings = AttributeSettings(
         seed=0,
         steps=params.extractor_steps,
         batch_size=128,
@@ -157,29 +58,53 @@ def settings_for(params: FaceParams) -> TrainingSettings:
         adam_betas=[0.9, 0.999],
         weight_decay=0.0,
         precision=params.precision,
+        attributes=sorted(faces.train.attributes),
     )
+    return train_or_load(AttributeClassifier, settings, faces, params.runs_dir)
 
 
-def extractor(params: FaceParams, faces: FaceData) -> Extractor:
-    """Our own features, which every comparison goes by."""
-    run = train_or_load(faces, settings_for(params), params.runs_dir)
+def extractor(params: VAEParams | GANParams, faces: FaceData) -> Extractor:
+    """The project's own features, which every comparison uses."""
+    run = attribute_classifier(params, faces)
     name = "a network trained here on the data's attributes"
-    return Extractor(name, run.name, run.method.features, (run,))
+    return Extractor(name, run.name, run.method.features)
 
 
-def extractors(params: FaceParams, faces: FaceData) -> list[Extractor]:
-    """All features that faces are measured with: our own, and Inception's if at hand."""
+def extractors(params: VAEParams | GANParams, faces: FaceData) -> list[Extractor]:
+    """All features that faces are measured with: the project's, and Inception's if available."""
     return [extractor(params, faces), *filter(None, [inception()])]
 
 
+def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
+    """Faces for a GAN: its samples are compared with validation images along training.
+
+    The measures are the KID over all images at once, and the diversity as a share of the real
+    images'.
+    """
+    own = extractor(params, faces)
+    images = faces.validation.images[: metrics.COMPARED]
+    real: list[Tensor] = []  # computed at the first measurement, not for a run that is loaded
+
+    def quality(generated: Tensor) -> dict[str, float]:
+        if not real:
+            real.append(own.features(images))
+        fake = own.features(generated)
+        return {
+            "kid": metrics.squared_mmd(real[0].double(), fake.double()).item(),
+            "diversity": metrics.diversity(fake) / metrics.diversity(real[0]),
+        }
+
+    return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.key}")
+
+
 def inception_file() -> Path | None:
-    """Inception's weights in torch's cache, if they lie there as safetensors."""
+    """Inception's weights in torch's cache, if they are there as safetensors."""
     file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
     return file if file.is_file() else None
 
 
 def inception() -> Extractor | None:
-    """Inception-v3's pooled features, if its weights lie in torch's cache as safetensors.
+    """Inception-v3's pooled features, if its weights are in torch's cache as safetensors.
 
     torchvision's own file there is a pickle, and is not read.
 
@@ -199,14 +124,15 @@ def inception() -> Extractor | None:
         raise UserError(
             f"{file} does not hold the weights of {INCEPTION} ({error}): write it anew or remove it"
         ) from None
-    net.eval().requires_grad_(False).to(device.default())
+    where = device.default()
+    net.eval().requires_grad_(False).to(where)
     net.fc = nn.Identity()
-    # The whole picture, where the weights' own recipe would cut its margin off.
+    # The whole picture, where the weights' own recipe would crop its margin.
     prepare = weights.transforms(antialias=True, resize_size=299, crop_size=299)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        chunks = _as_files(images).split(CHUNK)
-        return torch.cat([net(prepare(chunk.to(device_of(net)))).cpu() for chunk in chunks])
+        chunks = as_uint8(images).split(CHUNK)
+        return torch.cat([net(prepare(chunk.to(where))).cpu() for chunk in chunks])
 
     return Extractor("Inception-v3 (ImageNet)", f"{weights}, whole pictures", features)

@@ -1,4 +1,4 @@
-"""Is a game between two players still one? Signs that a GAN's training failed.
+"""Signs that a GAN's training failed: one player overpowers the other, or modes collapse.
 
 Nothing here stops a run: a failure is reported as it went.
 """
@@ -7,13 +7,13 @@ import math
 
 import pandas as pd
 
-from dlcvlib.config.params import GANSettings
+from dlcvlib.config.schema import GANSettings
 from dlcvlib.training.runs import Run
 
 ZERO_LOSS = 0.05
 """D's loss counts as zero below this share of the way from the least possible to a guess's."""
-FOOLED = 0.02
-"""D counts as fooled while D(x) - D(G(z)) is below this."""
+UNINFORMATIVE = 0.02
+"""D counts as uninformative while D(x) - D(G(z)) is below this."""
 LONG = 0.1
 """Share of the run over which either must last without a break."""
 COLLAPSED = 0.5
@@ -57,47 +57,20 @@ def longest(signs: pd.Series, steps: pd.Series) -> float:
 
 
 def signs(run: Run) -> pd.DataFrame:
-    """Each sign of failure in a DCGAN's history.
+    """Each sign of failure in a DCGAN's history, with what it is measured by.
 
     Returns:
-        Rows of sign, measured, limit, seen (whether the sign is there), rule.
+        Rows of sign, measured, limit, seen (whether the sign is there). The first two are shares
+        of the run: the longest stretch in which D's loss is near zero, and in which D(x) is no
+        higher than D(G(z)); the third is the samples' diversity as a share of real images'.
     """
     history, settings = run.history, run.settings
     won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
-    fooled = longest(history["d_real"] - history["d_fake"] < FOOLED, history["step"])
+    useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
     diversity = history["validation_diversity"].dropna().iloc[-1]
     rows = [
-        (
-            "the discriminator is at zero loss",
-            won,
-            LONG,
-            won > LONG,
-            f"longest share of the run with its loss under {ZERO_LOSS:.0%} of the way from the "
-            f"least that its labels allow to a guess's; above {LONG:.0%} it has won",
-        ),
-        (
-            "the discriminator is fooled",
-            fooled,
-            LONG,
-            fooled > LONG,
-            f"longest share of the run with D(x) less than {FOOLED:g} above D(G(z)); above "
-            f"{LONG:.0%} it gives the generator nothing to learn from",
-        ),
-        (
-            "the generator has collapsed",
-            diversity,
-            COLLAPSED,
-            diversity < COLLAPSED,
-            f"diversity of its samples as a share of real images'; below {COLLAPSED:g} it repeats "
-            "itself",
-        ),
+        ("discriminator loss near zero", won, LONG, won > LONG),
+        ("discriminator at chance", useless, LONG, useless > LONG),
+        ("generator collapsed", diversity, COLLAPSED, diversity < COLLAPSED),
     ]
-    return pd.DataFrame(rows, columns=["sign", "measured", "limit", "seen", "rule"])
-
-
-def verdict(found: pd.DataFrame) -> str:
-    """The signs in a sentence."""
-    seen = found.loc[found["seen"], "sign"].tolist()
-    if not seen:
-        return "No sign of failure: neither player is overrun, and the generator has not collapsed."
-    return f"**This run went badly: {' and '.join(seen)}.** What follows shows it as it is."
+    return pd.DataFrame(rows, columns=["sign", "measured", "limit", "seen"])

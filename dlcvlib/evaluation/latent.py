@@ -1,10 +1,12 @@
-"""Latent spaces and feature spaces: maps, how far to trust them, directions, walks and probes.
+"""Latent and feature spaces: t-SNE maps and how far to trust them, probes, domain distances.
 
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
+    [2] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,17 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dlcvlib.data.types import FaceData
+from dlcvlib.config.schema import DANNParams, PixelDAParams
+from dlcvlib.data.types import FaceData, Pair
+from dlcvlib.methods.classifier import Classifier
+from dlcvlib.methods.vae import VAE
+from dlcvlib.training.runs import Run
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.stopwatch import timed
 
@@ -31,27 +38,42 @@ AT_ONCE = 5000
 """Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 
 
-def carried(perplexity: float, points: int) -> float:
-    """The perplexity that t-SNE is run with on so many points."""
+def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
+    """Means of q(z|x) of the training images: (N, latent_dim).
+
+    Several notebooks use them; they are computed once and cached in the runs' `latents`.
+    """
+    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
+    name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
+
+    def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
+        return {"mean": run.method.encode(faces.train.images)}, {}
+
+    path = run.folder.parent / "latents" / name / "mean.safetensors"
+    return storage.cached(path, encode)[0]["mean"]
+
+
+def effective_perplexity(perplexity: float, points: int) -> float:
+    """The largest perplexity up to the requested one that this many points permit."""
     return min(perplexity, (points - 1) / 3)
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
-    """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and kept.
+    """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and cached.
 
-    A perplexity that N cannot carry is lowered to what it can (`carried`).
+    A perplexity that is too large for N is lowered (`effective_perplexity`).
 
     Args:
         features: (N, D).
-        perplexity: about how many neighbours count.
+        perplexity: about the number of neighbours considered.
         seed: of its random choices.
-        runs_dir: folder of the runs; the map is kept in its `maps`.
+        runs_dir: folder of the runs; the map is cached in its `maps`.
     """
     identity = {
         "features": fingerprints.arrays_hash([features.numpy()]),
         "perplexity": perplexity,
         "seed": seed,
-        "code": fingerprints.module_hashes(["evaluation/latent"]),
+        "code": fingerprints.source_hash([Path(__file__)]),
         **fingerprints.versions("scikit-learn", "scipy", "numpy"),
     }
 
@@ -59,7 +81,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
-            perplexity=carried(perplexity, len(features)),
+            perplexity=effective_perplexity(perplexity, len(features)),
             max_iter=ITERATIONS,
             random_state=seed,
         )
@@ -67,7 +89,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         return {"points": torch.from_numpy(points)}, {}
 
     path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"
-    return storage.kept(path, make)[0]["points"].numpy()
+    return storage.cached(path, make)[0]["points"].numpy()
 
 
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
@@ -86,22 +108,6 @@ def neighbour_agreement(points: np.ndarray, labels: np.ndarray, count: int = 10)
     return float((labels[_neighbours(points, count)] == labels[:, None]).mean())
 
 
-def direction(latents: Tensor, labels: Tensor) -> Tensor:
-    """From the mean of those without an attribute to the mean of those with it: (D,).
-
-    Zero where all or none have it.
-    """
-    chosen = labels.bool()
-    if chosen.all() or not chosen.any():
-        return torch.zeros(latents.shape[1])
-    return latents[chosen].mean(0) - latents[~chosen].mean(0)
-
-
-def between(start: Tensor, end: Tensor, count: int) -> Tensor:
-    """Points on the straight line between two latents, both ends included: (count, D)."""
-    return torch.stack([torch.lerp(start, end, float(t)) for t in torch.linspace(0, 1, count)])
-
-
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     """A point on the arc between draws of N(0, I): (…, D) twice, share 0..1 -> (…, D).
 
@@ -112,27 +118,6 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     angle = torch.arccos(cosine)
     ends = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
     return ends / torch.sin(angle)
-
-
-def arc(start: Tensor, end: Tensor, count: int) -> Tensor:
-    """Points on the arc between two draws of N(0, I), both ends included: (count, D)."""
-    return torch.stack([slerp(start, end, float(t)) for t in torch.linspace(0, 1, count)])
-
-
-def principal_directions(latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unit principal axes and the standard deviation along each: (count, D) and (count,).
-
-    Where the latents have fewer dimensions than `count`, or are fewer, as many as there are.
-    """
-    pca = PCA(min(count, *latents.shape), svd_solver="full").fit(latents.numpy())
-    scale = torch.from_numpy(np.sqrt(pca.explained_variance_)).float()
-    return torch.from_numpy(pca.components_).float(), scale
-
-
-def travels(centre: Tensor, axes: Tensor, deviations: Tensor, strengths: Sequence[float]) -> Tensor:
-    """The centre moved along each axis by so many deviations: (axes, strengths, D)."""
-    steps = torch.tensor(strengths)[None, :, None] * deviations[:, None, None]
-    return centre + steps * axes[:, None, :]
 
 
 def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -172,7 +157,7 @@ def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.
         faces: whose attributes are read.
 
     Returns:
-        One row an attribute: attribute, share (of test images that have it), a column a kind.
+        One row per attribute: attribute, share (of test images that have it), one column per kind.
     """
     rows = []
     for name, labels in faces.test.attributes.items():
@@ -181,4 +166,86 @@ def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.
             known = faces.train.attributes[name]
             row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Test images of both domains in a method's feature space, laid out by t-SNE.
+
+    Attributes:
+        pair: its name.
+        method: the method's name.
+        images: (N, 3, 32, 32) uint8.
+        points: (N, 2).
+        is_source: (N,) bool.
+        labels: (N,) true labels.
+        predictions: (N,) predicted labels.
+        distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
+        kept: share of neighbours in feature space that are neighbours in the map.
+    """
+
+    pair: str
+    method: str
+    images: Tensor
+    points: np.ndarray
+    is_source: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    distance: float
+    kept: float
+
+
+def feature_map(
+    pair: Pair, method: str, run: Run[Classifier], params: DANNParams | PixelDAParams
+) -> FeatureMap:
+    """Half source, half target test images in the features of a method's run."""
+    half = min(params.tsne_points // 2, len(pair.source.test), len(pair.target.test))
+    tests = [pair.source.test, pair.target.test]
+    images = torch.cat([test.images[:half] for test in tests])
+    features = run.method.features(images)
+    is_source = np.arange(len(images)) < half
+    points = tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
+    return FeatureMap(
+        pair.name,
+        method,
+        images,
+        points,
+        is_source,
+        torch.cat([test.labels[:half] for test in tests]).numpy(),
+        run.method.classify(features).numpy(),
+        proxy_a_distance(features, is_source),
+        neighbours_kept(features, points),
+    )
+
+
+def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
+    """2 (1 - 2 error) of a linear domain classifier, cross-validated ([2], section 4): 0 to 2.
+
+    0 if the domains cannot be separated, 2 if they are separated perfectly.
+
+    Args:
+        features: (N, D), as many of each domain.
+        is_source: (N,) bool.
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    correct = cross_val_score(probe, features.numpy(), is_source, cv=3).mean()
+    return float(np.clip(2 * (1 - 2 * (1 - correct)), 0, 2))
+
+
+def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
+    """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
+    rows = []
+    for found in maps:
+        correct = found.labels == found.predictions
+        rows.append(
+            {
+                "pair": found.pair,
+                "features": found.method,
+                "distance": found.distance,
+                "source": correct[found.is_source].mean(),
+                "target": correct[~found.is_source].mean(),
+                "kept": found.kept,
+            }
+        )
     return pd.DataFrame(rows)

@@ -3,26 +3,47 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import pandas as pd
 import torchinfo
 from torch import nn
 from torch.nn.utils import parametrize
 
-from dlcvlib.config import params
-from dlcvlib.plots.figures import Block
+from dlcvlib.config import profiles, schema
+from dlcvlib.training.runs import Run
 
-if TYPE_CHECKING:
-    from dlcvlib.training.runs import Run
+SHORT = {
+    "BatchNorm1d": "BN",
+    "BatchNorm2d": "BN",
+    "InstanceNorm2d": "IN",
+    "MaxPool2d": "Pool",
+    "LeakyReLU": "LReLU",
+}
 
-SHORT = {"BatchNorm1d": "BN", "BatchNorm2d": "BN", "MaxPool2d": "Pool", "LeakyReLU": "LReLU"}
+
+class Block(NamedTuple):
+    """A weight layer and what follows it, as a diagram shows them.
+
+    Attributes:
+        name: of its layers.
+        shape: of its output, as text.
+        channels: of its output.
+        side: of its output in pixels; 1 for a vector.
+        beside: whether its input is that of the block before it, not that block's output.
+    """
+
+    name: str
+    shape: str
+    channels: int
+    side: int
+    beside: bool
 
 
 def layers(
     module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
 ) -> pd.DataFrame:
-    """One row a layer that computes: layer, input, output, parameters, mult_adds (of an image).
+    """One row per layer that computes: layer, input, output, parameters, mult_adds (per image).
 
     Args:
         module: the network.
@@ -83,7 +104,7 @@ def _title(layer: nn.Module) -> str:
 
 
 def blocks(frame: pd.DataFrame) -> list[Block]:
-    """Layers as blocks for `figures.architecture`: each weight layer with what follows it."""
+    """Layers as blocks for `architecture`: each weight layer with what follows it."""
     groups: list[list[int]] = []
     for index, row in frame.iterrows():
         if row["layer"].startswith(("Conv", "Linear")) or not groups:
@@ -113,7 +134,7 @@ def together(**frames: pd.DataFrame) -> pd.DataFrame:
     return joined[["network", *joined.columns.drop(["network", "input"], errors="ignore")]]
 
 
-def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
+def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
     """What a run cost, as rows of quantity and value.
 
     Args:
@@ -128,30 +149,30 @@ def cost(run: "Run", networks: Mapping[str, pd.DataFrame], images: int) -> pd.Da
             f"parameters, {name}": f"{frame.parameters.sum():,}" for name, frame in networks.items()
         },
         **{
-            f"multiply-adds an image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
+            f"MACs per image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
             for name, frame in networks.items()
         },
         "training images": f"{images:,}",
         "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
         "time": duration(run.seconds),
-        "speed": f"{provenance['images_per_second']:,.0f} images a second",
+        "speed": f"{provenance['images_per_second']:,.0f} images/s",
         "device": f"{provenance['device']}, threads: {provenance['threads']}",
         "precision": provenance["precision"],
     }
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])
 
 
-def settings(chosen: params.Parameters) -> pd.DataFrame:
-    """One row a parameter: parameter, value, meaning."""
+def settings(chosen: schema.Parameters) -> pd.DataFrame:
+    """One row per parameter: parameter, value, meaning."""
     fields = type(chosen).model_fields
     rows = [
-        (name, params.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
+        (name, profiles.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
     ]
     return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
+    """Seconds in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     if seconds < 5400:

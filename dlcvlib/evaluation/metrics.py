@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from dlcvlib.data.batches import CHUNK, float_chunks, to_float
-from dlcvlib.evaluation.features import Extractor
 from dlcvlib.methods.vae import reconstruction_error
 
 COMPARED = 1000
-"""Images of a kind that are compared with real ones, at most: the time of that grows with their
-square, and a whole test set of faces takes gigabytes as floats."""
+"""Largest number of images of a kind that are compared with real ones: time and memory grow with
+its square, and a whole test set of faces takes gigabytes as floats."""
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -35,26 +34,26 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def reconstructions(images: Tensor, redraw: Callable[[Tensor], Tensor]) -> pd.DataFrame:
+def reconstructions(images: Tensor, reconstruct: Callable[[Tensor], Tensor]) -> pd.DataFrame:
     """How far each image is from its reconstruction, a piece of the set at a time.
 
     Args:
         images: (N, 3, H, W) uint8.
-        redraw: such images -> their reconstructions, float in 0..1, on the CPU.
+        reconstruct: such images -> their reconstructions, float in 0..1, on the CPU.
 
     Returns:
-        One row an image: mse_sum (squared error summed over its values), mse_per_value, psnr, ssim,
-        and contrast (standard deviation of the image's own values).
+        One row per image: mse_sum (squared error summed over its values), mse_per_value, psnr,
+        ssim, and contrast (standard deviation of the image's own values).
     """
     pieces = []
     for chunk in images.split(CHUNK):
-        originals, redrawn = to_float(chunk), redraw(chunk)
-        error = reconstruction_error(originals, redrawn)
+        originals, outputs = to_float(chunk), reconstruct(chunk)
+        error = reconstruction_error(originals, outputs)
         measured = {
             "mse_sum": error,
             "mse_per_value": error / originals[0].numel(),
-            "psnr": psnr(originals, redrawn),
-            "ssim": ssim(originals, redrawn),
+            "psnr": psnr(originals, outputs),
+            "ssim": ssim(originals, outputs),
             "contrast": originals.flatten(1).std(1),
         }
         pieces.append(pd.DataFrame({name: value.numpy() for name, value in measured.items()}))
@@ -62,7 +61,7 @@ def reconstructions(images: Tensor, redraw: Callable[[Tensor], Tensor]) -> pd.Da
 
 
 def fid(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance of Gaussians fitted to features ([1], eq. 6): (N, D) and (M, D).
+    """Fréchet distance of Gaussians fitted to features ([1], eq. 6): (N, D) and (M, D).
 
     It depends on N and M: state them beside it.
     """
@@ -145,34 +144,37 @@ def diversity(features: Tensor) -> float:
     return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
-def distances(extractor: Extractor, real: Tensor, sets: Mapping[str, Tensor]) -> pd.DataFrame:
-    """How far sets of images are from real ones, by an extractor's features and by sharpness.
+def distances(
+    features: Callable[[Tensor], Tensor], name: str, real: Tensor, sets: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """How far sets of images are from real ones, by their features and by sharpness.
 
     Args:
-        extractor: the features.
+        features: images -> (N, D).
+        name: of the features.
         real: (N, 3, H, W) uint8.
         sets: name -> images (M, 3, H, W), uint8 or float in 0..1.
 
     Returns:
-        One row a set: images (its name), features (the extractor's), n (how many), kid, kid_std,
-        fid, diversity and sharpness, the last two as a share of the real images'.
+        One row per set: images (its name), features (theirs), n (how many), kid, kid_std, fid,
+        diversity and sharpness, the last two as a share of the real images'.
     """
-    of_real = extractor.features(real)
-    real_diversity, real_sharpness = diversity(of_real), sharpness(real)
+    real_features = features(real)
+    real_diversity, real_sharpness = diversity(real_features), sharpness(real)
     rows = []
-    for name, images in sets.items():
-        found = extractor.features(images)
-        value, spread = kid(of_real, found)
+    for images, pictures in sets.items():
+        found = features(pictures)
+        value, spread = kid(real_features, found)
         rows.append(
             {
-                "images": name,
-                "features": extractor.name,
-                "n": len(images),
+                "images": images,
+                "features": name,
+                "n": len(pictures),
                 "kid": value,
                 "kid_std": spread,
-                "fid": fid(of_real, found),
+                "fid": fid(real_features, found),
                 "diversity": diversity(found) / real_diversity,
-                "sharpness": sharpness(images) / real_sharpness,
+                "sharpness": sharpness(pictures) / real_sharpness,
             }
         )
     return pd.DataFrame(rows)

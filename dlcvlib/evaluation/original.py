@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles, schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,29 +20,13 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def meaning() -> str:
-    """What "the original" is, for the first notebook of a chapter."""
-    source = report()["source"]
-    return f"*The original* is one solution of this homework: its {source}, and its published code."
-
-
-def heading() -> str:
-    """Heading of a column with the original's numbers: whence they are."""
-    return f"original ({report()['source']})"
-
-
 def accuracies() -> dict[str, dict[str, float]]:
     """Method -> pair -> the accuracy that the original states."""
     return report()["digits"]["accuracy"]
 
 
-def accuracy(method: str, pair: str) -> float | None:
-    """The accuracy that the original states of a method on a pair, if it does."""
-    return accuracies().get(method, {}).get(pair)
-
-
 def settings_beside(
-    chapter: str, settings: params.Parameters, names: Sequence[str] = ()
+    chapter: str, settings: schema.Parameters, names: Sequence[str] = ()
 ) -> "pd.DataFrame":
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
@@ -55,7 +39,7 @@ def settings_beside(
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
     import pandas as pd
 
-    theirs = params.load("original", chapter)
+    theirs = profiles.load("original", chapter)
     known: dict[str, Any] = {}
     for source in (*theirs.uses.values(), theirs):
         known |= dict(source)
@@ -63,8 +47,8 @@ def settings_beside(
     rows = [
         (
             name,
-            params.as_text(getattr(settings, name)),
-            params.as_text(known[name]),
+            profiles.as_text(getattr(settings, name)),
+            profiles.as_text(known[name]),
             fields[name].description,
         )
         for name in names or [name for name in fields if name in known]

@@ -1,8 +1,8 @@
-"""AdaMatch, chapter 4: pseudo-labels for the target that the source keeps honest.
+"""AdaMatch, chapter 4: pseudo-labels for the target, selected by the source's confidence.
 
-What the classifier says of a weakly augmented image of the target, once its classes are as frequent
-as the source's, becomes the label of the same image strongly augmented, wherever it is sure enough;
-how sure that is, the source says:
+The classifier's prediction for a weakly augmented target image, after its class frequencies are
+aligned with the source's, becomes the label of the same image strongly augmented, wherever it is
+confident enough; the source's own confidence sets the threshold:
 
     loss = cross-entropy on the source + mu(t) * masked cross-entropy on the target
 
@@ -11,38 +11,34 @@ References:
         Adaptation. ICLR 2022. arXiv:2106.04732
     [2] Sohn et al.: FixMatch. NeurIPS 2020. arXiv:2001.07685 (weak and strong views)
 
-As in [1], the weights that are asked in the end are an average over the last steps. Where we depart
-from its published code: distribution alignment compares the means of the two batches at hand, not
+As in [1], predictions are made by an average of the weights over the last steps. Departures from
+its published code: distribution alignment compares the means of the two current batches, not
 running ones, and both batches are of one size.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.params import AdaMatchSettings
+from dlcvlib.config.schema import AdaMatchSettings
 from dlcvlib.data.augment import AUGMENTATIONS, unchanged
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
-from dlcvlib.methods.classifier import CODE, Classifier
-from dlcvlib.methods.dann import two_domains
-from dlcvlib.training import runs
-from dlcvlib.training.loop import adam, move
-from dlcvlib.training.runs import Run
+from dlcvlib.methods.classifier import Classifier, networks, two_domains
+from dlcvlib.training.method import Batch, Method, adam, update
 
 THRESHOLD = 0.9
-"""Share of the source's confidence from which [1] believes a pseudo-label."""
+"""Share of the source's confidence from which [1] keeps a pseudo-label."""
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm still normalises by the batch meanwhile, but its running statistics stay."""
+    """BatchNorm normalises by the batch meanwhile, but leaves its running statistics alone."""
     layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [layer.momentum for layer in layers]
     for layer in layers:
@@ -74,9 +70,9 @@ def align(target: Tensor, source: Tensor) -> Tensor:
 
 
 def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
-    """Relative confidence threshold ([1]): which rows' best is sure enough, (M,) bool.
+    """Relative confidence threshold ([1]): which rows are confident, (M,) bool.
 
-    Sure enough is `threshold` times the source's mean confidence.
+    Their highest probability reaches `threshold` times the source's mean confidence.
     """
     return target.amax(1) >= threshold * source.amax(1).mean()
 
@@ -87,25 +83,36 @@ def warm_up(progress: float) -> float:
 
 
 class AdaMatch(Classifier):
-    """F and L that are trained, and their average; `extractor` and `classifier` are the average's.
+    """F and L in training, and their average, which predicts and is measured."""
 
-    What is predicted and measured is therefore the average's.
-    """
+    name = "adamatch"
 
     def __init__(self, settings: AdaMatchSettings) -> None:
-        super().__init__(settings)
-        self.trained = nn.Sequential(self.extractor, self.classifier)
+        Method.__init__(self, settings)  # the classifier's own networks are the two below
+        self.trained = nn.Sequential(*networks(settings))
         self.averaged = averaged(self.trained, settings.ema_decay)
-        self.extractor, self.classifier = self.averaged.module
-        self.modules = {"trained": self.trained, "averaged": self.averaged}
+
+    @property
+    def extractor(self) -> nn.Module:
+        """The average's F."""
+        return self.averaged.module[0]
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The average's L."""
+        return self.averaged.module[1]
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Of what is trained."""
+        """That of the networks in training."""
         return {"trained": adam([self.trained], self.settings)}
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """One step; source images (N, 3, 32, 32), labels (N,), target images (M, 3, 32, 32)."""
+    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
+        return two_domains(data, self.settings, device, unchanged, unchanged)
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step on weak and strong views of both domains."""
         x_s, y_s, x_t = batch
         weak = AUGMENTATIONS[self.settings.target_augmentation]
         strong = AUGMENTATIONS[self.settings.augmentation]
@@ -114,50 +121,38 @@ class AdaMatch(Classifier):
         joint = self.trained(torch.cat([source, weak(x_t), strong(x_t)]))
         with frozen_statistics(self.trained):
             alone = self.trained(source)
-        of_source = interpolate(joint[: len(source)], alone)
-        of_weak, of_strong = joint[len(source) :].chunk(2)
-        # 2. Pseudo-labels of the target, and which of them to believe.
+        on_source = interpolate(joint[: len(source)], alone)
+        on_weak, on_strong = joint[len(source) :].chunk(2)
+        # 2. Pseudo-labels of the target, and which of them are confident.
         with torch.no_grad():
-            known = of_source[: len(x_s)].softmax(1)
-            pseudo = align(of_weak.softmax(1), known)
+            known = on_source[: len(x_s)].softmax(1)
+            pseudo = align(on_weak.softmax(1), known)
             mask = confident(pseudo, known, self.settings.threshold).float()
         # 3. Both losses.
-        source_loss = F.cross_entropy(of_source, torch.cat([y_s, y_s]))
-        each = F.cross_entropy(of_strong, pseudo.argmax(1), reduction="none")
+        source_loss = F.cross_entropy(on_source, torch.cat([y_s, y_s]))
+        each = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
         target_loss = (mask * each).mean()
-        move(source_loss + self.target_weight() * target_loss, self.optimizers.values())
+        update(source_loss + self.target_weight() * target_loss, self.optimizers.values())
         self.averaged.update_parameters(self.trained)
         return {"class": source_loss, "target": target_loss, "kept": mask.mean()}
 
+    def evaluate(self, data: Adaptation) -> dict[str, float]:
+        """The average's accuracy on the source's validation images."""
+        return {"accuracy": self.accuracy(data.source_validation)}
+
     def pseudo_labels(self, data: Adaptation) -> tuple[Tensor, Tensor]:
-        """What the average takes the target's training images for, and where it is sure enough.
+        """The average's labels for the target's training images, and which are confident.
 
         Returns:
             Labels (M,) int64 and (M,) bool, on the CPU.
         """
         source, target = (
-            self._over(lambda x: self.logits(x).softmax(1), images)
+            self.over(lambda x: self.logits(x).softmax(1), images)
             for images in (data.source.images, data.target)
         )
         aligned = align(target, source)
         return aligned.argmax(1), confident(aligned, source, self.settings.threshold)
 
     def target_weight(self) -> float:
-        """Weight of the target's loss at the step that `done` says."""
-        return warm_up(self.done / self.settings.steps)
-
-
-def train_or_load(
-    settings: AdaMatchSettings, data: Adaptation, runs_dir: Path | str
-) -> Run[AdaMatch]:
-    """The AdaMatch of these settings on this pair, trained now or by an earlier run."""
-    return runs.train_or_load(
-        "adamatch",
-        lambda: AdaMatch(settings),
-        two_domains(data, settings, settings.seed, unchanged, unchanged),
-        settings,
-        data=data.fingerprint,
-        runs_dir=runs_dir,
-        code=[*CODE, "methods/averaging", "methods/dann", "methods/adamatch"],
-        evaluate=lambda method: {"accuracy": method.accuracy(data.source_validation)},
-    )
+        """Weight of the target's loss at the current step."""
+        return warm_up(self.step / self.settings.steps)

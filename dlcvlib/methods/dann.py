@@ -1,7 +1,7 @@
-"""DANN, chapter 3: features that tell digits apart and domains not.
+"""DANN, chapter 3: features that separate the digits and not the domains.
 
-A domain classifier D tries to tell from F's features which domain an image is of; F is trained to
-let the label classifier L succeed and D fail:
+A domain classifier D predicts from F's features which domain an image is from; F is trained so that
+the label classifier L succeeds and D fails:
 
     L and F minimise  class loss - weight * domain loss,   D minimises  domain loss
 
@@ -16,27 +16,24 @@ References:
 Both domains' images pass through F in one batch, as in the original's code, so that BatchNorm sees
 their mixture, in training and through its running statistics in evaluation too. Where we depart
 from the original: the two domains are drawn independently, so that an epoch does not end with the
-shorter one. Where we depart from the papers too: a "patient" schedule, because D sees at once which
-domain an image is of, and its reversed gradient can flatten the features before L has read a digit.
+shorter one. Departure from the papers: a "patient" schedule (a label warm-up), because D separates
+the domains at once, and its reversed gradient can flatten the features before L has learned any
+digit.
 """
 
 import math
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.params import ClassifierFields, DANNSettings
+from dlcvlib.config.schema import DANNSettings
 from dlcvlib.data.augment import AUGMENTATIONS
-from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.classifier import CODE, Classifier, learned
-from dlcvlib.training import runs
-from dlcvlib.training.loop import adam, move
-from dlcvlib.training.runs import Run
+from dlcvlib.methods.classifier import Classifier, learned, two_domains
+from dlcvlib.training.method import Batch, adam, update
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -82,25 +79,31 @@ class DomainClassifier(nn.Module):
 
 
 class DANN(Classifier):
-    """F, L and D, for `training.fit`; F and L share an optimiser, D has its own."""
+    """F, L and D; F and L share an optimiser, D has its own."""
+
+    name = "dann"
 
     def __init__(self, settings: DANNSettings) -> None:
         super().__init__(settings)
         self.domain = DomainClassifier(
             self.extractor.size, settings.domain_width, settings.domain_layers
         )
-        self.modules["domain"] = self.domain
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """F's and L's, and D's."""
         return super().optimizers | {"domain": adam([self.domain], self.settings)}
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """One step; source images (N, 3, 32, 32), their labels (N,), target images (M, 3, 32, 32).
+    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
+        source = AUGMENTATIONS[self.settings.augmentation]
+        target = AUGMENTATIONS[self.settings.target_augmentation]
+        return two_domains(data, self.settings, device, source, target)
 
-        "alternating" lets D learn alone first, on features that stay as they are; the step of F, L
-        and D that follows is the joint one.
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One joint step of F, L and D.
+
+        "alternating" first trains D alone, on features that stay as they are.
         """
         x_s, y_s, x_t = batch
         features = self.extractor(torch.cat([x_s, x_t]))
@@ -111,7 +114,7 @@ class DANN(Classifier):
         weight = self.domain_weight(class_loss)
         domain_logits = self.domain(reverse_gradient(features, weight))
         domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
-        move(class_loss + domain_loss, self.optimizers.values())
+        update(class_loss + domain_loss, self.optimizers.values())
         return {
             "class": class_loss,
             "domain": domain_loss,
@@ -121,70 +124,30 @@ class DANN(Classifier):
 
     def _train_domain_classifier(self, features: Tensor, is_source: Tensor) -> None:
         loss = F.binary_cross_entropy_with_logits(self.domain(features), is_source)
-        move(loss, [self.optimizers["domain"]])
+        update(loss, [self.optimizers["domain"]])
 
     def domain_weight(self, class_loss: Tensor) -> Tensor:
-        """The weight of the reversed gradient at the step that `done` says: scalar.
+        """The weight of the reversed gradient at the current step: scalar.
 
-        Fixed, or `rising`, or patient: rising, times how far the batch's class loss shows the
-        labels `learned`.
+        Fixed, or `rising`, or "patient": rising, times how far the batch's class loss shows the
+        labels to be `learned`.
         """
         settings = self.settings
         weight = torch.full_like(class_loss, settings.domain_weight)
         if settings.domain_schedule == "fixed":
             return weight
-        weight *= rising(self.done / settings.steps)
+        weight *= rising(self.step / settings.steps)
         return weight * learned(class_loss) if settings.domain_schedule == "patient" else weight
 
     def domain_accuracy(self, source: Tensor, target: Tensor) -> float:
-        """Mean share of either domain's images (N, 3, 32, 32) uint8 that D knows; 0.5 is chance."""
-        logits = [self._over(lambda x: self.domain(self.extractor(x)), x) for x in (source, target)]
+        """D's mean accuracy over both domains' images (N, 3, 32, 32) uint8; 0.5 is chance."""
+        logits = [self.over(lambda x: self.domain(self.extractor(x)), x) for x in (source, target)]
         return ((logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()).item() / 2
 
     def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """What the history says of held-out images; the target's labels are not among them."""
+        """On validation images: the source's accuracy and D's; no target label is used."""
+        images = data.source_validation.images
         return {
             "accuracy": self.accuracy(data.source_validation),
-            "domain_accuracy": self.domain_accuracy(
-                data.source_validation.images, data.target_validation
-            ),
+            "domain_accuracy": self.domain_accuracy(images, data.target_validation),
         }
-
-
-def two_domains(
-    data: Adaptation,
-    settings: ClassifierFields,
-    seed: int,
-    augment_source: Callable[[Tensor], Tensor],
-    augment_target: Callable[[Tensor], Tensor],
-) -> Callable[[torch.device], Callable[[int], tuple[Tensor, Tensor, Tensor]]]:
-    """device -> (step -> source images, source labels, target images), drawn independently."""
-
-    def on(device: torch.device) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
-        tensors = [data.source.images, data.source.labels]
-        source = Batches(tensors, settings.batch_size, seed, device, augment_source)
-        # Another order than the source's, even where both are of one size.
-        target = Batches([data.target], settings.batch_size, ~seed, device, augment_target)
-        return lambda step: (*source(step), *target(step))
-
-    return on
-
-
-def train_or_load(settings: DANNSettings, data: Adaptation, runs_dir: Path | str) -> Run[DANN]:
-    """The DANN of these settings on this pair, trained now or by an earlier run."""
-    return runs.train_or_load(
-        "dann",
-        lambda: DANN(settings),
-        two_domains(
-            data,
-            settings,
-            settings.seed,
-            AUGMENTATIONS[settings.augmentation],
-            AUGMENTATIONS[settings.target_augmentation],
-        ),
-        settings,
-        data=data.fingerprint,
-        runs_dir=runs_dir,
-        code=[*CODE, "methods/dann"],
-        evaluate=lambda method: method.evaluate(data),
-    )

@@ -1,4 +1,4 @@
-"""The DCGAN of chapter 2, the original's tricks to train it, and what is done today.
+"""The DCGAN of chapter 2, the original's tricks to train it, and today's remedies.
 
 A generator G maps noise z to an image, a discriminator D tells real images from G's, and they are
 trained against each other:
@@ -15,7 +15,7 @@ References:
     [6] Yazici et al.: The Unusual Effectiveness of Averaging in GAN Training. ICLR 2019
     [7] Zhao et al.: Differentiable Augmentation. NeurIPS 2020. arXiv:2006.10738
 
-Where we depart from the original homework: D ends in a logit, and the loss holds the Sigmoid, so
+Departures from the original homework: D ends in a logit, and the loss holds the Sigmoid, so
 that neither overflows; labels are flipped image by image, not batch by batch.
 """
 
@@ -23,23 +23,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dlcvlib.config.params import GANSettings
-from dlcvlib.data.batches import CHUNK, Batches, random_flips
-from dlcvlib.data.types import FaceData
-from dlcvlib.evaluation import metrics
-from dlcvlib.evaluation.features import Extractor
+from dlcvlib.config.schema import GANSettings
+from dlcvlib.data.batches import CHUNK, Batches, prior_samples, random_flips
+from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
-from dlcvlib.methods.vae import prior_samples
-from dlcvlib.training import runs
-from dlcvlib.training.loop import adam, evaluating, move
-from dlcvlib.training.runs import Run, device_of
+from dlcvlib.methods.diffaugment import augment
+from dlcvlib.training.method import Batch, Method, adam, evaluating, frozen, update
 
 IMAGE_SIZE = 64
 STAGES = 4
@@ -129,7 +124,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 1.0, 0.02)
 
 
-# --- what D is asked, and what it is shown ----------------------------------------------------
+# --- losses, and what D sees --------------------------------------------------------------------
 
 
 def labels(
@@ -189,96 +184,53 @@ def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
     return along(images.shape[2]) @ images @ along(images.shape[3]).T
 
 
-def augment(images: Tensor, policy: Sequence[str]) -> Tensor:
-    """Random changes, each image's own, that gradients pass through ([7], section 3.2).
-
-    Args:
-        images: (N, 3, H, W) in -1..1.
-        policy: of "color" (brightness, saturation, contrast), "translation" (by up to 1/8, zeros
-            moving in) and "cutout" (a square of half the side turned to zero).
-    """
-    for name in policy:
-        images = POLICIES[name](images)
-    return images
+# --- the method ---------------------------------------------------------------------------------
 
 
-def _color(images: Tensor) -> Tensor:
-    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
-    images = images + brightness - 0.5
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * 2 * saturation
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * (contrast + 0.5)
+class DCGAN(Method):
+    """Both players and the generator's moving average; each player has an Adam of its own."""
 
-
-def _translation(images: Tensor) -> Tensor:
-    count, _, height, width = images.shape
-    reach = height // 8, width // 8
-    down, right = (torch.randint(-r, r + 1, (count, 1, 1), device=images.device) + r for r in reach)
-    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
-    rows = torch.arange(height, device=images.device)[None, :, None] + down
-    columns = torch.arange(width, device=images.device)[None, None, :] + right
-    index = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
-
-
-def _cutout(images: Tensor) -> Tensor:
-    count, _, height, width = images.shape
-
-    def hidden(size: int) -> Tensor:
-        """Which of `size` rows or columns each image's hole covers: (N, size)."""
-        length = size // 2
-        start = torch.randint(0, size + 1, (count, 1), device=images.device) - length // 2
-        offset = torch.arange(size, device=images.device)[None] - start
-        return (offset >= 0) & (offset < length)
-
-    hole = hidden(height)[:, None, :, None] & hidden(width)[:, None, None, :]
-    return images.masked_fill(hole, 0.0)
-
-
-POLICIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "color": _color,
-    "translation": _translation,
-    "cutout": _cutout,
-}
-
-
-# --- the game ---------------------------------------------------------------------------------
-
-
-class DCGAN:
-    """Both players, the generator's average and two Adams, for `training.fit`."""
+    name = "dcgan"
 
     def __init__(self, settings: GANSettings) -> None:
-        self.settings = settings
-        self.done = 0
+        super().__init__(settings)
         spectral = settings.discriminator_norm == "spectral"
         self.generator = Generator(settings.channels, settings.latent_dim, settings.kernel)
         self.discriminator = Discriminator(settings.channels, settings.kernel, spectral)
-        self.modules = {"generator": self.generator, "discriminator": self.discriminator}
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
-            self.modules["averaged"] = self.averaged
 
     @functools.cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Each player's."""
         return {
-            name: adam([self.modules[name]], self.settings)
+            name: adam([self.get_submodule(name)], self.settings)
             for name in ("generator", "discriminator")
         }
 
-    def step(self, batch: tuple[Tensor]) -> dict[str, Tensor]:
-        """One step of D, then one or several of G; images (N, 3, 64, 64) in 0..1."""
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The generator that samples are drawn from."""
+        best = "averaged" if self.settings.ema_decay else "generator"
+        return (best,) if self.settings.keep_snapshots else ()
+
+    def batches(self, data: MeasuredFaces, device: torch.device) -> Callable[[int], Batch]:
+        """Training images (N, 3, 64, 64) in 0..1, mirrored at random."""
+        settings, images = self.settings, [data.faces.train.images]
+        flips = random_flips(settings.horizontal_flip, vertical=False)
+        return Batches(images, settings.batch_size, settings.seed, device, flips)
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of D, then one or several of G."""
         (images,) = batch
         real = 2 * images - 1
         fake = self.generator(self.noise(len(real), real.device))
         terms = self._train_discriminator(real, fake.detach())
-        # G's first step looks at the images that D has just been trained on.
+        # G's first step uses the images that D has just been trained on.
         terms |= self._train_generator(fake)
         for _ in range(self.generator_steps() - 1):
             self._train_generator(self.generator(self.noise(len(real), real.device)))
-        if "averaged" in self.modules:
+        if self.settings.ema_decay:
             self.averaged.update_parameters(self.generator)
         return terms
 
@@ -290,7 +242,7 @@ class DCGAN:
             discriminator_loss(settings.loss, *pair) for pair in zip(logits, targets, strict=True)
         ]
         loss = losses[0] + losses[1]
-        move(loss, [self.optimizers["discriminator"]])
+        update(loss, [self.optimizers["discriminator"]])
         return {
             "discriminator": loss,
             "d_real": logits[0].sigmoid().mean(),
@@ -298,38 +250,36 @@ class DCGAN:
         }
 
     def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
-        # D only passes gradients on here: without its own they are cheaper, and it cannot move.
-        self.discriminator.requires_grad_(False)
-        loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
-        move(loss, [self.optimizers["generator"]])
-        self.discriminator.requires_grad_(True)
+        with frozen(self.discriminator):
+            loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
+            update(loss, [self.optimizers["generator"]])
         return {"generator": loss}
 
     def noise(self, count: int, device: torch.device) -> Tensor:
         """z ~ N(0, I): (count, latent_dim)."""
         return torch.randn(count, self.settings.latent_dim, device=device)
 
-    # The tricks of the original, at the step that `done` says.
+    # The original's tricks at the current step.
 
     def flip_labels(self) -> float:
-        """Chance that a label of D is flipped now."""
-        return self.settings.flip_labels if self.done < self.settings.flip_labels_until else 0.0
+        """Chance that a label of D is flipped."""
+        return self.settings.flip_labels if self.step < self.settings.flip_labels_until else 0.0
 
     def generator_steps(self) -> int:
-        """Steps of G for the coming step of D."""
-        early = self.done < self.settings.generator_steps_until
+        """Steps of G per step of D."""
+        early = self.step < self.settings.generator_steps_until
         return self.settings.generator_steps if early else 1
 
     def input_noise(self) -> float:
-        """Standard deviation of the noise on D's input now."""
+        """Standard deviation of the noise on D's input."""
         return self.settings.input_noise * self._left(self.settings.input_noise_annealed)
 
     def input_blur(self) -> float:
-        """Standard deviation in pixels of the blur on D's input now."""
+        """Standard deviation in pixels of the blur on D's input."""
         return self.settings.input_blur * self._left(self.settings.input_blur_annealed)
 
     def _left(self, annealed: bool) -> float:
-        return 1 - self.done / self.settings.steps if annealed else 1.0
+        return 1 - self.step / self.settings.steps if annealed else 1.0
 
     def shown(self, images: Tensor) -> Tensor:
         """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
@@ -340,8 +290,6 @@ class DCGAN:
             images = images + noise * torch.randn(images.shape, device=images.device)
         return augment(images, self.settings.augmentation)
 
-    # What the trained model is asked for.
-
     @torch.no_grad()
     def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU.
@@ -350,56 +298,19 @@ class DCGAN:
             z: the noise.
             averaged: by the averaged generator, if there is one.
         """
-        name = "averaged" if averaged and "averaged" in self.modules else "generator"
-        generator = getattr(self, name)
-        with evaluating({name: generator}):
-            device = device_of(generator)
-            chunks = [generator(chunk.to(device)).float().cpu() for chunk in z.split(CHUNK)]
+        generator = self.averaged if averaged and self.settings.ema_decay else self.generator
+        with evaluating(generator):
+            chunks = [generator(part.to(self.device)).float().cpu() for part in z.split(CHUNK)]
         return (torch.cat(chunks) + 1) / 2
 
-    def evaluate(self, real: Tensor, extractor: Extractor) -> dict[str, float]:
-        """KID of, and diversity in, as many samples as there are real features (N, D).
+    def evaluate(self, data: MeasuredFaces) -> dict[str, float]:
+        """Distance from held-out faces of as many samples, from the same noise at every call.
 
-        Of the generator, and under names that end in "_averaged" of its average; the noise is the
-        same at every call. The KID is over all N at once; the diversity is a share of the real.
+        Of the generator, and under names that end in "_averaged" of its moving average.
         """
-        z = prior_samples(len(real), self.settings.latent_dim, seed=0)
+        z = prior_samples(data.held_out, self.settings.latent_dim, seed=0)
         values = {}
-        for ending in ["", "_averaged"] if "averaged" in self.modules else [""]:
-            found = extractor.features(self.sample(z, averaged=bool(ending)))
-            values[f"kid{ending}"] = metrics.squared_mmd(real.double(), found.double()).item()
-            values[f"diversity{ending}"] = metrics.diversity(found) / metrics.diversity(real)
+        for ending in ["", "_averaged"] if self.settings.ema_decay else [""]:
+            measured = data.quality(self.sample(z, averaged=bool(ending)))
+            values |= {name + ending: value for name, value in measured.items()}
         return values
-
-
-def train_or_load(
-    settings: GANSettings, faces: FaceData, extractor: Extractor, runs_dir: Path | str
-) -> Run[DCGAN]:
-    """The DCGAN of these settings on these faces, trained now or by an earlier run.
-
-    `extractor` measures it along the way; the run's history depends on it, the model does not.
-    """
-    real = functools.cache(lambda: extractor.features(faces.validation.images))
-    return runs.train_or_load(
-        "dcgan",
-        lambda: DCGAN(settings),
-        lambda device: Batches(
-            [faces.train.images],
-            settings.batch_size,
-            settings.seed,
-            device,
-            random_flips(settings.horizontal_flip, vertical=False),
-        ),
-        settings,
-        data=f"{faces.fingerprint} {extractor.key}",
-        runs_dir=runs_dir,
-        code=[
-            "methods/dcgan",
-            "methods/averaging",
-            "evaluation/features",
-            "evaluation/metrics",
-            "methods/vae",
-        ],
-        evaluate=lambda method: method.evaluate(real(), extractor),
-        keep=["averaged" if settings.ema_decay else "generator"] * settings.keep_snapshots,
-    )

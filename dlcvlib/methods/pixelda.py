@@ -1,11 +1,11 @@
-"""PixelDA, chapter 4: source images redrawn in the target's style, and a classifier of both.
+"""PixelDA, chapter 4: source images translated to the target's style, and a classifier of both.
 
-A generator G turns a source image and noise into an image that a discriminator D cannot tell from
-the target's; a task classifier T learns the source's labels on source images and on what G makes
-of them:
+A generator G maps a source image and noise to an image that a discriminator D should take for one
+of the target's; a task classifier T learns the source's labels on source images and on G's
+translations:
 
     D minimises  adversarial loss,    T minimises  task loss,
-    G minimises  adversarial_weight * (D taken in) + task_weight * task loss
+    G minimises  adversarial_weight * (loss of fooling D) + task_weight * task loss
                  + content_weight * content loss
 
 References:
@@ -15,34 +15,31 @@ References:
 
 T is the network of chapter 3, where the original has one of its own, of D's shape; source and
 generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
-G and D see the geometric part, T the change of light too: a generator should not learn to draw
-other light. Half of the source images keep theirs for T as well; without any, it can stay a guess
-for most of a short run. What G has drawn is moved once more before T sees it, lest the two agree on
-marks that are no digits. Where we depart from [1] too: generated images teach a `patient` T only as
-far as it has `learned` the source's labels; G's early ones, which show no digit, would keep it from
-learning any. Source and generated images count half each in the task loss, where [1] adds them up:
-a `task_weight` here is twice the one there. Two slips of the original homework's code are
-parameters, off by default: a Softmax before a cross-entropy that has one inside, and T in G's
-optimiser, where [1] has it move with D.
+G and D see the geometric part, T the photometric part too: a generator should not learn to imitate
+augmented colours. Half of the source images keep their own colours for T as well; without any, it
+can stay at chance for most of a short run. Generated images are augmented again before T sees them,
+so that G and T cannot agree on patterns that are no digits. Departures from [1]: with `patient`
+(a label warm-up), generated images teach T only as far as it has `learned` the source's labels;
+G's early ones, which show no digit, would keep it from learning any. Source and generated images
+count half each in the task loss, where [1] adds them: a `task_weight` here is twice the one there.
+Two implementation errors of the original homework's code are parameters, off by default: a Softmax
+before a cross-entropy that contains one, and T in G's optimiser, where [1] updates it with D.
 """
 
 import itertools
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.params import PixelDASettings
+from dlcvlib.config.schema import PixelDASettings
 from dlcvlib.data.augment import AUGMENTATIONS, photometric, strong
 from dlcvlib.data.batches import CHUNK, to_float
 from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.classifier import CODE, IMAGE_SIZE, Classifier, learned
-from dlcvlib.methods.dann import two_domains
-from dlcvlib.training import runs
-from dlcvlib.training.loop import adam, evaluating, move
-from dlcvlib.training.runs import Run, device_of
+from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
+from dlcvlib.training.method import Batch, adam, evaluating, frozen, update
 
 
 class ResidualBlock(nn.Module):
@@ -119,7 +116,7 @@ class Discriminator(nn.Module):
 
 
 def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
-    """How far D's answers are from "all of the target", or from "none of it": scalar.
+    """Loss of D's logits against "all from the target", or "none of them": scalar.
 
     "least_squares" is the mean of (logit - label)^2 ([2], eq. 2, but for its halves), "bce" the
     cross-entropy of [1].
@@ -134,7 +131,8 @@ def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Te
     """Cross-entropy of logits (N, 10) and labels (N,): scalar ([1], eq. 3).
 
     `softmax_twice` takes the Softmax of the logits first. Whatever the logits, it cannot fall below
-    log(e + 9) - 1, or 1.46, and its gradient hardly tells a sure answer from a right one.
+    log(e + 9) - 1, or 1.46, and its gradient hardly distinguishes a confident prediction from a
+    correct one.
     """
     return F.cross_entropy(logits.softmax(1) if softmax_twice else logits, labels)
 
@@ -150,7 +148,9 @@ def content_loss(images: Tensor, others: Tensor) -> Tensor:
 
 
 class PixelDA(Classifier):
-    """G, D and T, for `training.fit`; T is an extractor and a classifier."""
+    """G, D and T; T is an extractor and a classifier."""
+
+    name = "pixelda"
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
@@ -160,22 +160,24 @@ class PixelDA(Classifier):
         self.discriminator = Discriminator(
             settings.discriminator_channels, settings.discriminator_norm
         )
-        self.modules |= {"generator": self.generator, "discriminator": self.discriminator}
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """T's, G's and D's."""
         return super().optimizers | {
-            name: adam([self.modules[name]], self.settings)
+            name: adam([self.get_submodule(name)], self.settings)
             for name in ("generator", "discriminator")
         }
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """A step of D and T, then one of G ([1], section 3).
+    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
+        kind = self.settings.augmentation
+        source = AUGMENTATIONS["geometric" if kind == "strong" else kind]
+        target = AUGMENTATIONS[self.settings.target_augmentation]
+        return two_domains(data, self.settings, device, source, target)
 
-        Args:
-            batch: source images (N, 3, 32, 32), their labels (N,), target images (M, 3, 32, 32).
-        """
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """A step of D and T, then one of G ([1], section 3)."""
         x_s, y_s, x_t = batch
         fake = self.generator(x_s, self.noise(len(x_s), x_s.device))
         terms = self._train_discriminator(x_t, fake.detach())
@@ -185,92 +187,68 @@ class PixelDA(Classifier):
 
     def _train_discriminator(self, x_t: Tensor, fake: Tensor) -> dict[str, Tensor]:
         kind = self.settings.adversarial_loss
-        of_target, of_fake = self.discriminator(x_t), self.discriminator(fake)
-        loss = adversarial_loss(kind, of_target, True) + adversarial_loss(kind, of_fake, False)
-        move(loss, [self.optimizers["discriminator"]])
+        on_target, on_fake = self.discriminator(x_t), self.discriminator(fake)
+        loss = adversarial_loss(kind, on_target, True) + adversarial_loss(kind, on_fake, False)
+        update(loss, [self.optimizers["discriminator"]])
         middle = 0.5 if kind == "least_squares" else 0.0
-        right = (of_target > middle).float().mean() + (of_fake <= middle).float().mean()
-        return {"discriminator": loss, "discriminator_accuracy": right / 2}
+        correct = (on_target > middle).float().mean() + (on_fake <= middle).float().mean()
+        return {"discriminator": loss, "discriminator_accuracy": correct / 2}
 
     def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> None:
-        of_source, of_fake = self._task_logits(x_s, fake)
-        known = learned(F.cross_entropy(of_source, y_s)) if self.settings.patient else 1.0
-        loss = self._task_loss(of_source, y_s) + known * self._task_loss(of_fake, y_s)
-        move(loss / 2, [self.optimizers["classifier"]])
+        on_source, on_fake = self._task_logits(x_s, fake)
+        known = learned(F.cross_entropy(on_source, y_s)) if self.settings.patient else 1.0
+        loss = self._task_loss(on_source, y_s) + known * self._task_loss(on_fake, y_s)
+        update(loss / 2, [self.optimizers["classifier"]])
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        settings, moved = self.settings, [self.optimizers["generator"]]
-        frozen = [self.discriminator]
+        settings, updated = self.settings, [self.optimizers["generator"]]
+        passive = [self.discriminator]
         if settings.classifier_with_generator:
-            moved.append(self.optimizers["classifier"])
+            updated.append(self.optimizers["classifier"])
         else:
-            frozen += [self.extractor, self.classifier]
-        # They only pass gradients on here: without their own they are cheaper, and cannot move.
-        for module in frozen:
-            module.requires_grad_(False)
-        fooled = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
-        of_source, of_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
-        content = content_loss(x_s, fake)
-        loss = settings.adversarial_weight * fooled
-        loss = loss + settings.task_weight * (of_source + of_fake) / 2
-        move(loss + settings.content_weight * content, moved)
-        for module in frozen:
-            module.requires_grad_(True)
+            passive += [self.extractor, self.classifier]
+        with frozen(*passive):
+            fooling = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
+            on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
+            content = content_loss(x_s, fake)
+            loss = settings.adversarial_weight * fooling
+            loss = loss + settings.task_weight * (on_source + on_fake) / 2
+            update(loss + settings.content_weight * content, updated)
         return {
-            "generator": fooled,
-            "class": of_source,
-            "class_generated": of_fake,
+            "generator": fooling,
+            "class": on_source,
+            "class_generated": on_fake,
             "content": content,
         }
 
     def _task_logits(self, x_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """T's logits of source and generated images, augmented."""
         if self.settings.augmentation == "strong":
-            other = torch.rand(len(x_s), 1, 1, 1, device=x_s.device) < 0.5
-            x_s, fake = torch.where(other, photometric(x_s), x_s), strong(fake)
+            recoloured = torch.rand(len(x_s), 1, 1, 1, device=x_s.device) < 0.5
+            x_s, fake = torch.where(recoloured, photometric(x_s), x_s), strong(fake)
         return self.logits(torch.cat([x_s, fake])).chunk(2)
 
     def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return task_loss(logits, labels, self.settings.softmax_twice)
+
+    def evaluate(self, data: Adaptation) -> dict[str, float]:
+        """T's accuracy on the source's validation images."""
+        return {"accuracy": self.accuracy(data.source_validation)}
 
     def noise(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """z, uniform in -1..1: (count, latent_dim)."""
         return torch.empty(count, self.settings.latent_dim, device=device).uniform_(-1, 1)
 
     @torch.no_grad()
-    def redraw(self, images: Tensor, z: Tensor) -> Tensor:
-        """Source images (N, 3, 32, 32) uint8 and noise (N, latent_dim) -> the same, as G has them.
+    def translate(self, images: Tensor, z: Tensor) -> Tensor:
+        """Source images (N, 3, 32, 32) uint8 and noise (N, latent_dim) -> the target's style.
 
         Returns:
-            (N, 3, 32, 32) uint8 on the CPU, in the target's style.
+            (N, 3, 32, 32) uint8 on the CPU.
         """
-        device = device_of(self.generator)
-        with evaluating({"generator": self.generator}):
-            drawn = [
-                self.generator(to_float(some.to(device)), noise.to(device)).cpu()
+        with evaluating(self.generator):
+            translated = [
+                self.generator(to_float(some.to(self.device)), noise.to(self.device)).cpu()
                 for some, noise in zip(images.split(CHUNK), z.split(CHUNK), strict=True)
             ]
-        return (torch.cat(drawn) * 255).round().to(torch.uint8)
-
-
-def train_or_load(
-    settings: PixelDASettings, data: Adaptation, runs_dir: Path | str
-) -> Run[PixelDA]:
-    """The PixelDA of these settings on this pair, trained now or by an earlier run."""
-    shape = "geometric" if settings.augmentation == "strong" else settings.augmentation
-    return runs.train_or_load(
-        "pixelda",
-        lambda: PixelDA(settings),
-        two_domains(
-            data,
-            settings,
-            settings.seed,
-            AUGMENTATIONS[shape],
-            AUGMENTATIONS[settings.target_augmentation],
-        ),
-        settings,
-        data=data.fingerprint,
-        runs_dir=runs_dir,
-        code=[*CODE, "methods/dann", "methods/pixelda"],
-        evaluate=lambda method: {"accuracy": method.accuracy(data.source_validation)},
-    )
+        return (torch.cat(translated) * 255).round().to(torch.uint8)

@@ -11,37 +11,32 @@ References:
     [3] Ghosh et al.: From Variational to Deterministic Autoencoders. ICLR 2020. arXiv:1903.12436
         (a density fitted to the latents after training)
 
-Where we depart from the original homework: both terms are summed over pixels and latents and
-averaged over the batch, so that neither batch size nor image size hides in the weight; the
-decoder's transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not;
-the log-variance is clamped to a range that training leaves only when it diverges.
+Departures from the original homework: both terms are summed over pixels and latents and averaged
+over the batch, so that neither batch size nor image size hides in the weight; the decoder's
+transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not; the
+log-variance is clamped to a range that training leaves only when it diverges.
 """
 
 import itertools
 import warnings
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlcvlib.config.params import VAESettings
+from dlcvlib.config.schema import VAESettings
 from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
 from dlcvlib.data.types import FaceData
-from dlcvlib.training import runs
-from dlcvlib.training.loop import adam, evaluating, move
-from dlcvlib.training.runs import Run, device_of
-from dlcvlib.utils import fingerprints, storage
+from dlcvlib.training.method import Batch, Method, evaluating, update
 
 IMAGE_SIZE = 64
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
 FITTED = 10_000
-"""Latents that a density is fitted to, at most."""
+"""Largest number of latents that a density is fitted to: more take gigabytes."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
@@ -92,10 +87,10 @@ class Decoder(nn.Module):
     Args:
         channels: the encoder's channels; the decoder runs through them backwards.
         latent_dim: length of z.
-        kernel: side of the transposed convolutions, of stride 2: 2 (blocks that touch) or 4
-            (blocks that overlap).
+        kernel: side of the transposed convolutions, of stride 2: 2 (adjacent patches) or 4
+            (overlapping ones).
         activation: "relu" or "leaky_relu".
-        output: "sigmoid", or "tanh" moved to the same range.
+        output: "sigmoid", or "tanh" rescaled to the same range.
         normalise_output: BatchNorm before that, as in the original's code.
     """
 
@@ -153,11 +148,13 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
-class VAE:
-    """Encoder, decoder and Adam, for `training.fit`."""
+class VAE(Method):
+    """Encoder and decoder, trained on the evidence lower bound by one Adam."""
+
+    name = "vae"
 
     def __init__(self, settings: VAESettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.encoder = Encoder(settings.channels, settings.latent_dim, settings.normalise_heads)
         self.decoder = Decoder(
             settings.channels,
@@ -167,76 +164,65 @@ class VAE:
             settings.output,
             settings.normalise_output,
         )
-        self.modules = {"encoder": self.encoder, "decoder": self.decoder}
 
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Encoder's and decoder's, as one."""
-        return {"adam": adam(self.modules.values(), self.settings)}
+    def batches(self, data: FaceData, device: torch.device) -> Callable[[int], Batch]:
+        """Training images (N, 3, 64, 64) in 0..1, flipped at random."""
+        settings = self.settings
+        flips = random_flips(settings.horizontal_flip, settings.vertical_flip)
+        images = [data.train.images]
+        return Batches(images, settings.batch_size, settings.seed, device, flips)
 
-    def step(self, batch: tuple[Tensor]) -> dict[str, Tensor]:
-        """One step on the evidence lower bound; images (N, 3, 64, 64) in 0..1."""
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step on the evidence lower bound."""
         (images,) = batch
-        terms = self.terms(images, sample=True)
+        terms = self.terms(images)
         loss = terms["mse"] + self.settings.kld_weight * terms["kld"]
-        move(loss, self.optimizers.values())
+        update(loss, self.optimizers.values())
         return terms
 
-    def terms(self, images: Tensor, *, sample: bool) -> dict[str, Tensor]:
-        """The loss's two terms, an image's mean; z is a sample of q(z|x), or else its mean."""
+    def terms(self, images: Tensor) -> dict[str, Tensor]:
+        """Both terms of the loss, averaged over images (N, 3, 64, 64), with z ~ q(z|x): scalars."""
         mean, log_variance = self.encoder(images)
-        z = reparameterise(mean, log_variance) if sample else mean
+        z = reparameterise(mean, log_variance)
         return {
             "mse": reconstruction_error(images, self.decoder(z)).mean(),
             "kld": kl_divergence(mean, log_variance).mean(),
         }
 
     @torch.no_grad()
-    def evaluate(self, images: Tensor) -> dict[str, float]:
-        """The loss's terms on held-out images (N, 3, 64, 64) uint8, z drawn as in training."""
-        with evaluating(self.modules):
+    def evaluate(self, data: FaceData) -> dict[str, float]:
+        """The loss's terms on validation images, z drawn as in training."""
+        images = data.validation.images
+        with evaluating(self):
             chunks = [
-                [len(chunk) * value for value in self.terms(chunk, sample=True).values()]
-                for chunk in float_chunks(images, device_of(self.encoder))
+                [len(chunk) * value for value in self.terms(chunk).values()]
+                for chunk in float_chunks(images, self.device)
             ]
         mse, kld = torch.tensor(chunks).sum(0).div(len(images)).tolist()
         return {"mse": mse, "kld": kld}
 
-    @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z|x) of images (N, 3, 64, 64) uint8, on the CPU."""
-        chunks = float_chunks(images, device_of(self.encoder))
-        means, log_variances = zip(*(self.encoder(chunk) for chunk in chunks), strict=True)
-        return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
+        """Mean and log-variance of q(z|x), each (N, D) on the CPU, of uint8 (N, 3, 64, 64)."""
+        both = self.over(lambda chunk: torch.stack(self.encoder(chunk), 1), images)
+        return both[:, 0].contiguous(), both[:, 1].contiguous()
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Means of q(z|x): (N, 3, 64, 64) uint8 -> (N, latent_dim) on the CPU."""
-        chunks = float_chunks(images, device_of(self.encoder))
-        return torch.cat([self.encoder(chunk)[0].cpu() for chunk in chunks])
+        return self.over(lambda chunk: self.encoder(chunk)[0], images)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU."""
-        device = device_of(self.decoder)
-        return torch.cat([self.decoder(chunk.to(device)).cpu() for chunk in z.split(CHUNK)])
+        return torch.cat([self.decoder(chunk.to(self.device)).cpu() for chunk in z.split(CHUNK)])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) uint8 -> their reconstructions in 0..1, from the mean of q(z|x)."""
         return self.decode(self.encode(images))
 
 
-def prior_samples(count: int, latent_dim: int, seed: int) -> Tensor:
-    """z ~ N(0, I): (count, latent_dim), the same for the same seed."""
-    return torch.randn(count, latent_dim, generator=torch.Generator().manual_seed(seed))
-
-
 def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
-    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim).
-
-    To the first `FITTED` of them: more take gigabytes.
-    """
-    # Loaded here: scikit-learn takes more than a second, and most of this module does without it.
+    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
+    # Imported here: scikit-learn takes more than a second, and training does without it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
@@ -248,35 +234,3 @@ def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10)
     z, _ = mixture.sample(count)
     order = np.random.default_rng(seed).permutation(count)  # sample() sorts by component
     return torch.from_numpy(z[order]).float()
-
-
-def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
-    """Means of q(z|x) of the training images: (N, latent_dim).
-
-    Several notebooks fit something to them; they are computed once and kept in the runs' `latents`.
-    """
-    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
-    name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
-    folder = storage.make_dir(run.folder.parent / "latents" / name)
-
-    def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
-        return {"mean": run.method.encode(faces.train.images)}, {}
-
-    return storage.kept(folder / "mean.safetensors", encode)[0]["mean"]
-
-
-def train_or_load(settings: VAESettings, faces: FaceData, runs_dir: Path | str) -> Run[VAE]:
-    """The VAE of these settings on these faces, trained now or by an earlier run."""
-    flips = random_flips(settings.horizontal_flip, settings.vertical_flip)
-    return runs.train_or_load(
-        "vae",
-        lambda: VAE(settings),
-        lambda device: Batches(
-            [faces.train.images], settings.batch_size, settings.seed, device, flips
-        ),
-        settings,
-        data=faces.fingerprint,
-        runs_dir=runs_dir,
-        code=["methods/vae"],
-        evaluate=lambda method: method.evaluate(faces.validation.images),
-    )

@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _go_to_the_project(arguments: argparse.Namespace) -> None:
     """Work where the notebooks' kernels do; paths that were typed stay what they were."""
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
     here = Path.cwd()
 
@@ -153,7 +153,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
         return kind + colon + from_there(path) if path else data
 
     os.chdir(ROOT)
-    arguments.changes = params.parse_assignments(arguments.assignments)
+    arguments.changes = profiles.parse_assignments(arguments.assignments)
     for name, here_too in (("data", source), ("runs_dir", from_there)):
         if given := getattr(arguments, name):
             setattr(arguments, name, here_too(given))
@@ -165,7 +165,7 @@ def _go_to_the_project(arguments: argparse.Namespace) -> None:
 
 
 def _parameters(arguments: argparse.Namespace) -> dict:
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles, schema
 
     changes = arguments.changes
     everywhere = {"data": arguments.data, "runs_dir": arguments.runs_dir}
@@ -173,32 +173,32 @@ def _parameters(arguments: argparse.Namespace) -> dict:
     # 2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been
     # changed there; which images are used is their own.
     for chapter, other, own in (
-        ("gan", "vae", params.FaceParams),
-        ("pixelda", "dann", params.DigitParams),
+        ("gan", "vae", schema.FaceParams),
+        ("pixelda", "dann", schema.DigitParams),
     ):
         theirs = _seeds(arguments, other) | changes[other]
         kept = {name: value for name, value in theirs.items() if name not in own.model_fields}
         named = f"{other}_changes"
-        profiles = getattr(params.load(arguments.profile, chapter), named)
-        changes[chapter] = {named: profiles | kept} | changes[chapter]
+        before = getattr(profiles.load(arguments.profile, chapter), named)
+        changes[chapter] = {named: before | kept} | changes[chapter]
     return {
-        chapter: params.load(
+        chapter: profiles.load(
             arguments.profile,
             chapter,
             everywhere | _seeds(arguments, chapter) | changes[chapter],
         )
-        for chapter in params.CHAPTERS
+        for chapter in profiles.CHAPTERS
     }
 
 
 def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
     """`--seed` as a chapter knows it: where it has several, they count up from it."""
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
     first = arguments.seed
     if first is None:
         return {}
-    chosen = params.load(arguments.profile, chapter).model_dump()
+    chosen = profiles.load(arguments.profile, chapter).model_dump()
     several = {
         name: [first + number for number in range(len(chosen[name]))]
         for name in ("seeds", "ablation_seeds")
@@ -281,12 +281,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from dlcvlib.config import params
+    from dlcvlib.config import profiles
 
     if arguments.write_notebooks:
-        print(f"{params.write_parameters_cells(arguments.chapter)} notebooks changed")
+        print(f"{profiles.write_parameters_cells(arguments.chapter)} notebooks changed")
         return 0
     chosen = _parameters(arguments)[arguments.chapter]
-    for name, field in type(chosen).model_fields.items():
-        print(f"{name}: {params.as_text(getattr(chosen, name))}  # {field.description}")
+    for name, value in chosen.model_dump().items():
+        print(f"{name}: {profiles.as_text(value)}  # {type(chosen).model_fields[name].description}")
     return 0

@@ -24,7 +24,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from dlcvlib.config.params import NOTEBOOKS, ROOT, Parameters
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report import uptodate
 from dlcvlib.report.exhibits import MIME, check, options
 from dlcvlib.report.uptodate import Task, plan
@@ -117,7 +118,7 @@ def make_report(
         )
 
     outcomes: list[Outcome] = []
-    with storage.sole(storage.make_dir(out) / ".report", "made"):
+    with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))

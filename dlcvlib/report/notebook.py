@@ -14,8 +14,6 @@ JupyterLab shows, a JSON payload under `MIME`:
 
 import ast
 import base64
-import contextlib
-import importlib
 import io
 import json
 import sys
@@ -31,7 +29,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from dlcvlib.config.params import Parameters
+from dlcvlib.config.schema import Parameters
+from dlcvlib.plots import style
 from dlcvlib.report import tables
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
@@ -63,8 +62,10 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
         UserError: if parameters are missing, unknown or out of range.
     """
     params = cls.parse(parameters(cls, cells), "parameters of this notebook")
-    for module, function in (("plots.style", "use"), ("training.device", "setup")):
-        _call(f"dlcvlib.{module}", function)
+    from dlcvlib.training import device  # loads torch, which `show_exhibits` alone does without
+
+    style.use()
+    device.setup()
     show_exhibits()
     return params
 
@@ -78,12 +79,6 @@ def show_exhibits() -> None:
         shell.display_formatter.mimebundle_formatter.for_type(kind, _table_bundle)
     shell.events.register("pre_run_cell", _enter_cell)
     shell.events.register("post_run_cell", _leave_cell)
-
-
-def _call(module: str, function: str) -> None:
-    """Call a function that may not be there yet."""
-    with contextlib.suppress(ModuleNotFoundError):
-        getattr(importlib.import_module(module), function, lambda: None)()
 
 
 def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlcvlib import __version__
-from dlcvlib.config.params import CHAPTERS, ROOT, Parameters
+from dlcvlib.config.paths import ROOT
+from dlcvlib.config.profiles import CHAPTERS
+from dlcvlib.config.schema import Parameters
 from dlcvlib.utils import environment, fingerprints, stopwatch, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")

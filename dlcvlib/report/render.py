@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import typst
 from nbformat import NotebookNode
 from PIL import Image
 
-from dlcvlib.config.params import Parameters
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report import provenance, tables
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, options, split
 from dlcvlib.utils import storage
-from dlcvlib.utils.markdown import fenced
+from dlcvlib.utils.markdown import fenced, table
 from dlcvlib.utils.stopwatch import timed
 
 TITLE = "Image models, repeated"
@@ -247,12 +247,17 @@ def document(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"table": _table, "fenced": fenced, "json": _json}
+    environment.filters |= {"frame": _frame, "table": _table, "fenced": fenced, "json": _json}
     return environment.get_template("report.md.j2").render(values)
 
 
-def _table(rows: Sequence[Any], columns: Sequence[str] | None = None) -> str:
+def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
+    """Values by the formats of columns.yaml."""
     return tables.to_markdown(pd.DataFrame(list(rows), columns=columns))
+
+
+def _table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    return table(headings, rows)
 
 
 def _json(value: Any) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 from pandas.io.formats.style import Styler
 
+from dlcvlib.plots.style import pair_name
 from dlcvlib.utils import markdown
 
 
@@ -77,11 +78,11 @@ def layout() -> dict[str, dict[str, str]]:
 
 
 def _text(value: Any, format: str | None) -> str:
-    """A cell as text: numbers by their format, missing ones as an en dash."""
+    """A cell as text: numbers by their format, pairs by their name, missing ones as an en dash."""
     if _missing(value):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return pair_name(str(value))
     if format is None:
         format = ",.0f" if isinstance(value, int) or abs(value) >= 1000 else ".3g"
     return f"{value:{format}}"

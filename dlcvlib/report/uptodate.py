@@ -12,7 +12,9 @@ from typing import Any
 
 import nbformat
 
-from dlcvlib.config.params import CHAPTERS, NOTEBOOKS, Parameters, load
+from dlcvlib.config.paths import NOTEBOOKS
+from dlcvlib.config.profiles import CHAPTERS, load
+from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError

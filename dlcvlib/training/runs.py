@@ -1,43 +1,52 @@
-"""`train_or_load`: where a run lives on disk, when it is reused, who holds its lock.
+"""`train_or_load`: where a run lives on disk, when it is used again, who holds its lock.
 
 A run is `runs/<method>-<hash>/`; the hash covers what decides the result: the method's settings,
 the data's fingerprint, the source of the code that trains it and the versions of torch and
-accelerate. On what it was trained, and by how many threads and processes, is kept beside it.
+accelerate. The device and the number of threads and processes are recorded beside it.
 Notebooks that need the same run share it.
 
     settings.yaml        what was trained
     history.csv          losses over the steps
     model.safetensors    parameters and buffers
-    snapshot-*           modules that were kept along the way, in half precision
+    snapshot-*           networks kept along the way, in half precision
     provenance.json      versions, device, time and the files' hashes; written last: the run is done
     checkpoint*          only while it trains
 """
 
 import copy
 import gc
+import inspect
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
-from torch import nn
 
-from dlcvlib.config.params import TrainingSettings
-from dlcvlib.training import device, loop
+from dlcvlib.training import checkpoint, device, loop
+from dlcvlib.training.method import Method, Progress, Settings
 from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils.errors import UserError
 
 K = TypeVar("K")
-M = TypeVar("M", bound=device.Method)
-Batch = Callable[[int], Any]
-_waits: ContextVar[bool] = ContextVar("waits", default=True)
+M = TypeVar("M", bound=Method)
+ROOMS = ("methods/", "training/", "data/")
+"""Where code decides a trained model; settings count by their values, not by their schema."""
+
+handed_out: list[str] = []
+"""Names of the runs that this process has been given, for the page that they came to."""
+
+
+class Data(Protocol):
+    """What a method trains on."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -45,38 +54,49 @@ class Run(Generic[M]):
     """A finished training run.
 
     Attributes:
-        name: `<method>-<hash>`, as captions name it.
-        method: the trained method, its modules in evaluation mode.
+        name: `<method>-<hash>`.
+        method: the trained method, in evaluation mode.
         settings: what it was trained with.
         history: one row every few steps: step, losses, learning_rate, validation_*.
         provenance: versions, device, precision, seconds, images_per_second, …
-        folder: where it lies.
+        folder: where it is kept.
     """
 
     name: str
     method: M
-    settings: TrainingSettings
+    settings: Settings
     history: pd.DataFrame
     provenance: dict[str, Any]
     folder: Path
 
     @property
     def snapshots(self) -> list[int]:
-        """Steps at which modules were kept."""
-        return self.provenance["snapshots"]
+        """Steps at which networks were kept, as far as their files are intact."""
+        steps = self.provenance["snapshots"]
+        return [step for step in steps if self._intact(_snapshot(step))]
+
+    def _intact(self, file: str) -> bool:
+        try:
+            storage.check(self.folder / file, self.provenance["files"][file])
+        except storage.DamagedFileError as error:
+            print(f"{error}; it is left out")
+            return False
+        return True
 
     def at(self, step: int) -> M:
-        """The method with its kept modules as they were after a step of `snapshots`."""
+        """The method with its kept networks as they were after a step of `snapshots`."""
         file = _snapshot(step)
         tensors, _ = storage.read_tensors(self.folder / file, self.provenance["files"][file])
         method = copy.deepcopy(self.method)
-        loop.load_modules(method, tensors)
+        for name in {key.split(".")[0] for key in tensors}:
+            weights = {k.removeprefix(f"{name}."): v for k, v in tensors.items()}
+            method.get_submodule(name).load_state_dict(weights)
         return method
 
     @property
     def device(self) -> torch.device:
-        """Where the modules are."""
-        return device_of(next(iter(self.method.modules.values())))
+        """Where the networks are."""
+        return self.method.device
 
     @property
     def seconds(self) -> float:
@@ -84,171 +104,149 @@ class Run(Generic[M]):
         return self.provenance["seconds"]
 
 
-def identity_of(settings: TrainingSettings, data: str, code: Iterable[str]) -> dict[str, Any]:
-    """All that decides a trained model.
+def deciding_code(method: type[Method]) -> dict[str, str]:
+    """Content hashes of the modules that train a method: all of `ROOMS` that it or the loop import.
 
-    Args:
-        settings: the method's.
-        data: fingerprint of the data.
-        code: modules of this package that define the method, such as "vae".
+    Comments and docstrings do not count.
     """
+    own, shared = (Path(inspect.getfile(part)) for part in (method, loop))
+    hashes = fingerprints.import_hashes(own, shared)
+    return {n: digest for n, digest in hashes.items() if n.startswith(ROOMS) or n == own.name}
+
+
+def identity_of(method: type[Method], settings: Settings, data: Data) -> dict[str, Any]:
+    """Everything that decides a trained model."""
     return {
         "settings": settings.model_dump(),
-        "data": data,
-        "code": fingerprints.module_hashes(
-            [*code, "training/device", "training/loop", "data/batches"]
-        ),
+        "data": data.fingerprint,
+        "code": deciding_code(method),
         **fingerprints.versions("torch", "accelerate"),
     }
 
 
-def run_name(kind: str, identity: Mapping[str, Any]) -> str:
-    """`<kind>-<hash>`: the name of a run of a method of that kind."""
-    return f"{kind}-{fingerprints.json_hash(identity)[:10]}"
-
-
 def train_or_load(
-    kind: str,
-    create: Callable[[], M],
-    batches: Callable[[torch.device], Batch],
-    settings: TrainingSettings,
-    *,
-    data: str,
+    method: type[M],
+    settings: Settings,
+    data: Data,
     runs_dir: Path | str,
-    code: Iterable[str],
-    evaluate: Callable[[M], dict[str, float]] | None = None,
-    keep: Sequence[str] = (),
+    *,
+    wait: bool = True,
 ) -> Run[M]:
-    """The trained run of these settings on this data: from disk if it is there, else trained now.
+    """The trained run of a method with these settings on this data, from disk or trained now.
 
     Args:
-        kind: the method's name.
-        create: makes the untrained method; called after seeding.
-        batches: device -> (step -> batch), called only if there is something to train.
-        settings: what decides the run, besides data and code.
-        data: fingerprint of the data.
+        method: a class of `dlcvlib.methods`.
+        settings: of that method.
+        data: what its `batches` and `evaluate` take.
         runs_dir: folder of the runs.
-        code: modules of this package that define the method.
-        evaluate: values for the history, from the method in training.
-        keep: modules whose weights are kept wherever `evaluate` is called.
+        wait: for another process that is training this run.
 
     Raises:
         UserError: if `runs_dir` cannot be written.
         TrainingError: if a loss or a gradient is not finite.
+        BusyError: without `wait`, if another process is training it.
     """
-    identity = identity_of(settings, data, code)
-    folder = storage.make_dir(Path(runs_dir)) / run_name(kind, identity)
-    if PartialState().num_processes == 1 and (run := _load(folder, create, settings)) is not None:
-        return run
-    with _sole(folder):
-        if (run := _load(folder, create, settings)) is not None:
-            return run
-        with _swept():
-            _train(folder, kind, identity, create, batches, settings, evaluate, keep)
-    run = _load(folder, create, settings)
+    identity = identity_of(method, settings, data)
+    name = f"{method.name}-{fingerprints.json_hash(identity)[:10]}"
+    folder = storage.make_dir(Path(runs_dir)) / name
+    run = None
+    if PartialState().num_processes == 1:
+        run = _load(folder, method, settings)
+    if run is None:
+        with _exclusive(folder, wait):
+            run = _load(folder, method, settings)
+            if run is None:
+                _train(folder, method, settings, data, identity)
+                gc.collect()  # autocast leaves modules and gradients in reference cycles
+                run = _load(folder, method, settings)
     if run is None:
         raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
+    if name not in handed_out:
+        handed_out.append(name)
     return run
 
 
-@contextmanager
-def _swept() -> Iterator[None]:
-    """Free what autocast leaves of a training in reference cycles: modules and gradients."""
-    gc.freeze()  # else all that was there before would be looked through too, a fifth of a second
-    try:
-        yield
-    finally:
-        gc.collect()
-        gc.unfreeze()
+def train_all(
+    requested: Mapping[K, tuple[type[M], Settings, Data]], runs_dir: Path | str
+) -> dict[K, Run[M]]:
+    """`train_or_load` for each, those that another process is training last.
+
+    Two processes that need the same runs thus share the work, where each would otherwise wait for
+    what the other has just begun. Processes that train one run together keep to the order.
+    """
+    remaining, runs = dict(requested), {}
+    while remaining and PartialState().num_processes == 1:
+        for key in list(remaining):
+            with suppress(storage.BusyError):
+                runs[key] = train_or_load(*remaining[key], runs_dir, wait=False)
+                del remaining[key]
+        if remaining:
+            key = next(iter(remaining))
+            runs[key] = train_or_load(*remaining.pop(key), runs_dir)
+    runs |= {key: train_or_load(*job, runs_dir) for key, job in remaining.items()}
+    return {key: runs[key] for key in requested}
 
 
 @contextmanager
-def _sole(folder: Path) -> Iterator[None]:
-    """`storage.sole`; under `accelerate launch` the main process holds the lock for all.
+def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
+    """An exclusive lock; under `accelerate launch` the main process holds it for all.
 
-    They go in and come out together, so that all of them find the same.
+    They enter and leave together, so that all of them find the same.
     """
     state = PartialState()
-    lock = storage.sole(folder, "trained", wait=_waits.get())
+    lock = storage.exclusive_lock(folder, "trained", wait=wait)
     with lock if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         yield
         state.wait_for_everyone()
 
 
-def several(wanted: Mapping[K, Callable[[], Run[M]]]) -> dict[K, Run[M]]:
-    """The runs of several calls of `train_or_load`, what another process trains as the last.
-
-    Two processes that want the same runs thus share the work out, where each would else wait for
-    what the other has just begun. Processes that train one run together keep to the order.
-    """
-    left, found = dict(wanted), {}
-    while left and PartialState().num_processes == 1:
-        for key in list(left):
-            with suppress(storage.BusyError), _without_waiting():
-                found[key] = left[key]()
-                del left[key]
-        if left:
-            key = next(iter(left))
-            found[key] = left.pop(key)()
-    found |= {key: train() for key, train in left.items()}
-    return {key: found[key] for key in wanted}
-
-
-@contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Let `train_or_load` raise where it would wait for a run; for what is soon made it waits."""
-    token = _waits.set(False)
-    try:
-        yield
-    finally:
-        _waits.reset(token)
-
-
 def _train(
     folder: Path,
-    kind: str,
-    identity: dict[str, Any],
-    create: Callable[[], M],
-    batches: Callable[[torch.device], Batch],
-    settings: TrainingSettings,
-    evaluate: Callable[[M], dict[str, float]] | None,
-    keep: Sequence[str],
+    kind: type[Method],
+    settings: Settings,
+    data: Data,
+    identity: Mapping[str, Any],
 ) -> None:
+    main = PartialState().is_main_process
     storage.make_dir(folder)
-    if PartialState().is_main_process:
+    if main:
         storage.sweep(folder)
-    method = _create(create, settings)
+    method = _create(kind, settings)
 
-    def measure() -> dict[str, float]:
-        if keep and PartialState().is_main_process:
-            _keep(folder / _snapshot(method.done), method, keep)
-        return evaluate(method)
+    def keep_snapshot(step: int) -> None:
+        if method.snapshots and main:
+            # Half precision is enough to draw pictures from.
+            tensors = {
+                key: value.half() if value.is_floating_point() else value
+                for key, value in method.state_dict().items()
+                if key.split(".")[0] in method.snapshots
+            }
+            storage.write_tensors(folder / _snapshot(step), tensors, {})
 
-    outcome = loop.fit(
-        method,
-        batches(device.default()),
-        settings,
-        folder,
-        label=kind,
-        evaluate=measure if evaluate else None,
-    )
-    if not PartialState().is_main_process:
+    progress = _fit(method, data, folder, keep_snapshot)
+    if not main:
         return
     storage.write_text(folder / "settings.yaml", yaml.safe_dump(settings.model_dump()))
-    history = pd.DataFrame(outcome.pop("history"))
+    history = pd.DataFrame(progress.history)
     storage.write_text(folder / "history.csv", history.to_csv(index=False))
-    storage.write_tensors(folder / "model.safetensors", loop.module_tensors(method), {})
+    storage.write_tensors(folder / "model.safetensors", method.state_dict(), {})
     snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
     files = ["settings.yaml", "history.csv", "model.safetensors", *map(_snapshot, snapshots)]
-    images = settings.steps * settings.batch_size
+    # A moving average has as many parameters again, and is not trained.
+    trained = (p.numel() for p in method.parameters() if p.requires_grad)
     provenance = {
-        "kind": kind,
+        "kind": method.name,
         "data": identity["data"],
         "code": identity["code"],
-        **outcome,
-        "images_per_second": images / outcome["seconds"],
-        "parameters": _trained(method),
+        "seconds": progress.seconds,
+        "device": device.name_of(device.default()),
+        "precision": progress.precision[0],
+        "precision_why": progress.precision[1],
+        "threads": torch.get_num_threads(),
+        "processes": progress.processes,
+        "images_per_second": settings.steps * settings.batch_size / progress.seconds,
+        "parameters": sum(trained),
         "snapshots": snapshots,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
@@ -256,62 +254,77 @@ def _train(
         "files": {file: storage.sha256(folder / file) for file in files},
     }
     storage.write_sealed(folder / "provenance.json", provenance)
-    loop.clear_checkpoints(folder)
+    checkpoint.clear(folder)
 
 
-def _trained(method: device.Method) -> int:
-    """How many parameters training moves; a kept average has as many, and is not trained."""
-    parameters = (p for module in method.modules.values() for p in module.parameters())
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], None]) -> Progress:
+    """Train a method from the folder's checkpoint, or from its start.
+
+    Raises:
+        UserError: if the checkpoint is of another number of processes.
+    """
+    state = PartialState()
+    found = checkpoint.load(folder)
+    if found and found[1]["processes"] != state.num_processes:
+        raise UserError(
+            f"{folder} was begun by {found[1]['processes']} processes: continue with as many, or "
+            "remove it"
+        )
+    batch = method.batches(data, device.default())
+    # A run keeps the precision it began with, whatever this machine would choose.
+    requested = method.settings.precision
+    precision = found[1]["precision"] if found else device.precision_for(requested)
+    accelerator = device.prepare(method, precision[0])
+    for optimizer in method.optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    if found:
+        progress = checkpoint.restore(*found, method)
+    else:
+        progress = Progress(precision, state.num_processes)
+    del found  # else it would be held all along: three times the model's weights
+
+    def save() -> None:
+        if state.is_main_process:
+            checkpoint.save(folder, method, progress)
+
+    loop.fit(method, data, batch, progress, save=save, validated=validated)
+    device.unwrap(method, accelerator)
+    return progress
 
 
 def _snapshot(step: int) -> str:
     return f"snapshot-{step}.safetensors"
 
 
-def _keep(path: Path, method: device.Method, names: Sequence[str]) -> None:
-    """Write some modules as they are now; half precision is enough to draw pictures from."""
-    tensors = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in loop.module_tensors(method).items()
-        if key.split(".")[0] in names
-    }
-    storage.write_tensors(path, tensors, {})
-
-
-def _create(create: Callable[[], M], settings: TrainingSettings) -> M:
+def _create(method: type[M], settings: Settings) -> M:
     """The untrained method; its initial weights depend on the seed alone."""
     torch.manual_seed(settings.seed)
-    return create()
+    return method(settings)
 
 
-def _load(folder: Path, create: Callable[[], M], settings: TrainingSettings) -> Run[M] | None:
-    """The finished run in `folder`, or None if there is none that is whole."""
+def _load(folder: Path, kind: type[M], settings: Settings) -> Run[M] | None:
+    """The finished run in `folder`, or None if there is none that is intact."""
     mark = folder / "provenance.json"
     if not mark.is_file():
         return None
     try:
         provenance = storage.read_sealed(mark)
-        model = folder / "model.safetensors"
-        for file, digest in provenance["files"].items():
-            if file != model.name:  # which is checked where it is read
-                storage.check(folder / file, digest)
-        tensors, _ = storage.read_tensors(model, provenance["files"][model.name])
+        digests = provenance["files"]
+        for file in ("settings.yaml", "history.csv"):
+            storage.check(folder / file, digests[file])
+        tensors, _ = storage.read_tensors(
+            folder / "model.safetensors", digests["model.safetensors"]
+        )
     except storage.DamagedFileError as error:
         print(f"{error}; training {folder.name} again")
         mark.unlink(missing_ok=True)
         return None
     if any(folder.glob("checkpoint*")):
-        loop.clear_checkpoints(folder)  # a kill has kept it from doing so in its last moment
-    method = _create(create, settings)
-    loop.load_modules(method, tensors)
-    for module in method.modules.values():
-        module.to(device.default(), memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Run(
-        folder.name, method, settings, pd.read_csv(folder / "history.csv"), provenance, folder
-    )
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The device that a module's parameters are on."""
-    return next(module.parameters()).device
+        checkpoint.clear(folder)  # a kill prevented it in the last moment
+    method = _create(kind, settings)
+    method.load_state_dict(tensors)
+    method.to(device.default(), memory_format=torch.channels_last)
+    method.eval().requires_grad_(False)
+    history = pd.read_csv(folder / "history.csv")
+    return Run(folder.name, method, settings, history, provenance, folder)

@@ -69,6 +69,21 @@ def imported(source: str) -> list[Path]:
     return sorted(found)
 
 
+def import_hashes(*entries: Path) -> dict[str, str]:
+    """`source_hash` of some files and of all modules of this package that they import.
+
+    Returns:
+        By name: "methods/vae" for a module of this package, the file's name for any other.
+    """
+    paths = {*entries, *(path for entry in entries for path in imported(_text(entry)))}
+    return {_name(path): source_hash([path]) for path in sorted(paths)}
+
+
+def _name(path: Path) -> str:
+    inside = path.is_relative_to(PACKAGE)
+    return path.relative_to(PACKAGE).with_suffix("").as_posix() if inside else path.name
+
+
 @functools.cache
 def _imports(source: str) -> frozenset[Path]:
     """Modules of this package that a piece of code names in its import statements."""

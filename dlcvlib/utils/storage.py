@@ -218,7 +218,7 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def kept(
+def cached(
     path: Path, make: Callable[[], tuple[Mapping[str, "Tensor"], Mapping[str, Any]]]
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors and meta that are made once and then read.
@@ -231,7 +231,7 @@ def kept(
         make: called if there is nothing whole.
     """
     pointer = path.with_suffix(".json")
-    with sole(make_dir(path.parent) / path.stem, "made"):
+    with exclusive_lock(make_dir(path.parent) / path.stem, "made"):
         if pointer.is_file():
             try:
                 return read_tensors(path, read_sealed(pointer)["sha256"])
@@ -247,7 +247,7 @@ def kept(
 
 
 @contextmanager
-def sole(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
+def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock that stands for `path`; whoever comes second waits, and says for whom.
 
     The lock is the operating system's, so that it dies with its holder.

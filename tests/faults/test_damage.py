@@ -3,7 +3,7 @@
 import pytest
 from conftest import interrupt
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import adaptation, features
 from dlcvlib.methods import dcgan, vae
@@ -32,7 +32,7 @@ def test_a_run(smoke, faces, tmp_path, damage, name, capsys):
 
 
 def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
-    chosen = params.load("smoke", "gan", {"runs_dir": str(tmp_path), "precision": "fp32"})
+    chosen = profiles.load("smoke", "gan", {"runs_dir": str(tmp_path), "precision": "fp32"})
     extractor = features.extractor(chosen, faces)
     run = dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
     before, path = digests(run.folder), next(run.folder.glob("snapshot-*"))
@@ -71,7 +71,7 @@ def test_prepared_data(smoke, tmp_path, damage, name, capsys):
 def test_a_kept_map(tmp_path, damage, digits, capsys):
     from dlcvlib.evaluation import feature_spaces
 
-    chosen = params.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
+    chosen = profiles.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
     scores = adaptation.source_only(chosen, digits)
     pair = next(iter(digits.pairs.values()))
     before = feature_spaces.feature_map(pair, scores, chosen)

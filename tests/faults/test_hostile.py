@@ -12,7 +12,7 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import write_csv
 
-from dlcvlib.config import params
+from dlcvlib.config import paths, profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import features
 from dlcvlib.methods import vae
@@ -115,11 +115,11 @@ def test_in_an_executed_notebook_and_its_record(small, malicious):
 
 
 def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
-    monkeypatch.setattr(params, "PARAMS", tmp_path)
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
     (tmp_path / "quick").mkdir()
     (tmp_path / "quick" / "vae.yaml").write_bytes(malicious)
     with pytest.raises(UserError, match=r"quick/vae\.yaml"):
-        params.load("quick", "vae")
+        profiles.load("quick", "vae")
 
 
 # --- YAML and assignments cannot reach code -----------------------------------------------------
@@ -133,12 +133,12 @@ def test_yaml_tags_reach_no_code(tmp_path, monkeypatch):
     assert mark.exists()  # it would
     mark.unlink()
     with pytest.raises(UserError, match="not valid YAML"):
-        params.parse_assignments([f"vae.data={CALL.format(str(mark))}"])
-    monkeypatch.setattr(params, "PARAMS", tmp_path)
+        profiles.parse_assignments([f"vae.data={CALL.format(str(mark))}"])
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
     (tmp_path / "quick").mkdir()
     (tmp_path / "quick" / "vae.yaml").write_text(f"data: {CALL.format(str(mark))}\n")
     with pytest.raises(UserError, match="cannot read"):
-        params.load("quick", "vae")
+        profiles.load("quick", "vae")
     assert not mark.exists()
 
 

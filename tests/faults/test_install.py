@@ -11,7 +11,7 @@ from pathlib import Path
 import packaging
 import pytest
 
-from dlcvlib.config.params import ROOT
+from dlcvlib.config.paths import ROOT
 
 PIP = """
 import pathlib, sys, sysconfig

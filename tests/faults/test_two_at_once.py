@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from dlcvlib.config import params
+from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import vae
 from dlcvlib.utils import storage
@@ -76,7 +76,7 @@ def test_a_dead_holders_lock_is_free(tmp_path):
 
 def run_name(tmp_path):
     """The folder of smoke's VAE."""
-    chosen = params.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
+    chosen = profiles.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
     faces = load_faces(chosen)
     return vae.train_or_load(chosen.settings, faces, chosen.runs_dir).name
 

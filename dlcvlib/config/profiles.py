@@ -1,0 +1,83 @@
+"""Profiles: a chapter's parameters as files, command lines and notebooks hold them.
+
+Every notebook's `parameters` cell holds the values of `quick`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from dlcvlib.config import paths
+from dlcvlib.config.schema import Chapter, DANNParams, GANParams, PixelDAParams, VAEParams
+from dlcvlib.utils.errors import UserError
+
+CHAPTERS: dict[str, type[Chapter]] = {
+    kind.chapter: kind for kind in (VAEParams, GANParams, DANNParams, PixelDAParams)
+}
+
+
+def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The parameters of a chapter, such as "vae": see `Chapter.from_profile`."""
+    return CHAPTERS[chapter].from_profile(profile, changes or {})
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`vae.kld_weight=0.5` -> {"vae": {"kld_weight": 0.5}}; the value is read as YAML.
+
+    Raises:
+        UserError: if an assignment has another form or names an unknown chapter.
+    """
+    changes: dict[str, dict[str, Any]] = {chapter: {} for chapter in CHAPTERS}
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        chapter, dot, name = target.strip().partition(".")
+        if not (equals and dot and name) or chapter not in CHAPTERS:
+            raise UserError(
+                f"--set {assignment}: expected CHAPTER.NAME=VALUE, such as vae.kld_weight=0.5, "
+                f"with a chapter of {', '.join(CHAPTERS)}"
+            )
+        try:
+            changes[chapter][name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+    return changes
+
+
+def parameters_cell(chapter: str) -> str:
+    """Source of the `parameters` cell of a chapter's notebooks: the values of `quick`."""
+    lines = []
+    for name, value in load("quick", chapter).model_dump().items():
+        field = CHAPTERS[chapter].model_fields[name]
+        literal = json.dumps(value) if isinstance(value, str | list) else repr(value)
+        lines.append(f"{name}: {_annotation(field.annotation)} = {literal}  # {field.description}")
+    return "\n".join(lines)
+
+
+def _annotation(type_: Any) -> str:
+    """A type as papermill's `--help-notebook` shows it: the plain type behind the constraints."""
+    if get_origin(type_) is Literal:
+        type_ = type(get_args(type_)[0])
+    return (get_origin(type_) or type_).__name__
+
+
+def write_parameters_cells(chapter: str) -> int:
+    """Put `parameters_cell` into the chapter's notebooks; the number of notebooks changed."""
+    import nbformat
+
+    number = list(CHAPTERS).index(chapter) + 1
+    changed = 0
+    for path in sorted(paths.NOTEBOOKS.glob(f"{number}-*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        if cell.source != parameters_cell(chapter):
+            cell.source = parameters_cell(chapter)
+            nbformat.write(notebook, path)
+            changed += 1
+    return changed
+
+
+def as_text(value: Any) -> str:
+    """A value on one line, as YAML would have it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -1,0 +1,60 @@
+"""Sizes, colours and names that all figures share, and the frame behind each."""
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SHEET = mpl.rc_params_from_file(
+    Path(__file__).with_name("report.mplstyle"), use_default_template=False
+)
+WIDTH = 7.0
+"""Width of a full figure in inches."""
+CYCLE: list[str] = SHEET["axes.prop_cycle"].by_key()["color"]
+"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
+GREY, DARK = "#888888", "#222222"
+"""Baselines and reference lines; the dots of single runs."""
+SOURCE, TARGET = CYCLE[0], "#CC3311"
+"""Blue and red, as in the original; they differ in lightness too."""
+METHOD_COLORS = {
+    "source only": "#BBBBBB", "target only": "#777777",
+    "DANN": CYCLE[0], "PixelDA": CYCLE[2], "AdaMatch": CYCLE[3], "AdaBN": CYCLE[5],
+    "VAE": CYCLE[4], "VAE, fitted": "#F3CF80", "GAN": CYCLE[1],
+}  # fmt: skip
+CLASS_COLORS = (
+    "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE",
+    "#882255", "#44AA99", "#666666", "#AA4499", "#999933",
+)  # fmt: skip
+"""Paul Tol's muted colours, which colour-blind readers can tell apart, grey made darker."""
+
+Drawn = TypeVar("Drawn", Figure, Axes)
+
+
+def use() -> None:
+    """Matplotlib's own defaults, whatever the user's matplotlibrc says, then the style sheet.
+
+    The backend stays what it is.
+    """
+    mpl.rcdefaults()
+    mpl.rcParams.update(SHEET)
+
+
+def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
+    """Keep the tidy frame behind a picture as `values` of its figure; returns the picture."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    figure.values = frame
+    return drawn
+
+
+def domain_name(name: str) -> str:
+    """A domain as figures and tables show it: "mnistm" -> "MNIST-M"."""
+    return {"usps": "USPS", "mnistm": "MNIST-M", "svhn": "SVHN"}.get(name, name)
+
+
+def pair_name(text: str) -> str:
+    """A pair, or each in a text, as figures and tables show it: "USPS → MNIST-M"."""
+    return re.sub(r"(\w+)->(\w+)", lambda pair: " → ".join(map(domain_name, pair.groups())), text)

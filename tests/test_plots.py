@@ -1,0 +1,289 @@
+"""Each plot draws small data, labels its axes and keeps its values; what a reader would miss."""
+
+import itertools
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from torch import nn
+
+from dlcvlib.data.types import LabelledImages
+from dlcvlib.evaluation import layers
+from dlcvlib.methods import pixelda, vae
+from dlcvlib.plots import architecture, curves, domains, images, style, widgets
+
+FACES = torch.rand(4, 3, 64, 64)
+LABELS = torch.arange(30) % 10
+DIGITS = LabelledImages(LABELS[:, None, None, None].expand(30, 3, 32, 32).byte() * 20, LABELS)
+VERSIONS = torch.stack([DIGITS.images, 255 - DIGITS.images])
+PAIR = "usps->mnistm"
+MAP = SimpleNamespace(
+    pair=PAIR,
+    method="DANN",
+    images=DIGITS.images,
+    points=np.random.default_rng(0).normal(size=(30, 2)),
+    is_source=np.arange(30) < 15,
+    labels=LABELS.numpy(),
+    predictions=np.arange(30) % 7,
+)
+BLOCKS = [layers.Block("Conv", "8×16×16", 8, 16, False), layers.Block("Linear", "10", 10, 1, False)]
+HISTORY = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1, 0.2, 0.3], "kid": [None] * 3})
+
+
+def runs(**measures):
+    """Two seeds of two variants on one pair, two steps and two digits each."""
+    keys = itertools.product(["plain", "a"], [0, 1], [1, 2])
+    rows = [{"variant": v, "method": v, "pair": PAIR, "seed": s, "step": t} for v, s, t in keys]
+    return pd.DataFrame(rows).assign(**measures, digit=lambda frame: frame["step"])
+
+
+PLOTS = {
+    "image_grid": lambda: images.image_grid(FACES),
+    "image_rows": lambda: images.image_rows([FACES, FACES], ["a", "b"], under=list("1234")),
+    "translated": lambda: images.translated({PAIR: (DIGITS, VERSIONS, DIGITS)}),
+    "line_panels": lambda: curves.line_panels(HISTORY, [("loss", {"loss": "train"})]),
+    "against_baseline": lambda: curves.against_baseline(runs(kid=1.0), "plain", "kid", "KID"),
+    "schedules": lambda: curves.schedules({"rising": (np.arange(3) / 2, np.arange(3))}, "weight"),
+    "paired_bars": lambda: curves.paired_bars(runs(kid=1.0, mse=2.0), {"kid": "KID", "mse": "MSE"}),
+    "method_bars": lambda: domains.method_bars(runs(accuracy=0.4), {"plain": {PAIR: 0.5}}),
+    "by_digit": lambda: domains.by_digit(runs(change=-0.1), "change", "change of accuracy"),
+    "maps_by_domain": lambda: domains.feature_maps([[MAP]], "domain"),
+    "maps_by_class": lambda: domains.feature_maps([[MAP]], "class"),
+    "architecture": lambda: architecture.architecture({"F": BLOCKS, "L": BLOCKS[1:]}),
+}
+PICTURES = {"image_grid", "image_rows", "translated", "maps_by_domain", "maps_by_class"}
+UNLABELLED = PICTURES | {"architecture"}
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    with mpl.rc_context():
+        style.use()
+        yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_fits_a_page_and_keeps_its_values(name):
+    drawn = PLOTS[name]()
+    assert isinstance(drawn, Figure | Axes)
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    figure.draw_without_rendering()
+    assert isinstance(figure.values, pd.DataFrame)
+    assert len(figure.values)
+    assert figure.get_size_inches().max() <= 1.1 * style.WIDTH
+    if name not in UNLABELLED:
+        assert figure.get_supylabel() or figure.axes[0].get_xlabel() or figure.axes[0].get_ylabel()
+
+
+def test_the_users_matplotlibrc_decides_nothing(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("image.origin: lower\nfont.size: 30\nbackend: svg\n")
+    script = (
+        "import matplotlib as mpl\n"
+        "from dlcvlib.plots import curves, domains, images, style, widgets\n"
+        "assert mpl.rcParams['image.origin'] == 'lower', 'importing changed the style'\n"
+        "style.use()\n"
+        "print(mpl.rcParams['image.origin'], mpl.rcParams['font.size'], mpl.get_backend())"
+    )
+    environment = {"MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["upper", "9.0", "svg"]
+
+
+def test_values_follow_figures_and_axes():
+    figure, ax = plt.subplots()
+    frame = pd.DataFrame({"x": [1]})
+    assert style.with_values(ax, frame) is ax
+    assert style.with_values(figure, frame) is figure
+    assert figure.values is frame
+
+
+def test_names_of_domains_are_those_of_the_papers():
+    assert style.pair_name(PAIR) == "USPS → MNIST-M"
+    assert style.domain_name("other") == "other"
+
+
+def test_rows_stand_below_each_other_and_pairs_apart():
+    pair = (DIGITS, VERSIONS, DIGITS)
+    ax = images.translated({PAIR: pair, "mnistm->svhn": pair})
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    versions = ["translated 1", "translated 2"]
+    assert names == ["USPS", *versions, "MNIST-M", "MNIST-M", *versions, "SVHN"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == images.DIGITS
+    gaps = np.diff(ax.get_yticks()) - 32
+    assert gaps[3] > 4 * gaps[0] == 4 * images.GAP
+    sheet = ax.images[0].get_array()
+    assert (sheet[16, 3 * 34 : 3 * 34 + 32] == 60).all()
+
+
+def test_a_digit_that_is_lacking_leaves_its_place_grey():
+    some = DIGITS.labels != 4
+    (row,) = images.digit_rows(LabelledImages(DIGITS.images[some], DIGITS.labels[some]))
+    assert row.shape == (10, 3, 32, 32)
+    assert (row[4] == 128).all()
+    assert (row[5] == 100).all()
+
+
+def test_a_level_above_the_curves_is_seen():
+    panels = [("loss", {"loss": "train"})]
+    figure = curves.line_panels(HISTORY, panels, levels={"real images": 1.0})
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0 < 1.0 < high
+
+
+def test_what_was_not_measured_has_no_place_in_the_legend():
+    figure = curves.line_panels(HISTORY, [("loss", {"loss": "train", "kid": "KID"})])
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["train"]
+
+
+def test_losses_below_zero_are_seen():
+    figure = curves.line_panels(HISTORY.assign(loss=[0.5, 0, -0.4]), [("loss", {"loss": "train"})])
+    assert figure.axes[0].get_ylim()[0] < -0.4
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"), [(0.3, 40.0, "log"), (0.3, 2.0, "linear"), (-0.1, 40.0, "linear")]
+)
+def test_no_variants_curve_is_cut_off_or_flattened(low, high, scale):
+    frame = runs(kid=[low] * 4 + [high] * 4)
+    figure = curves.against_baseline(frame, "plain", "kid", "KID")
+    (ax,) = figure.axes
+    assert ax.get_yscale() == scale
+    bottom, top = ax.get_ylim()
+    assert bottom < low < high < top
+    assert [text.get_text() for text in figure.legends[0].texts] == ["plain", "a"]
+
+
+def test_a_method_has_one_colour_wherever_it_is_drawn():
+    frame = runs(accuracy=0.4).replace({"plain": "source only", "a": "DANN"})
+    bars = domains.method_bars(frame, {}).patches
+    assert mpl.colors.to_hex(bars[1].get_facecolor()) == style.METHOD_COLORS["DANN"].lower()
+    (alone,) = curves.paired_bars(frame.query("method == 'DANN'"), {"accuracy": "x"}, "method").axes
+    assert alone.patches[0].get_facecolor() == bars[1].get_facecolor()
+
+
+def test_bars_are_means_and_dots_are_runs():
+    frame = runs(kid=np.arange(8.0))
+    ax = curves.paired_bars(frame, {"kid": "KID"}).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [1.5, 5.5]
+    dots = np.concatenate([np.asarray(c.get_offsets())[:, 0] for c in ax.collections])
+    assert sorted(dots) == list(range(8))
+
+
+@pytest.mark.parametrize(("pairs", "methods"), list(itertools.product([1, 2, 3], [2, 3])))
+def test_maps_of_any_number_of_pairs_fit_a_page(pairs, methods):
+    for by in ("domain", "class"):
+        figure = domains.feature_maps([[MAP] * pairs] * methods, by)
+        width, height = figure.get_size_inches()
+        assert width <= style.WIDTH
+        assert height <= 1.1 * style.WIDTH
+        assert len(figure.axes) == pairs * methods
+
+
+def test_digits_on_a_map_do_not_cover_each_other():
+    places = domains._spread(np.zeros((10, 2)), 1.0)
+    distances = np.linalg.norm(places[:, None] - places, axis=2)[~np.eye(10, dtype=bool)]
+    assert distances.min() > 0.8
+
+
+def test_multiply_adds_of_a_transposed_convolution_count_what_goes_in():
+    layer = nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
+    (count,) = layers.layers(nn.Sequential(layer), (1, 8, 5, 5))["mult_adds"]
+    # Each of 25 pixels in meets each weight; each of 100 out, in 4 channels, adds its bias.
+    assert count == 25 * 8 * 4 * 16 + 4 * 100
+
+
+def test_only_what_feeds_a_block_has_an_arrow_to_it():
+    """The encoder's two heads stand side by side; PixelDA's image joins the spread noise."""
+    encoder = layers.blocks(layers.layers(vae.Encoder((4, 8), latent_dim=16), (1, 3, 64, 64)))
+    assert [block.beside for block in encoder] == [False, False, False, True]
+    generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
+    table = layers.layers(generator, [(1, 3, 32, 32), (1, 8)])
+    assert not any(block.beside for block in layers.blocks(table))
+    (ax,) = architecture.architecture({"E": encoder}).axes
+    assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 2
+
+
+def test_small_networks_share_a_row_and_long_ones_go_on_in_the_next():
+    figure = architecture.architecture({"F": BLOCKS * 6, "L": BLOCKS, "D": BLOCKS[1:]})
+    first, second = ([text.get_text() for text in ax.texts] for ax in figure.axes)
+    assert first.count("8×16×16") == 4
+    assert {"F, continued", "L", "D"} <= set(second)
+    assert len(figure.values) == 15
+
+
+def inside(widget):
+    """The widget and all that it holds."""
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
+
+
+def pictures(widget):
+    return [w.value for w in inside(widget) if isinstance(w, widgets.widgets.Image)]
+
+
+def control(widget, name):
+    (found,) = [w for w in inside(widget) if getattr(w, "description", None) == name]
+    return found
+
+
+def test_a_face_is_morphed_moved_and_reset():
+    torch.manual_seed(0)
+    latents, shift = torch.rand(4, 3), {"Smiling": torch.ones(3)}
+    explorer = widgets.latent_space(
+        lambda z: z[:, :, None, None].expand(-1, -1, 64, 64) / 8, FACES, latents, shift
+    )
+    first = pictures(explorer)
+    for name, value in {"how far": 1.0, "Smiling": 2.0}.items():
+        before = pictures(explorer)
+        control(explorer, name).value = value
+        assert pictures(explorer)[0] == before[0]
+        assert pictures(explorer)[1] != before[1]
+    control(explorer, "Reset").click()
+    assert pictures(explorer) == first
+
+
+def test_new_samples_are_drawn():
+    def sampler(z):
+        return z[:, :3, None, None].expand(-1, -1, 64, 64).sigmoid()
+
+    explorer = widgets.generators({1: lambda z: sampler(-z), 5: sampler}, latent_dim=4)
+    acts = [
+        control(explorer, "New samples").click,
+        lambda: setattr(control(explorer, "walk to the next"), "value", 0.5),
+        lambda: setattr(control(explorer, "after step"), "value", 1),
+    ]
+    for act in acts:
+        before = pictures(explorer)
+        act()
+        assert pictures(explorer) != before
+
+
+def test_a_map_shows_the_misclassified_alone():
+    explorer = widgets.feature_maps([MAP])
+    (plot,) = [w for w in inside(explorer) if hasattr(w, "data")]
+    assert len(plot.data[0].x) == 30
+    control(explorer, "misclassified only").value = True
+    assert len(plot.data[0].x) == (MAP.labels != MAP.predictions).sum()
+    assert widgets.point_text(MAP, 1) == "USPS: 1 classified as 1 (correct)"
+    assert widgets.point_text(MAP, 28) == "MNIST-M: 8 classified as 0 (<b>misclassified</b>)"
+
+
+def test_an_image_is_translated_under_new_noise():
+    some = LabelledImages(DIGITS.images[LABELS != 9], LABELS[LABELS != 9])
+    explorer = widgets.translations({PAIR: (some, lambda x: (x / 255 + torch.rand(1)).clamp(0, 1))})
+    source, translated = pictures(explorer)
+    control(explorer, "New noise").click()
+    assert pictures(explorer)[0] == source
+    assert pictures(explorer)[1] != translated
+    control(explorer, "digit").value = "9"
+    assert pictures(explorer) == [b"", b""]
