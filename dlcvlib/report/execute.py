@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
-from dlcvlib.report.uptodate import Task, plan, why
+from dlcvlib.report.exhibits import MIME, options
+from dlcvlib.report.uptodate import Task, declared, plan, why
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
@@ -93,6 +94,7 @@ def make_report(
             and is no report's.
     """
     refuse(out, notebooks)
+    exhibits = declared(notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     about = {"profile": profile, "command": command, "started": time.time()}
     outcomes: list[Outcome] = []
@@ -109,6 +111,7 @@ def make_report(
             {o.task.problem: o.seconds for o in good},
             params,
             about | {"memory": memory, "spent": stopwatch.so_far()},
+            exhibits,
             out,
             whole=whole,
         )
@@ -294,6 +297,9 @@ def unfinished(notebook: nbformat.NotebookNode, reason: str = "was never run") -
                 return f"the cell {first!r} ended with {output.ename}: {output.evalue}"
         if cell.execution_count is None:
             return f"the cell {first!r} {reason}"
+        shown = [output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs]
+        if "label" in options(cell.source) and not {"figure", "table"} & set(shown):
+            return f"the cell {first!r} shows no figure or table: its value must be one"
     return ""
 
 

@@ -17,7 +17,7 @@ import nbformat
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.profiles import CHAPTERS, load
 from dlcvlib.config.schema import Chapter
-from dlcvlib.evaluation import original
+from dlcvlib.report.exhibits import Exhibit, check
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
@@ -29,6 +29,8 @@ DECIDING = (
 """Libraries whose version decides what a notebook shows."""
 STYLE = fingerprints.PACKAGE / "plots" / "report.mplstyle"
 """How every figure looks."""
+ORIGINAL = fingerprints.PACKAGE / "evaluation" / "original_report.yaml"
+"""What the original reports."""
 OLDER = "it was made by an older version of this project"
 
 
@@ -93,18 +95,22 @@ def plan(
     """The notebooks to run, in order, each with the identity of its result.
 
     Raises:
-        UserError: as `chosen`, and if a notebook's exhibits are not declared as they should be.
+        UserError: as `chosen`.
     """
-    from dlcvlib.report import exhibits
-
-    sources = chosen(only, notebooks)
-    read = {problem: _read(path) for problem, path in sources.items()}
-    if check := getattr(exhibits, "check", None):
-        check({problem: found for problem, found in read.items() if not isinstance(found, str)})
     return [
-        _task(path, read[problem], params, fingerprints_of_data, out / "notebooks" / path.name)
-        for problem, path in sources.items()
+        _task(path, _read(path), params, fingerprints_of_data, out / "notebooks" / path.name)
+        for path in chosen(only, notebooks).values()
     ]
+
+
+def declared(notebooks: Path = NOTEBOOKS) -> list[Exhibit]:
+    """The exhibits of all notebooks that can be read, in order, whichever of them are run.
+
+    Raises:
+        UserError: naming notebook and cell, if an exhibit is not declared as it should be.
+    """
+    read = {problem: _read(path) for problem, path in chosen([], notebooks).items()}
+    return check({name: found for name, found in read.items() if not isinstance(found, str)})
 
 
 def _task(
@@ -118,11 +124,10 @@ def _task(
     if isinstance(notebook, str):
         return Task(source, target, chapter, source.stem, {}, {}, unreadable=notebook)
     parameters = params[chapter]
-    original_settings = {"parameters": _deciding(load("original", chapter))}
     identity = {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
         "parameters": _deciding(parameters),
-        "original": {"report": fingerprints.json_hash(original.report() | original_settings)},
+        "original": _deciding(load("original", chapter)) | {"report": storage.sha256(ORIGINAL)},
         "data": {parameters.data: fingerprints_of_data[chapter]},
         "code": _code(notebook),
         "versions": fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]},
