@@ -81,6 +81,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
+            init="pca" if reduced.n_components > 1 else "random",  # PCA needs two dimensions
             perplexity=effective_perplexity(perplexity, len(features)),
             max_iter=ITERATIONS,
             random_state=seed,
