@@ -104,11 +104,6 @@ def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> fl
     return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
 
 
-def neighbour_agreement(points: np.ndarray, labels: np.ndarray, count: int = 10) -> float:
-    """Share of each point's nearest neighbours that carry its label."""
-    return float((labels[_neighbours(points, count)] == labels[:, None]).mean())
-
-
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     """A point on the arc between draws of N(0, I): (…, D) twice, share 0..1 -> (…, D).
 
@@ -148,26 +143,6 @@ def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Te
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     probe.fit(train.numpy(), train_labels.numpy())
     return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
-
-
-def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.DataFrame:
-    """`probe_auc` of every attribute on several kinds of features.
-
-    Args:
-        features: kind -> {"train": (N, D), "test": (M, D)}.
-        faces: whose attributes are read.
-
-    Returns:
-        One row per attribute: attribute, share (of test images that have it), one column per kind.
-    """
-    rows = []
-    for name, labels in faces.test.attributes.items():
-        row = {"attribute": name, "share": labels.float().mean().item()}
-        for kind, splits in features.items():
-            known = faces.train.attributes[name]
-            row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
