@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
-from dlcvlib.config.params import VAEParams, load
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
 

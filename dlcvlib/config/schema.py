@@ -304,8 +304,6 @@ class VAEParams(FaceParams, VAESettings, Chapter):
     """Chapter 1."""
 
     chapter = "vae"
-    # 1-2 compares the last two validations, and there is one per step at most.
-    steps: Several = means("training steps, one batch each")
     kld_weights: Weights = means("KLD weights that 1-6 compares")
     ablation_steps: Positive = means("training steps of each run of 1-6")
     ablation_seeds: Seeds = means("seeds of each comparison of 1-6")

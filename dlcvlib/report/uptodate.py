@@ -103,7 +103,7 @@ def plan(
     ]
 
 
-def declared(notebooks: Path = NOTEBOOKS) -> list[Exhibit]:
+def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
     """The exhibits of all notebooks that can be read, in order, whichever of them are run.
 
     Raises:
