@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from dlcvlib.config.schema import Parameters
+from dlcvlib.plots.style import pair_name
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
@@ -300,11 +301,11 @@ def layout() -> dict[str, dict[str, str]]:
 
 
 def _text(value: Any, format: str | None) -> str:
-    """A cell as text: numbers by their format, missing ones as an en dash."""
+    """A cell as text: numbers by their format, pairs by their name, missing ones as an en dash."""
     if _missing(value):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return pair_name(str(value))
     if format is None:
         format = ",.0f" if isinstance(value, int) or abs(value) >= 1000 else ".3g"
     return f"{value:{format}}"
