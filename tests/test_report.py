@@ -17,9 +17,9 @@ from dlcvlib.config import paths, profiles, schema
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
 from dlcvlib.report import execute, uptodate
-from dlcvlib.utils import fingerprints, memory, storage
+from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import apart
+from dlcvlib.utils.process import run_in_subprocess
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ def test_only_what_changed_runs_again(small, capsys):
 def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatch):
     small.write(p1_1=[GOOD])
     for in_use in (5e9, 1e9):
-        monkeypatch.setattr(memory, "resident_bytes", lambda in_use=in_use: in_use)
+        monkeypatch.setattr(execute, "resident_bytes", lambda in_use=in_use: in_use)
         assert small.make()
         assert small.results()["provenance"]["memory_peak_mb"] == 5_000
     small.write(p1_1=[GOOD], p1_2=[GOOD])
@@ -436,10 +436,10 @@ def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_cha
     pipe = os.open(written, os.O_RDWR)  # so that neither side waits for the other to open it
 
     def noted(*arguments, **options):
-        apart(*arguments, **options)
+        run_in_subprocess(*arguments, **options)
         os.write(pipe, b"\n")
 
-    monkeypatch.setattr(execute, "apart", noted)
+    monkeypatch.setattr(execute, "run_in_subprocess", noted)
     waiting = f"""\
 from pathlib import Path
 open({str(written)!r}).readline()
@@ -476,14 +476,14 @@ def test_a_report_from_before_there_was_a_mark_is_a_report(small):
 def test_a_page_on_the_way_that_fails_ends_nothing(
     small, smoke, tmp_path, two_chapters, monkeypatch, capsys
 ):
-    real = execute.apart
+    real = execute.run_in_subprocess
 
     def failing(function, *arguments, whole):
         if not whole:
             raise UserError("no space left")
         return real(function, *arguments, whole=whole)
 
-    monkeypatch.setattr(execute, "apart", failing)
+    monkeypatch.setattr(execute, "run_in_subprocess", failing)
     small.write(p1_1=[GOOD], p2_1=[GOOD])
     assert make_two(small, smoke, tmp_path)
     assert "no page yet: no space left" in capsys.readouterr().out
