@@ -2,10 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import threading
-from types import SimpleNamespace
 
 import pandas as pd
 import pypdf
@@ -14,14 +11,11 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS, digit_folder
 from matplotlib import pyplot as plt
 
-from dlcvlib.config import paths, profiles, schema
+from dlcvlib.config import paths
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
-from dlcvlib.report import execute, exhibits, render, uptodate
+from dlcvlib.report import exhibits, render, uptodate
 from dlcvlib.report.exhibits import MIME, Page, markdown_table
-from dlcvlib.utils import fingerprints, storage
-from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import run_in_subprocess
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -194,29 +188,6 @@ def test_figures_lie_beside_the_report(smoke_report):
     assert (folder / "1-3.1-reconstructions.png").is_file()
 
 
-def test_the_second_report_runs_nothing(smoke_report, capsys):
-    from dlcvlib.report.cli import main
-
-    out, runs = smoke_report
-    trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
-    executed = {path: path.read_bytes() for path in (out / "notebooks").glob("*.ipynb")}
-    arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out.count("unchanged") == len(PROBLEMS)
-    assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
-    assert all(path.read_bytes() == content for path, content in executed.items())
-
-
-def test_what_would_run_is_told_and_not_run(smoke_report, capsys, monkeypatch):
-    from dlcvlib.report.cli import main
-
-    out, runs = smoke_report
-    monkeypatch.setattr(execute, "make_report", lambda *_, **__: pytest.fail("it runs"))
-    arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
-    assert main([*arguments, "--explain"]) == 0
-    assert capsys.readouterr().out.count(" is reused") == len(PROBLEMS)
-
-
 def test_a_folder_of_two_domains_of_the_least_size(tmp_path, capsys):
     """As the homework's shared data have them: the one pair that can be run is."""
     from dlcvlib.report.cli import main
@@ -239,30 +210,6 @@ from dlcvlib.report.exhibits import Page
 page = Page("1-1")
 page.table(pd.DataFrame({"a": [1.5]}), "numbers", "A caption.", values={"b": 2})
 """
-
-
-def test_only_what_changed_runs_again(small, capsys):
-    small.write(p1_1=[GOOD], p1_2=["1 + 1"])
-    assert small.make()
-    capsys.readouterr()
-    small.write(p1_2=["1 + 2"])
-    assert small.make()
-    assert re.findall(r"(1-\d) unchanged", capsys.readouterr().out) == ["1-1"]
-    assert small.make({"steps": 13})
-    assert "unchanged" not in capsys.readouterr().out
-
-
-def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatch):
-    small.write(p1_1=[GOOD])
-    for in_use in (5e9, 1e9):
-        monkeypatch.setattr(execute, "resident_bytes", lambda in_use=in_use: in_use)
-        assert small.make()
-        assert small.results()["provenance"]["memory_peak_mb"] == 5_000
-    small.write(p1_1=[GOOD], p1_2=[GOOD])
-    assert small.make()
-    assert small.results()["provenance"]["memory_peak_mb"] == 5_000
-    records = [json.loads(path.read_text()) for path in sorted(small.out.glob("notebooks/*.json"))]
-    assert [record["memory"] for record in records] == [5e9, 1e9]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
@@ -291,222 +238,6 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, caps
     assert "failed" not in json.loads((small.out / "results.json").read_text())["1-1"]
 
 
-@pytest.mark.parametrize("cell", ["import sys; sys.exit(0)", "import os; os._exit(1)"])
-def test_a_notebook_that_stopped_early_has_failed(small, cell, capsys):
-    small.write(p1_1=["1", cell, "2"])
-    assert not small.make()
-    assert f"'{cell}'" in capsys.readouterr().err
-
-
-def test_a_hanging_cell_is_named(small, capsys):
-    cell = "import threading; threading.Event().wait()"
-    small.write(p1_1=["1", cell], p1_2=["1 + 1"])
-    assert not small.make(cell_timeout=5)
-    error = capsys.readouterr().err
-    assert f"'{cell}'" in error
-    assert "ran longer than 5 s (--cell-timeout)" in error
-    assert "1-2 failed" not in error
-
-
-def test_explain(small):
-    small.write(p1_1=[GOOD], p1_2=["from dlcvlib import metrics"])
-
-    def explained(**changes):
-        return uptodate.explain(small.plan(**changes)).splitlines()
-
-    assert explained() == ["1-1 runs: it has not been run yet", "1-2 runs: it has not been run yet"]
-    assert small.make()
-    assert explained() == ["1-1 is reused", "1-2 is reused"]
-    (line, _) = explained(steps=13)
-    assert line == "1-1 runs: parameters changed: steps"
-    small.write(p1_2=["from dlcvlib import metrics, ablation"])
-    first, second = explained()
-    assert first == "1-1 is reused"
-    assert second == "1-2 runs: its text changed; code changed: ablation.py"
-    target = small.out / "notebooks" / "1-1-test.ipynb"
-    target.write_text(target.read_text() + " ")
-    assert explained()[0] == f"1-1 runs: {target} is damaged"
-
-
-def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monkeypatch):
-    small.write(p1_1=["1 + 1"])
-    assert small.make()
-
-    def reasons(data="f"):
-        (task,) = uptodate.plan(small.chosen({}), {"vae": data}, [], small.out, small.folder)
-        return uptodate.why(task)
-
-    assert reasons() == []
-    assert reasons("g") == ["data changed: embedded"]
-    with monkeypatch.context() as patch:
-        real = fingerprints.versions
-        patch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
-        assert reasons() == ["versions changed: torch"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate, "STYLE", tmp_path / uptodate.STYLE.name)
-        uptodate.STYLE.write_text("font.size: 5")
-        assert reasons() == [f"code changed: {uptodate.STYLE.name}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate.original, "report", lambda: {"vae": 0})
-        assert reasons() == ["its original changed"]
-
-
-def test_explain_names_stale_and_unfinished_models(smoke, faces, tmp_path, monkeypatch):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
-    assert uptodate.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
-    kept = fingerprints.module_hashes
-    changed = lambda names: kept(names) | {"vae": "another"}  # noqa: E731
-    monkeypatch.setattr(fingerprints, "module_hashes", changed)
-    first, second = uptodate.explain_runs(tmp_path).splitlines()
-    assert first.endswith("that can be used: 0")
-    assert second == f"{run.name} is stale: code changed: vae"
-    (tmp_path / run.name / "provenance.json").unlink()
-    storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
-    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
-
-
-def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
-    """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
-    identities = []
-    for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
-        chosen = {"pixelda": profiles.load("smoke", "pixelda", changes)}
-        small.write(p4_1=["1"])
-        (task,) = uptodate.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
-        assert "dann.channels" in task.identity["parameters"]
-        assert not any("runs_dir" in name for name in task.identity["parameters"])
-        identities.append(task.identity)
-    assert identities[0] != identities[1]
-
-
-def test_code_that_a_notebook_does_not_import_does_not_decide_it():
-    code = {path.name for path in fingerprints.imported("from dlcvlib import vae")}
-    assert {"vae.py", "runs.py", "training.py", "storage.py", "params.py"} <= code
-    assert not code & {"dann.py", "pixelda.py", "digit_figures.py"}
-    deep = {
-        path.name for path in fingerprints.imported("from dlcvlib.data.faces import load_faces")
-    }
-    assert {"faces.py", "cache.py", "drawn_faces.py"} <= deep
-
-
-def test_a_damaged_notebook_is_run_again(small, capsys):
-    small.write(p1_1=[GOOD])
-    assert small.make()
-    path = small.out / "notebooks" / "1-1-test.ipynb"
-    path.write_text(path.read_text().replace("1.5", "tampered with"))
-    capsys.readouterr()
-    assert small.make()
-    output = capsys.readouterr().out
-    assert "damaged" in output
-    assert "tampered with" not in path.read_text()
-
-
-def test_only(small):
-    small.write(p1_1=[GOOD], p1_2=["1 / 0"])
-    assert small.make(only=["1-1"])
-    with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2;"):
-        small.make(only=["9-9"])
-
-
-def test_out_that_cannot_be_written(small):
-    small.write(p1_1=[GOOD])
-    small.out.write_text("a file in the way")
-    with pytest.raises(UserError, match="cannot write to"):
-        small.make()
-
-
-@pytest.fixture
-def two_chapters(monkeypatch):
-    """A second chapter with the first one's parameters."""
-    chapters = {"vae": schema.VAEParams, "gan": schema.VAEParams}
-    monkeypatch.setattr(uptodate, "CHAPTERS", chapters)
-
-
-def make_two(small, smoke, tmp_path, **arguments):
-    chosen = smoke(runs_dir=str(tmp_path / "runs"))
-    return execute.make_report(
-        {"vae": chosen, "gan": chosen},
-        {"vae": "f", "gan": "f"},
-        profile="smoke",
-        out=small.out,
-        notebooks=small.folder,
-        **arguments,
-    )
-
-
-def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_chapters, monkeypatch):
-    """The second chapter's notebook waits until the first chapter's page has been written."""
-    os.mkfifo(written := tmp_path / "written")
-    pipe = os.open(written, os.O_RDWR)  # so that neither side waits for the other to open it
-
-    def noted(*arguments, **options):
-        run_in_subprocess(*arguments, **options)
-        os.write(pipe, b"\n")
-
-    monkeypatch.setattr(execute, "run_in_subprocess", noted)
-    waiting = f"""\
-from pathlib import Path
-open({str(written)!r}).readline()
-assert "Table 1-1.1" in Path({str(small.out / "report.html")!r}).read_text()
-"""
-    small.write(p1_1=[GOOD], p2_1=[waiting])
-    assert make_two(small, smoke, tmp_path, cell_timeout=60)
-    os.close(pipe)
-    text = (small.out / "report.html").read_text()
-    assert "Chapter 1" in text
-    assert "Chapter 2" in text
-
-
-@pytest.mark.parametrize(
-    "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
-)
-def test_what_no_report_has_made_is_not_overwritten(small, name):
-    small.write(p1_1=[GOOD])
-    mine = small.out / name
-    mine.parent.mkdir(parents=True)
-    mine.write_text('{"version": 1}')
-    with pytest.raises(UserError, match=f"{name.removesuffix('/mine')} is no report's"):
-        small.make()
-    assert [path for path in small.out.rglob("*") if path.is_file()] == [mine]
-
-
-def test_a_report_from_before_there_was_a_mark_is_a_report(small):
-    small.write(p1_1=[GOOD])
-    assert small.make()
-    (small.out / execute.MARK).unlink()
-    assert small.make()
-
-
-def test_a_page_on_the_way_that_fails_ends_nothing(
-    small, smoke, tmp_path, two_chapters, monkeypatch, capsys
-):
-    real = execute.run_in_subprocess
-
-    def failing(function, *arguments, whole):
-        if not whole:
-            raise UserError("no space left")
-        return real(function, *arguments, whole=whole)
-
-    monkeypatch.setattr(execute, "run_in_subprocess", failing)
-    small.write(p1_1=[GOOD], p2_1=[GOOD.replace("1-1", "2-1")])
-    assert make_two(small, smoke, tmp_path)
-    assert "no page yet: no space left" in capsys.readouterr().out
-    assert {"1-1", "2-1"} <= small.results().keys()
-
-
-def test_braces_in_a_path_are_braces(small):
-    small.out = small.out.parent / "{seed} {x}" / "report"
-    small.folder = small.folder.parent / "{y}"
-    small.write(p1_1=[GOOD])
-    assert small.make()
-    assert small.results()["1-1"]["b"] == 2
-
-
-def test_a_chapter_is_all_of_its_problems():
-    assert [name[0] for name in uptodate.chosen(["2"])] == ["2"] * 4
-    assert list(uptodate.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
-    assert list(uptodate.chosen([])) == PROBLEMS
-
-
 def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tmp_path):
     run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path / "runs")
     cell = GOOD.replace("values=", f"runs=[SimpleNamespace(name={run.name!r})], values=")
@@ -516,83 +247,6 @@ def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tm
     (run.folder / "provenance.json").unlink()
     assert small.make()
     assert "records of 1 training runs are gone" in small.results()["provenance"]["device"]
-
-
-def test_the_projects_own_folder_is_no_place_for_a_report(small):
-    small.write(p1_1=[GOOD])
-    small.out = small.folder.parent
-    (small.out / execute.MARK).touch()
-    before = {path: path.read_bytes() for path in small.folder.iterdir()}
-    with pytest.raises(UserError, match="name another folder"):
-        small.make()
-    assert {path: path.read_bytes() for path in small.folder.iterdir()} == before
-
-
-def test_chapters_run_side_by_side(small, smoke, tmp_path, two_chapters):
-    """Each chapter's notebook waits until the other opens the other end of a pipe."""
-    os.mkfifo(pipe := tmp_path / "pipe")
-    small.write(p1_1=[f"open({str(pipe)!r}, 'w').close()"], p2_1=[f"open({str(pipe)!r}).close()"])
-    assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
-
-
-def test_one_chapters_notebooks_run_side_by_side_if_no_other_is_left(small, smoke, tmp_path):
-    os.mkfifo(pipe := tmp_path / "pipe")
-    small.write(p1_1=[f"open({str(pipe)!r}, 'w').close()"], p1_2=[f"open({str(pipe)!r}).close()"])
-    assert make_two(small, smoke, tmp_path, jobs=2, cell_timeout=60)
-
-
-def order_of_six(monkeypatch, tmp_path, jobs, held=None):
-    """Two notebooks of each of three chapters; the one held ends when all others have."""
-    started, others_done = [], threading.Event()
-
-    def execute(task, *_):
-        started.append(task.problem)
-        if task.problem == held:
-            others_done.wait(60)
-        return execute.Outcome(task, 0.0)
-
-    monkeypatch.setattr(execute, "reuse", lambda task: None)
-    monkeypatch.setattr(execute, "execute", execute)
-    chapters = {"a": "vae", "b": "gan", "c": "pixelda"}
-    tasks = [SimpleNamespace(chapter=chapters[c], problem=c + n) for c in chapters for n in "12"]
-    say = execute._Say(SimpleNamespace(disable=True, update=lambda: None), tmp_path)
-    for number, _ in enumerate(execute._run(tasks, jobs, None, say), 1):
-        if number == 5:
-            others_done.set()
-    return started
-
-
-def test_one_job_runs_notebooks_in_order(monkeypatch, tmp_path):
-    assert order_of_six(monkeypatch, tmp_path, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
-
-
-def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch, tmp_path):
-    order = order_of_six(monkeypatch, tmp_path, 2, held="c1")
-    assert [problem for problem in order if problem != "c1"] == ["a1", "a2", "b1", "b2", "c2"]
-
-
-@pytest.mark.parametrize(
-    ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
-)
-def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(execute, "cores", lambda: cores)
-    assert execute.side_by_side(gpu) == jobs
-
-
-def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
-    assert small.make(jobs=4)
-
-
-@pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
-def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    with execute._kernel_environment(2, tmp_path):
-        assert os.environ["OMP_NUM_THREADS"] == had
-    assert os.environ["OMP_NUM_THREADS"] == asked
 
 
 HOSTILE = [
