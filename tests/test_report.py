@@ -13,13 +13,12 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS, digit_folder
 
-from dlcvlib.config import paths, profiles, schema
+from dlcvlib.config import paths, schema
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
 from dlcvlib.report import execute, uptodate
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import run_in_subprocess
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -189,19 +188,6 @@ def test_figures_lie_beside_the_report(smoke_report):
     assert (folder / "1-3.1-reconstructions.png").is_file()
 
 
-def test_the_second_report_runs_nothing(smoke_report, capsys):
-    from dlcvlib.report.cli import main
-
-    out, runs = smoke_report
-    trained = {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
-    executed = {path: path.read_bytes() for path in (out / "notebooks").glob("*.ipynb")}
-    arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out.count("unchanged") == len(PROBLEMS)
-    assert trained == {path: path.stat().st_mtime_ns for path in runs.glob("*/model.safetensors")}
-    assert all(path.read_bytes() == content for path, content in executed.items())
-
-
 def test_what_would_run_is_told_and_not_run(smoke_report, capsys, monkeypatch):
     from dlcvlib.report.cli import main
 
@@ -247,19 +233,6 @@ def test_only_what_changed_runs_again(small, capsys):
     assert re.findall(r"(1-\d) unchanged", capsys.readouterr().out) == ["1-1"]
     assert small.make({"steps": 13})
     assert "unchanged" not in capsys.readouterr().out
-
-
-def test_peak_memory_is_that_of_the_run_that_made_the_notebook(small, monkeypatch):
-    small.write(p1_1=[GOOD])
-    for in_use in (5e9, 1e9):
-        monkeypatch.setattr(execute, "resident_bytes", lambda in_use=in_use: in_use)
-        assert small.make()
-        assert small.results()["provenance"]["memory_peak_mb"] == 5_000
-    small.write(p1_1=[GOOD], p1_2=[GOOD])
-    assert small.make()
-    assert small.results()["provenance"]["memory_peak_mb"] == 5_000
-    records = [json.loads(path.read_text()) for path in sorted(small.out.glob("notebooks/*.json"))]
-    assert [record["memory"] for record in records] == [5e9, 1e9]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
@@ -325,29 +298,6 @@ def test_explain(small):
     assert explained()[0] == f"1-1 runs: {target} is damaged"
 
 
-def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monkeypatch):
-    small.write(p1_1=["1 + 1"])
-    assert small.make()
-
-    def reasons(data="f"):
-        (task,) = uptodate.plan(small.chosen({}), {"vae": data}, [], small.out, small.folder)
-        return uptodate.why(task)
-
-    assert reasons() == []
-    assert reasons("g") == ["data changed: embedded"]
-    with monkeypatch.context() as patch:
-        real = fingerprints.versions
-        patch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
-        assert reasons() == ["versions changed: torch"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate, "STYLE", tmp_path / uptodate.STYLE.name)
-        uptodate.STYLE.write_text("font.size: 5")
-        assert reasons() == [f"code changed: {uptodate.STYLE.name}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate.original, "report", lambda: {"vae": 0})
-        assert reasons() == ["its original changed"]
-
-
 def test_explain_names_stale_and_unfinished_models(smoke, faces, tmp_path, monkeypatch):
     run = vae.train_or_load(smoke().settings, faces, tmp_path)
     assert uptodate.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
@@ -360,19 +310,6 @@ def test_explain_names_stale_and_unfinished_models(smoke, faces, tmp_path, monke
     (tmp_path / run.name / "provenance.json").unlink()
     storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
     assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
-
-
-def test_what_another_chapter_decides_decides_too(small, smoke, tmp_path):
-    """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
-    identities = []
-    for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
-        chosen = {"pixelda": profiles.load("smoke", "pixelda", changes)}
-        small.write(p4_1=["1"])
-        (task,) = uptodate.plan(chosen, {"pixelda": "f"}, [], small.out, small.folder)
-        assert "dann.channels" in task.identity["parameters"]
-        assert not any("runs_dir" in name for name in task.identity["parameters"])
-        identities.append(task.identity)
-    assert identities[0] != identities[1]
 
 
 def test_code_that_a_notebook_does_not_import_does_not_decide_it():
@@ -430,78 +367,11 @@ def make_two(small, smoke, tmp_path, **arguments):
     )
 
 
-def test_the_page_is_readable_as_chapters_finish(small, smoke, tmp_path, two_chapters, monkeypatch):
-    """The second chapter's notebook waits until the first chapter's page has been written."""
-    os.mkfifo(written := tmp_path / "written")
-    pipe = os.open(written, os.O_RDWR)  # so that neither side waits for the other to open it
-
-    def noted(*arguments, **options):
-        run_in_subprocess(*arguments, **options)
-        os.write(pipe, b"\n")
-
-    monkeypatch.setattr(execute, "run_in_subprocess", noted)
-    waiting = f"""\
-from pathlib import Path
-open({str(written)!r}).readline()
-assert "Table 1-1.1" in Path({str(small.out / "report.html")!r}).read_text()
-"""
-    small.write(p1_1=[GOOD], p2_1=[waiting])
-    assert make_two(small, smoke, tmp_path, cell_timeout=60)
-    os.close(pipe)
-    text = (small.out / "report.html").read_text()
-    assert "Chapter 1" in text
-    assert "Chapter 2" in text
-
-
-@pytest.mark.parametrize(
-    "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
-)
-def test_what_no_report_has_made_is_not_overwritten(small, name):
-    small.write(p1_1=[GOOD])
-    mine = small.out / name
-    mine.parent.mkdir(parents=True)
-    mine.write_text('{"version": 1}')
-    with pytest.raises(UserError, match=f"{name.removesuffix('/mine')} is no report's"):
-        small.make()
-    assert [path for path in small.out.rglob("*") if path.is_file()] == [mine]
-
-
 def test_a_report_from_before_there_was_a_mark_is_a_report(small):
     small.write(p1_1=[GOOD])
     assert small.make()
     (small.out / execute.MARK).unlink()
     assert small.make()
-
-
-def test_a_page_on_the_way_that_fails_ends_nothing(
-    small, smoke, tmp_path, two_chapters, monkeypatch, capsys
-):
-    real = execute.run_in_subprocess
-
-    def failing(function, *arguments, whole):
-        if not whole:
-            raise UserError("no space left")
-        return real(function, *arguments, whole=whole)
-
-    monkeypatch.setattr(execute, "run_in_subprocess", failing)
-    small.write(p1_1=[GOOD], p2_1=[GOOD])
-    assert make_two(small, smoke, tmp_path)
-    assert "no page yet: no space left" in capsys.readouterr().out
-    assert {"1-1", "2-1"} <= small.results().keys()
-
-
-def test_braces_in_a_path_are_braces(small):
-    small.out = small.out.parent / "{seed} {x}" / "report"
-    small.folder = small.folder.parent / "{y}"
-    small.write(p1_1=[GOOD])
-    assert small.make()
-    assert small.results()["1-1"]["b"] == 2
-
-
-def test_a_chapter_is_all_of_its_problems():
-    assert [name[0] for name in uptodate.chosen(["2"])] == ["2"] * 4
-    assert list(uptodate.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
-    assert list(uptodate.chosen([])) == PROBLEMS
 
 
 def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tmp_path):
@@ -558,39 +428,6 @@ def order_of_six(monkeypatch, tmp_path, jobs, held=None):
         if number == 5:
             others_done.set()
     return started
-
-
-def test_one_job_runs_notebooks_in_order(monkeypatch, tmp_path):
-    assert order_of_six(monkeypatch, tmp_path, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
-
-
-def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch, tmp_path):
-    order = order_of_six(monkeypatch, tmp_path, 2, held="c1")
-    assert [problem for problem in order if problem != "c1"] == ["a1", "a2", "b1", "b2", "c2"]
-
-
-@pytest.mark.parametrize(
-    ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
-)
-def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(execute, "cores", lambda: cores)
-    assert execute.side_by_side(gpu) == jobs
-
-
-def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
-    assert small.make(jobs=4)
-
-
-@pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
-def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    with execute._kernel_environment(2, tmp_path):
-        assert os.environ["OMP_NUM_THREADS"] == had
-    assert os.environ["OMP_NUM_THREADS"] == asked
 
 
 def test_figures_of_earlier_reports_go(small):

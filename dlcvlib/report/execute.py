@@ -223,11 +223,11 @@ def execute(task: Task, board: "_Board", cell_timeout: int | None = None) -> Out
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
         temporary = Path(folder) / task.target.name
-        reason = _papermill(task, temporary, cell_timeout)
+        cut_short = _papermill(task, temporary, cell_timeout)
         # What papermill could not write was not run.
         notebook = nbformat.read(temporary if temporary.is_file() else task.source, as_version=4)
     seconds = time.monotonic() - started
-    error = unfinished(notebook, reason or "was never run")
+    error = unfinished(notebook, cut_short)
     clean(notebook)
     text = nbformat.writes(notebook)
     if error:
@@ -283,24 +283,32 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def unfinished(notebook: nbformat.NotebookNode, reason: str = "was never run") -> str:
-    """Which cell failed, or was not run for a reason; nothing if all of them ran.
+def unfinished(notebook: nbformat.NotebookNode, cut_short: str = "") -> str:
+    """Which cell failed, was running when the notebook was cut short, or was never run, if any.
 
     papermill takes a cell that calls `sys.exit(0)` for success: here every cell must have run.
     """
-    for cell in notebook.cells:
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        first = cell.source.splitlines()[0]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in cells:
         for output in cell.outputs:
             if output.output_type == "error":
-                return f"the cell {first!r} ended with {output.ename}: {output.evalue}"
-        if cell.execution_count is None:
-            return f"the cell {first!r} {reason}"
-        shown = [output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs]
-        if "label" in options(cell.source) and not {"figure", "table"} & set(shown):
-            return f"the cell {first!r} shows no figure or table: its value must be one"
-    return ""
+                return f"{_name(cell)} ended with {output.ename}: {output.evalue}"
+        shown = {output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs}
+        if cell.execution_count and _labelled(cell) and not {"figure", "table"} & shown:
+            return f"{_name(cell)} shows no figure or table: its value must be one"
+    if cut_short:
+        begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+        return f"{_name(begun[-1]) if begun else 'the first cell'} {cut_short}"
+    never = [cell for cell in cells if cell.execution_count is None]
+    return f"{_name(never[0])} was never run" if never else ""
+
+
+def _labelled(cell: nbformat.NotebookNode) -> bool:
+    return "label" in options(cell.source)
+
+
+def _name(cell: nbformat.NotebookNode) -> str:
+    return f"the cell {cell.source.splitlines()[0]!r}"
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
