@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import moved, weights
+from dlcvlib.evaluation.pixelda_ablation import Redrawn
 from torch import nn
 
 from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import pixelda_ablation
-from dlcvlib.evaluation.pixelda_ablation import Redrawn
 from dlcvlib.methods import classifier, pixelda
 from dlcvlib.utils.errors import UserError
 

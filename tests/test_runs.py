@@ -241,7 +241,7 @@ def shared(smoke, faces, tmp_path, monkeypatch):
     settings = {name: smoke(seed=seed).settings for seed, name in enumerate("abc")}
     order, others, fit = [], contextlib.ExitStack(), loop.fit
     theirs = runs.run_name("vae", runs.identity_of(settings["a"], faces.fingerprint, ["vae"]))
-    others.enter_context(storage.sole(tmp_path / theirs, "trained"))
+    others.enter_context(storage.exclusive_lock(tmp_path / theirs, "trained"))
 
     def train(name):
         return vae.train_or_load(settings[name], faces, tmp_path)
@@ -288,10 +288,10 @@ def test_what_training_needs_is_waited_for_at_once(shared, monkeypatch, tmp_path
     """Such as a trial of precisions: another's few seconds of it would else cost a whole run."""
     order, others, train = shared
     trial, fit = contextlib.ExitStack(), loop.fit
-    trial.enter_context(storage.sole(tmp_path / "trial", "tried"))
+    trial.enter_context(storage.exclusive_lock(tmp_path / "trial", "tried"))
 
     def after_the_trial(*args, **kwargs):
-        with storage.sole(tmp_path / "trial", "tried"):
+        with storage.exclusive_lock(tmp_path / "trial", "tried"):
             return fit(*args, **kwargs)
 
     monkeypatch.setattr(loop, "fit", after_the_trial)
