@@ -203,7 +203,7 @@ def test_runs_are_named_once(kernel, monkeypatch):
 
 
 def test_a_table_escapes_what_it_holds_and_aligns_numbers():
-    lines = table(["a|b", "n"], [["<c>", "0.12±0.03"], ["1", "–"]]).splitlines()
+    lines = table([["<c>", "0.12±0.03"], ["1", "–"]], ["a|b", "n"]).splitlines()
     assert lines == [
         r"| a\|b | n |",
         "|:------|------------:|",

@@ -6,6 +6,7 @@ Markdown is read without raw HTML or TeX: text from data and users stays text.
 """
 
 import base64
+import functools
 import io
 import json
 import re
@@ -247,21 +248,18 @@ def document(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"frame": _frame, "table": _table, "fenced": fenced, "json": _json}
-    return environment.get_template("report.md.j2").render(values)
+    environment.filters |= {
+        "fenced": fenced,
+        "frame": _frame,
+        "json": functools.partial(json.dumps, ensure_ascii=False),
+        "table": table,
+    }
+    return environment.get_template("report.md.j2").render(values, title=TITLE)
 
 
 def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
     """Values by the formats of columns.yaml."""
     return tables.to_markdown(pd.DataFrame(list(rows), columns=columns))
-
-
-def _table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    return table(headings, rows)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------

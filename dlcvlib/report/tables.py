@@ -15,7 +15,7 @@ from dlcvlib.utils import markdown
 def to_markdown(shown: pd.DataFrame | Styler) -> str:
     """A pipe table in pandoc's Markdown."""
     text = as_text(shown)
-    return markdown.table(list(text.columns), text.to_numpy().tolist())
+    return markdown.table(text.to_numpy().tolist(), list(text.columns))
 
 
 def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:

@@ -1,11 +1,33 @@
-"""Where a method trains, and in which precision."""
+"""Where a method trains, and in which precision.
 
+`precision: auto` is bfloat16 on a GPU that has it, and float32 where nothing has. On a CPU that
+has it large layers are faster so, small or narrow ones sometimes slower: there a short trial of
+the method itself decides. Its outcome is kept for this machine, in the user's cache.
+"""
+
+import contextlib
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import platformdirs
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from dlcvlib.training.method import Method
+from dlcvlib.training.method import Batch, Method
+from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import cores
+from dlcvlib.utils.stopwatch import timed
+
+TRIAL_ROUNDS = 3
+TRIAL_STEPS = 3
+"""Of each round and precision; the first is not timed."""
+CLEAR = 1.15
+"""Ratio of speeds that, found twice, makes a third round of the trial unnecessary."""
 
 
 def setup() -> None:
@@ -38,22 +60,6 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def precision_for(requested: str) -> tuple[str, str]:
-    """The precision to train in, "bf16" or "fp32", and why.
-
-    Args:
-        requested: bf16, fp32, or auto: bfloat16 where the hardware has it.
-    """
-    if requested != "auto":
-        return requested, "requested"
-    if torch.accelerator.is_available():
-        cuda = torch.cuda.is_available()
-        has = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return ("bf16", "the hardware has bfloat16") if has else ("fp32", "no bfloat16 in hardware")
-
-
 def prepare(method: Method, precision: str) -> Accelerator:
     """Move a method to the device, channels last, to train there in that precision."""
     accelerator = accelerator_for(precision)
@@ -69,3 +75,80 @@ def unwrap(method: Method, accelerator: Accelerator) -> None:
     """Undo `prepare`'s precision."""
     for name, network in method.named_children():
         setattr(method, name, accelerator.unwrap_model(network, keep_fp32_wrapper=False))
+
+
+def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
+    """The precision to train in, "bf16" or "fp32", and why.
+
+    Args:
+        method: with its initial weights, which it keeps; `settings.precision` is bf16, fp32 or
+            auto.
+        batch: step -> a batch.
+    """
+    if method.settings.precision != "auto":
+        return method.settings.precision, "requested"
+    if torch.accelerator.is_available():
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU supports it"
+        return "fp32", "this accelerator has no bfloat16"
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "fp32", "this CPU has no bfloat16"
+    if PartialState().num_processes > 1:
+        # A trial's steps would wait for processes that wait for the trial.
+        return "bf16", "this CPU supports it; several processes make no trial"
+    gain = _cached_gain(method, batch)
+    if gain > 1:
+        return "bf16", f"{gain:.2g} times as fast as fp32"
+    return "fp32", f"{1 / gain:.2g} times as fast as bf16"
+
+
+def _cached_gain(method: Method, batch: Callable[[int], Batch]) -> float:
+    """The outcome of a trial on this machine, made now or earlier."""
+    machine = {
+        "host": platform.node(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        **fingerprints.versions("torch"),
+    }
+    what = {
+        "method": type(method).__name__,
+        "weights": [weight.shape for weight in method.state_dict().values()],
+        "batch_size": method.settings.batch_size,
+    }
+    path = platformdirs.user_cache_path("dlcv-report") / (
+        f"precision-{fingerprints.json_hash(machine | what)[:16]}.json"
+    )
+    try:
+        storage.make_dir(path.parent)
+    except UserError:
+        return _gain(method, batch)  # it will be tried again the next time
+    with storage.exclusive_lock(path.with_suffix(""), "tried"):
+        with contextlib.suppress(storage.DamagedFileError):
+            return storage.read_sealed(path)["gain"]
+        gain = _gain(method, batch)
+        with contextlib.suppress(UserError):  # a full disk there is no reason not to train
+            storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
+        return gain
+
+
+@timed("trying precisions")
+def _gain(method: Method, batch: Callable[[int], Batch]) -> float:
+    """How many times as fast bf16 is as fp32: median over rounds in which they alternate."""
+    copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}
+    for precision, one in copies.items():
+        prepare(one, precision)
+    gains = []
+    for _ in range(TRIAL_ROUNDS):
+        seconds = {precision: _seconds(one, batch(0)) for precision, one in copies.items()}
+        gains.append(seconds["fp32"] / seconds["bf16"])
+        if len(gains) > 1 and (min(gains) > CLEAR or max(gains) < 1 / CLEAR):
+            break
+    return statistics.median(gains)
+
+
+def _seconds(method: Method, batch: Batch) -> float:
+    method.training_step(batch)
+    started = time.perf_counter()
+    for _ in range(1, TRIAL_STEPS):
+        method.training_step(batch)
+    return time.perf_counter() - started

@@ -271,9 +271,8 @@ def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], No
             "remove it"
         )
     batch = method.batches(data, device.default())
-    # A run keeps the precision it began with, whatever this machine would choose.
-    requested = method.settings.precision
-    precision = found[1]["precision"] if found else device.precision_for(requested)
+    # A run keeps the precision it began with, whatever a trial would choose today.
+    precision = found[1]["precision"] if found else device.choose(method, batch)
     accelerator = device.prepare(method, precision[0])
     for optimizer in method.optimizers.values():
         for group in optimizer.param_groups:

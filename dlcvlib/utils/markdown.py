@@ -19,12 +19,12 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
     """A pipe table; pandoc takes the columns' widths from the rule if a line is long.
 
     Args:
-        headings: one per column.
         rows: cells as text, which is escaped; columns of numbers are aligned to the right.
+        headings: one per column.
     """
     rules = []
     for heading, *texts in zip(headings, *rows, strict=True):
