@@ -233,7 +233,7 @@ CHANGES = {
 
 def test_every_setting_decides_the_weights(name, train):
     """Changed alone, it ends in other weights."""
-    changes = {"steps": 3, **BASE.get(name, {})}
+    changes = {"steps": 2, **BASE.get(name, {})}
     base = settings_of(name, **changes)
     assert set(CHANGES[name]) == set(type(base).model_fields)
     before, ignored = train(name, **changes).method, []
