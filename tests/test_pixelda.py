@@ -32,16 +32,10 @@ def test_shapes_and_ranges(method, batch):
     assert 0.99 < noise.max() <= 1
 
 
-def test_profile_original_is_the_homeworks():
+def test_the_originals_networks():
     original = profiles.load("original", "pixelda")
-    assert (original.batch_size, original.learning_rate) == (64, 1e-5)
-    assert original.adam_betas == [0.5, 0.999]
-    assert (original.adversarial_weight, original.task_weight) == (1.0, 0.08)
-    assert original.learning_rate_schedule == "constant"
-    assert (original.patient, original.content_weight) == (False, 0)
-    assert (original.softmax_twice, original.classifier_with_generator) == (True, True)
     assert original.dann == profiles.load("original", "dann")
-    assert original.adamatch(0).learning_rate == original.dann.learning_rate
+    assert (original.softmax_twice, original.classifier_with_generator) == (True, True)
     method = pixelda.PixelDA(original.settings(0))
     spread = method.generator.spread[0]
     assert (spread.in_features, spread.out_features) == (1024, 3 * 32 * 32)
