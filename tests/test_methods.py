@@ -73,8 +73,8 @@ def test_it_overfits_one_batch(name, data):
     term, changes = FITTED[name]
     method = built(name, batch_size=8, **changes)
     batch = method.batches(data[name], torch.device("cpu"))(0)
-    losses = [method.training_step(batch)[term].item() for _ in range(150)]
-    assert min(losses[-20:]) < 0.15 * losses[0]
+    losses = [method.training_step(batch)[term].item() for _ in range(60)]
+    assert min(losses[-10:]) < 0.2 * losses[0]
 
 
 # --- resume -----------------------------------------------------------------------------------
