@@ -81,14 +81,22 @@ def folder(tmp_path):
     return root
 
 
+METHODS = ("vae", "features", "dcgan", "classifier", "dann", "pixelda", "adamatch")
+
+
 def settings_of(method, **changes):
     """Settings of a method under profile smoke, in float32."""
     from dlcvlib.config import profiles
+    from dlcvlib.config.schema import AttributeSettings, TrainingSettings
 
-    chapter = {"dcgan": "gan", "classifier": "dann", "adamatch": "pixelda"}.get(method, method)
-    chosen = profiles.load("smoke", chapter)
+    chapter = {"vae": "vae", "features": "vae", "dcgan": "gan", "classifier": "dann"}
+    chosen = profiles.load("smoke", {**chapter, "adamatch": "pixelda"}.get(method, method))
     settings = {
         "vae": lambda: chosen.settings,
+        "features": lambda: AttributeSettings(
+            attributes=["Male", "Smiling"],
+            **{name: getattr(chosen, name) for name in TrainingSettings.model_fields},
+        ),
         "dcgan": lambda: chosen.settings,
         "classifier": lambda: chosen.classifier(0),
         "dann": lambda: chosen.settings(0),
@@ -96,6 +104,62 @@ def settings_of(method, **changes):
         "adamatch": lambda: chosen.adamatch(0),
     }[method]()
     return settings.replace(**{"precision": "fp32"} | changes)
+
+
+def class_of(method):
+    """The class of a method."""
+    from dlcvlib.methods import adamatch, attributes, classifier, dann, dcgan, pixelda, vae
+
+    kinds = [vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier]
+    kinds += [dann.DANN, pixelda.PixelDA, adamatch.AdaMatch]
+    return dict(zip(METHODS, kinds, strict=True))[method]
+
+
+def built(method, **changes):
+    """An untrained method with `settings_of` these, the same at each call."""
+    torch.manual_seed(0)
+    return class_of(method)(settings_of(method, **changes))
+
+
+@pytest.fixture
+def data(faces, pair):
+    """What each method trains on, by the method's name."""
+    from dlcvlib.data.types import MeasuredFaces
+
+    def quality(images):
+        return {"kid": images.mean().item(), "diversity": images.std().item()}
+
+    adaptation = pair.adaptation()
+    return {
+        "vae": faces,
+        "features": faces,
+        "dcgan": MeasuredFaces(faces, 8, quality, "f"),
+        "classifier": pair.source,
+        "dann": adaptation,
+        "pixelda": adaptation,
+        "adamatch": adaptation,
+    }
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    """Train a method on `data`, or load it: (method, folder of the runs, changed settings)."""
+    from dlcvlib.training.runs import train_or_load
+
+    def trained(method, folder="runs", **changes):
+        settings = settings_of(method, **changes)
+        return train_or_load(class_of(method), settings, data[method], tmp_path / folder)
+
+    return trained
+
+
+@pytest.fixture
+def params(tmp_path):
+    """Parameters of a chapter under profile smoke in float32, changed by keyword."""
+    from dlcvlib.config import profiles
+
+    fixed = {"precision": "fp32", "runs_dir": str(tmp_path / "runs")}
+    return lambda chapter, **changes: profiles.load("smoke", chapter, fixed | changes)
 
 
 def write_csv(path, header, rows):
@@ -175,9 +239,23 @@ def weights(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def moved(module, before):
-    """Whether any parameter of a module has changed."""
-    return any(not torch.equal(value, before[name]) for name, value in module.named_parameters())
+def same(one, other):
+    """Whether two modules, or copies of their states, are the same bit for bit."""
+    ours, theirs = (x if isinstance(x, dict) else x.state_dict() for x in (one, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def updated(method, before):
+    """The networks of a method of which a parameter differs from an earlier `weights`."""
+    names = dict(method.named_parameters())
+    return {k.split(".")[0] for k, value in names.items() if not torch.equal(value, before[k])}
+
+
+def close(module, expected, **tolerance):
+    """Assert that a module's gradients are those expected, as `torch.autograd.grad` gives them."""
+    tolerance = {"rtol": 1e-3, "atol": 1e-6} | tolerance
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, **tolerance)
 
 
 @pytest.fixture
@@ -267,28 +345,19 @@ def before_step(monkeypatch):
 
     @contextmanager
     def patched(kind, number, action):
-        original = kind.step
+        original = kind.training_step
 
-        def step(self, batch):
-            if self.done == number:
+        def training_step(self, batch):
+            if self.step == number:
                 action()
             return original(self, batch)
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-            patch.setattr(kind, "step", step)
+            patch.setattr(kind, "training_step", training_step)
             yield
 
     return patched
-
-
-def scores_of(method, frame):
-    """Scores of a method that are given, not measured: one row a pair and seed, with accuracy."""
-    from dlcvlib.evaluation import adaptation
-
-    found = adaptation.Scores(method, {}, {})
-    object.__setattr__(found, "frame", frame)
-    return found
 
 
 def interrupt():

@@ -4,18 +4,12 @@ import copy
 
 import pytest
 import torch
+from conftest import built, close
 from torch import nn
 
 from dlcvlib.config import profiles
 from dlcvlib.data import augment
 from dlcvlib.methods import adamatch
-
-
-@pytest.fixture
-def settings(tmp_path):
-    chapter = profiles.load("smoke", "pixelda")
-    return lambda **changes: chapter.adamatch(0).replace(precision="fp32", **changes)
-
 
 # --- arithmetic -------------------------------------------------------------------------------
 
@@ -77,13 +71,13 @@ def test_frozen_statistics_stay_and_still_normalise_by_the_batch():
 # --- the step ---------------------------------------------------------------------------------
 
 
-def test_the_step_is_the_papers(settings, batch, monkeypatch):
+def test_the_step_is_the_papers(batch, monkeypatch):
     """The gradient of one step, written out without the library's helpers."""
     monkeypatch.setitem(augment.AUGMENTATIONS, "geometric", lambda x: x)
     monkeypatch.setitem(augment.AUGMENTATIONS, "strong", lambda x: 1 - x)
     monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.25))
-    method = adamatch.AdaMatch(settings(steps=8, threshold=0.5))
-    method.done = 2
+    method = built("adamatch", steps=8, threshold=0.5)
+    method.step = 2
     x_s, y_s, x_t = batch
     network = copy.deepcopy(method.trained)
     joint = network(torch.cat([x_s, 1 - x_s, x_t, 1 - x_t]))
@@ -97,31 +91,31 @@ def test_the_step_is_the_papers(settings, batch, monkeypatch):
     each = -joint[48:].log_softmax(1)[range(16), p_t.argmax(1)]
     source_loss = nn.functional.cross_entropy(source, torch.cat([y_s, y_s]))
     loss = source_loss + 0.5 * (each * mask).mean()
-    wanted = torch.autograd.grad(loss, list(network.parameters()))
-    terms = method.step(batch)
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    terms = method.training_step(batch)
     assert 0 < terms["kept"] <= 1
     torch.testing.assert_close(terms["class"], source_loss)
     torch.testing.assert_close(terms["target"], (each * mask).mean())
-    for parameter, gradient in zip(method.trained.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    close(method.trained, expected)
     # The pass over the source alone leaves the running statistics to the joint one.
     for name, value in method.trained.named_buffers():
         if name.endswith(("mean", "var")):
             torch.testing.assert_close(value, statistics[name])
 
 
-def test_at_first_the_target_has_no_say(settings, batch):
-    assert adamatch.AdaMatch(settings()).target_weight() == 0
-
-
-def test_what_is_asked_is_the_average(settings, batch):
-    method = adamatch.AdaMatch(settings(ema_decay=0.99))
+def test_the_average_predicts(batch):
+    method = built("adamatch", ema_decay=0.99)
+    assert method.target_weight() == 0
     for _ in range(3):
-        method.step(batch)
+        method.training_step(batch)
     assert method.extractor is method.averaged.module[0]
+    assert method.classifier is method.averaged.module[1]
     trained, average = (next(m.parameters()) for m in (method.trained, method.extractor))
     assert not torch.equal(trained, average)
-    assert not any(p.requires_grad for p in method.averaged.parameters())
+    images = (batch[0] * 255).byte()
+    with torch.no_grad():
+        expected = method.averaged.module.eval()(images / 255).argmax(1)
+    assert torch.equal(method.predict(images), expected)
 
 
 def test_the_views_are_the_methods_own():
@@ -130,21 +124,15 @@ def test_the_views_are_the_methods_own():
     assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
 
 
-def test_its_precision_is_its_own_chapters():
-    chosen = profiles.load("smoke", "pixelda", {"precision": "fp32"})
-    assert chosen.adamatch(0).precision == chosen.settings(0).precision == "fp32"
-    assert chosen.dann.precision == "auto"
-
-
-def test_pseudo_labels_are_aligned_and_masked(settings, pair, monkeypatch):
+def test_pseudo_labels_are_aligned_and_masked(pair, monkeypatch):
     """By hand: nine in ten say 0 at .6, one 1 at .9; the source says both equally often, surely."""
-    method, data = adamatch.AdaMatch(settings(threshold=0.8)), pair.adaptation()
+    method, data = built("adamatch", threshold=0.8), pair.adaptation()
     source, target = torch.zeros(60, 10), torch.zeros(60, 10)
     source[::2, 0], source[1::2, 1] = 1, 1
     target[:, 0], target[:, 1] = 0.6, 0.4
     target[::10, 0], target[::10, 1] = 0.1, 0.9
     answers = iter([source, target])
-    monkeypatch.setattr(method, "_over", lambda function, images: next(answers))
+    monkeypatch.setattr(method, "over", lambda function, images: next(answers))
     labels, sure = method.pseudo_labels(data)
     # Means: .55 and .45 of the target against .5 and .5, so times .909 and 1.111.
     assert labels.tolist() == ([1] + [0] * 9) * 6

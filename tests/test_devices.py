@@ -1,137 +1,94 @@
-"""Which precision is chosen, on a clock that the network under trial turns."""
+"""Which precision is chosen, and what holds for the whole process, set in `setup` alone."""
 
-import time
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
+from torch import nn
 
 from dlcvlib.training import device
 
 
-class Net(torch.nn.Linear):
-    """Turns the clock by what `seconds` says of the precision that it is run in."""
-
-    def __init__(self, clock, seconds):
-        super().__init__(2, 1)
-        self.clock, self.seconds = clock, seconds
-
-    def forward(self, x):
-        precision = "bf16" if torch.is_autocast_enabled("cpu") else "fp32"
-        self.clock[0] += self.seconds[precision]
-        return super().forward(x)
-
-    def __deepcopy__(self, memo):
-        copied = Net(self.clock, self.seconds)
-        copied.load_state_dict(self.state_dict())
-        return copied
+@pytest.mark.parametrize("requested", ["bf16", "fp32"])
+def test_a_requested_precision_is_taken(requested):
+    assert device.precision_for(requested) == (requested, "requested")
 
 
-class Timed:
-    def __init__(self, clock, seconds):
-        self.net = Net(clock, seconds)
-        self.modules, self.optimizers, self.done = {"net": self.net}, {}, 0
-
-    def step(self, batch):
-        self.net(batch).sum().backward()
-        with torch.no_grad():
-            self.modules["net"].weight += 1
-        return {}
-
-    def __deepcopy__(self, memo):
-        copied = Timed(self.net.clock, self.net.seconds)
-        copied.net.load_state_dict(self.net.state_dict())
-        return copied
-
-
-@pytest.fixture
-def clock(monkeypatch, tmp_path):
-    """On a CPU that has bfloat16, with nothing kept of earlier trials."""
-    if torch.accelerator.is_available():
-        pytest.skip("only a CPU is tried")
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return now
-
-
-def batch(step):
-    return torch.ones(3, 2)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen", "why"),
-    [
-        ({"fp32": 3.0, "bf16": 2.0}, "bf16", "1.5 times as fast as fp32"),
-        ({"fp32": 2.0, "bf16": 5.0}, "fp32", "2.5 times as fast as bf16"),
-    ],
-)
-def test_the_faster_one_is_chosen_and_kept(smoke, clock, seconds, chosen, why):
-    method = Timed(clock, seconds)
-    before = method.net.weight.clone()
-    assert device.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
-    assert torch.equal(method.net.weight, before)
-    tried = clock[0]
-    assert tried > 0
-    assert device.choose(smoke(precision="auto").settings, method, batch) == (chosen, why)
-    assert clock[0] == tried
-
-
-def test_another_batch_is_another_trial(smoke, clock):
-    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    device.choose(smoke(precision="auto").settings, method, batch)
-    tried = clock[0]
-    device.choose(smoke(batch_size=5, precision="auto").settings, method, batch)
-    assert clock[0] == 2 * tried
-
-
-def test_a_damaged_outcome_is_found_again(smoke, clock, tmp_path):
-    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    device.choose(smoke(precision="auto").settings, method, batch)
-    (kept,) = tmp_path.glob("cache/dlcv-report/*.json")
-    kept.write_text(kept.read_text().replace("1.5", "0.5"))
-    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
-    assert kept.with_name(f"{kept.name}.damaged").is_file()
-
-
-def test_without_a_place_to_keep_it(smoke, clock, monkeypatch, tmp_path):
-    (tmp_path / "cache").touch()
-    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
-
-
-def test_a_full_disk_there_ends_no_training(smoke, clock, disk_full_beyond):
-    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    with disk_full_beyond(0):
-        assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
-
-
-def test_what_is_asked_for_or_alone_possible_needs_no_trial(smoke, clock, monkeypatch):
-    method = Timed(clock, {"fp32": 3.0, "bf16": 2.0})
-    assert device.choose(smoke(precision="fp32").settings, method, batch) == ("fp32", "asked for")
-    assert device.choose(smoke(precision="bf16").settings, method, batch) == ("bf16", "asked for")
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert device.choose(smoke(precision="auto").settings, method, batch) == (
-        "fp32",
-        "this CPU has no bfloat16",
-    )
-    assert clock[0] == 0
-
-
-@pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_a_gpu_needs_no_trial(smoke, monkeypatch, has, chosen):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
+def test_auto_is_bfloat16_where_the_device_has_it(monkeypatch, accelerator, has):
+    """An accelerator that is not CUDA is not judged by the CPU beside it."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    method = Timed([0.0], {"fp32": 3.0, "bf16": 2.0})
-    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == chosen
-    assert method.net.clock[0] == 0
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    chosen = "bf16" if has and accelerator != "mps" else "fp32"
+    assert device.precision_for("auto")[0] == chosen
 
 
-def test_several_processes_do_not_wait_for_each_others_trial(smoke, clock, monkeypatch):
-    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    method = Timed(clock, {"fp32": 1.0, "bf16": 2.0})
-    assert device.choose(smoke(precision="auto").settings, method, batch)[0] == "bf16"
-    assert clock[0] == 0
+def test_precisions_take_turns_in_one_process():
+    for precision in ("bf16", "fp32", "bf16"):
+        accelerator = device.accelerator_for(precision)
+        layer = accelerator.prepare_model(nn.Linear(2, 2), evaluation_mode=True)
+        with accelerator.autocast():
+            found = nn.functional.linear(torch.ones(1, 2).to(accelerator.device), layer.weight)
+        assert found.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+IMPORTS = """
+import os, pkgutil, signal, sys
+from importlib import import_module
+
+import matplotlib, pandas, torch
+
+import dlcvlib
+
+
+def state():
+    cudnn = torch.backends.cudnn
+    return {
+        "cudnn": (cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "threads": torch.get_num_threads(),
+        "generator": torch.random.get_rng_state().tolist(),
+        "dtype": torch.get_default_dtype(),
+        "rcParams": dict(matplotlib.rcParams),
+        "width": pandas.get_option("display.width"),
+        "folder": os.getcwd(),
+        "interrupt": signal.getsignal(signal.SIGINT),
+    }
+
+
+torch.set_num_threads(500)
+before = state()
+modules = [module.name for module in pkgutil.walk_packages(dlcvlib.__path__, "dlcvlib.")]
+for name in modules:
+    if name != "dlcvlib.__main__":
+        import_module(name)
+assert len(modules) > 40
+changed = [name for name, value in state().items() if value != before[name]]
+assert not changed, changed
+
+sys.path.append("tests")
+from conftest import METHODS, built
+from dlcvlib.training import device
+
+methods = [built(name) for name in METHODS]
+assert "torch._dynamo" not in sys.modules
+assert all(method.optimizers for method in methods)
+assert "torch._dynamo" in sys.modules  # else there is nothing to put off any more
+
+device.setup()
+assert torch.backends.cudnn.deterministic
+assert not torch.backends.cudnn.allow_tf32
+assert torch.get_num_threads() <= os.cpu_count()
+"""
+
+
+def test_importing_the_library_changes_no_global_state():
+    """Nor does it load torch's compiler, which the first optimiser loads: seconds, and 150 MB."""
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=ROOT, env=os.environ)

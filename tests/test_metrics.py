@@ -1,12 +1,10 @@
-"""Measures against slow loops and closed forms; comparisons and their verdicts."""
+"""Measures of images and features against slow loops and closed forms."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from dlcvlib.evaluation import features, latent, metrics
 
@@ -24,7 +22,7 @@ def test_squared_mmd_against_a_loop():
     assert float(metrics.squared_mmd(x, y)) == pytest.approx(xx + yy - 2 * xy)
 
 
-def test_kid_tells_sets_apart():
+def test_kid_separates_sets():
     torch.manual_seed(0)
     a, b, far = torch.randn(300, 8), torch.randn(300, 8), torch.randn(300, 8) + 1
     same, error = metrics.kid(a, b)
@@ -56,14 +54,16 @@ def test_fid_in_closed_form():
 
 def test_distances_give_shares_of_the_real_images():
     torch.manual_seed(0)
-    extractor = features.Extractor("means", "means", lambda x: x.float().flatten(2).mean(2))
+    means = lambda images: images.float().flatten(2).mean(2)  # noqa: E731
     real = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8)
     sets = {
         "same": real,
         "blurred": torch.nn.functional.avg_pool2d(real.float() / 255, 3, 1, 1),
         "one": real[:1].repeat(60, 1, 1, 1),
     }
-    found = metrics.distances(extractor, real, sets).set_index("images")
+    found = metrics.distances(means, "means", real, sets).set_index("images")
+    assert set(found["features"]) == {"means"}
+    assert set(found["n"]) == {60}
     same = found.loc["same"]
     assert same["diversity"] == same["sharpness"] == pytest.approx(1)
     assert same["fid"] == pytest.approx(0, abs=1e-5)
@@ -109,24 +109,25 @@ def test_sharpness_and_diversity():
     assert metrics.diversity(torch.tensor([[0.0], [1.0], [2.0]])) == pytest.approx(4 / 3)
 
 
-def test_direction_joins_the_two_means():
-    latents = torch.tensor([[0.0, 1], [2, 1], [5, 5], [7, 5]])
-    assert latent.direction(latents, torch.tensor([0, 0, 1, 1])).tolist() == [5, 4]
-    assert latent.direction(latents, torch.ones(4)).tolist() == [0, 0]
+def test_probes_are_of_every_attribute(faces):
+    names = list(faces.train.attributes)
+    known = {
+        split: torch.stack([getattr(faces, split).attributes[name] for name in names], 1).float()
+        for split in ("train", "test")
+    }
+    found = latent.probes({"attributes": known}, faces)
+    assert found["attribute"].tolist() == names
+    assert found["share"].tolist() == pytest.approx(known["test"].mean(0).tolist())
+    assert found["attributes"].dropna().min() > 0.9
 
 
-def test_between_and_travels():
-    line = latent.between(torch.zeros(2), torch.tensor([2.0, 4.0]), 3)
-    assert line.tolist() == [[0, 0], [1, 2], [2, 4]]
+def test_slerp_keeps_the_length_of_noise():
     torch.manual_seed(0)
-    latents = torch.randn(2000, 3) * torch.tensor([5.0, 1.0, 0.1])
-    axes, deviations = latent.principal_directions(latents, 2)
-    assert len(latent.principal_directions(latents[:, :1], 4)[0]) == 1
-    assert deviations.tolist() == pytest.approx([5, 1], rel=0.1)
-    moved = latent.travels(torch.zeros(3), axes, deviations, [-1.0, 0.0, 1.0])
-    assert moved.shape == (2, 3, 3)
-    assert moved[:, 1].abs().max() == 0
-    assert moved[0, 2].norm() == pytest.approx(5, rel=0.1)
+    a, b = torch.nn.functional.normalize(torch.randn(2, 100), dim=1) * 10
+    walk = torch.stack([latent.slerp(a, b, share) for share in (0.0, 0.25, 0.5, 1.0)])
+    torch.testing.assert_close(walk.norm(dim=1), torch.full((4,), 10.0))
+    torch.testing.assert_close(walk[0], a)
+    torch.testing.assert_close(walk[-1], b)
 
 
 def test_pixel_components_are_those_of_scikit_learn_a_piece_at_a_time(monkeypatch):
@@ -148,47 +149,41 @@ def test_pixel_components_are_those_of_scikit_learn_a_piece_at_a_time(monkeypatc
 
 def test_tsne_keeps_neighbours(tmp_path):
     torch.manual_seed(0)
-    centres = 20 * torch.randn(4, 10)
     labels = torch.arange(120) % 4
-    features = centres[labels] + torch.randn(120, 10)
+    features = 20 * torch.randn(4, 10)[labels] + torch.randn(120, 10)
     points = latent.tsne(features, 200, 0, tmp_path)
     assert points.shape == (120, 2)
-    labels = labels.numpy()
-    nearest = NearestNeighbors(n_neighbors=10).fit(points).kneighbors(return_distance=False)
-    assert (labels[nearest] == labels[:, None]).mean() > 0.95
-
-
-def test_tsne_of_one_dimension(tmp_path):
-    assert latent.tsne(torch.randn(60, 1), 10, 0, tmp_path).shape == (60, 2)
-
-
-def test_neighbours_kept_of_the_same_points():
-    points = np.random.default_rng(0).normal(size=(60, 2))
+    assert latent.effective_perplexity(200, 120) == pytest.approx(119 / 3)
+    assert latent.neighbour_agreement(points, labels.numpy()) > 0.95
+    assert 10 / 120 < latent.neighbours_kept(features, points) < 1
     assert latent.neighbours_kept(torch.from_numpy(points), points) == 1
 
 
-def test_the_extractor_learns_an_attribute(drawn, faces, smoke, tmp_path):
-    settings = features.settings_for(smoke(extractor_steps=40)).replace(batch_size=20)
-    run = features.train_or_load(faces, settings, tmp_path)
+def test_the_extractor_learns_an_attribute(train, faces):
+    run = train("features", steps=40, batch_size=20, learning_rate=2e-3)
     found = run.method.features(faces.test.images)
     assert found.shape == (12, 128)
     # A generated picture is rounded like a real one, so that equal pictures have equal features.
     torch.testing.assert_close(run.method.features(faces.test.images.float() / 255), found)
-    chance = run.method.probability(faces.train.images, "Male")
+    probability = run.method.probability(faces.train.images, "Male")
     male = faces.train.attributes["Male"].bool()
-    assert chance[male].mean() > chance[~male].mean() + 0.3
+    assert probability[male].mean() > probability[~male].mean() + 0.3
 
 
-def test_inception_is_not_downloaded(monkeypatch, tmp_path):
+def test_both_chapters_of_faces_use_one_extractor(faces, params):
+    names = {features.extractor(params(c), faces).key for c in ("vae", "gan")}
+    assert len(names) == 1
+    (own,) = features.extractors(params("vae"), faces)
+    assert {own.key} == names
+
+
+def test_inceptions_weights_give_features_and_are_not_downloaded(monkeypatch, tmp_path):
+    from safetensors.torch import save_file
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert features.inception() is None
-
-
-def test_inceptions_weights_give_features(monkeypatch, tmp_path):
-    from safetensors.torch import save_file
-    from torchvision.models import inception_v3
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert Inception_V3_Weights.IMAGENET1K_V1.url.endswith(f"/{features.INCEPTION}")
     torch.manual_seed(0)
     weights = inception_v3(init_weights=False).state_dict()
     folder = tmp_path / "hub" / "checkpoints"
@@ -205,22 +200,16 @@ def test_inceptions_weights_give_features(monkeypatch, tmp_path):
     assert not torch.equal(extract(images), found)
 
 
-def test_inceptions_file_is_named_as_torchvision_names_it():
-    from torchvision.models import Inception_V3_Weights
-
-    assert Inception_V3_Weights.IMAGENET1K_V1.url.endswith(f"/{features.INCEPTION}")
-
-
 def test_reconstructions_are_measured_a_piece_at_a_time():
     images = torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8)  # more than one piece
     found = metrics.reconstructions(images, lambda some: some.flip(3) / 255)
-    originals, redrawn = images / 255, images.flip(3) / 255
-    error = (originals - redrawn).square().flatten(1)
+    originals, others = images / 255, images.flip(3) / 255
+    error = (originals - others).square().flatten(1)
     expected = {
         "mse_sum": error.sum(1),
         "mse_per_value": error.mean(1),
-        "psnr": metrics.psnr(originals, redrawn),
-        "ssim": metrics.ssim(originals, redrawn),
+        "psnr": metrics.psnr(originals, others),
+        "ssim": metrics.ssim(originals, others),
         "contrast": originals.flatten(1).std(1),
     }
     assert list(found) == list(expected)

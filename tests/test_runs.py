@@ -1,87 +1,68 @@
 """Runs on disk: reused when nothing has changed, trained again when anything has."""
 
 import contextlib
-import functools
 import gc
 import json
-import subprocess
-import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import METHODS, class_of, cut, flip, same, settings_of
 
-from dlcvlib.config import profiles
-from dlcvlib.methods import dcgan, vae
+from dlcvlib.methods.vae import VAE
 from dlcvlib.training import loop, runs
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
+ALL = set(METHODS)
+DIGITS = {"classifier", "dann", "pixelda", "adamatch"}
+
 
 @pytest.fixture
-def counted(monkeypatch):
-    """How often something was trained."""
-    calls = []
-    fit = loop.fit
-    monkeypatch.setattr(loop, "fit", lambda *a, **k: calls.append(k["label"]) or fit(*a, **k))
-    return calls
+def fitted(monkeypatch):
+    """Seeds of what is trained."""
+    seeds, fit = [], loop.fit
+
+    def noted(method, *arguments, **keywords):
+        seeds.append(method.settings.seed)
+        return fit(method, *arguments, **keywords)
+
+    monkeypatch.setattr(loop, "fit", noted)
+    return seeds
 
 
-def weights(run):
-    return loop.module_tensors(run.method)
-
-
-def test_the_second_call_trains_nothing(smoke, faces, tmp_path, counted):
-    first = vae.train_or_load(smoke().settings, faces, tmp_path)
-    second = vae.train_or_load(smoke().settings, faces, tmp_path)
-    assert counted == ["vae"]
-    assert first.name == second.name
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(weights(first).values(), weights(second).values(), strict=True)
-    )
+def test_the_second_call_trains_nothing(train, fitted, monkeypatch):
+    monkeypatch.setattr(runs, "handed_out", [])
+    first, second = train("vae"), train("vae")
+    assert fitted == [0]
+    assert same(first.method, second.method)
     assert first.history.equals(second.history)
-    assert not second.method.encoder.training
+    assert first.provenance == second.provenance
+    assert not any(module.training for module in second.method.modules())
+    assert not any(weight.requires_grad for weight in second.method.parameters())
+    assert "optimizers" not in vars(second.method)
+    assert runs.handed_out == [first.name]
 
 
-UNTRAINED = """
-import sys
-from dlcvlib.config import profiles
-from dlcvlib.evaluation import features
-from dlcvlib.methods import adamatch, classifier, dann, dcgan, pixelda, vae
-face, gan, digit, pixel = (profiles.load("smoke", c) for c in ("vae", "gan", "dann", "pixelda"))
-methods = [
-    vae.VAE(face.settings),
-    features.AttributeClassifier(features.settings_for(face), ["Male"]),
-    dcgan.DCGAN(gan.settings),
-    classifier.Classifier(digit.settings(0)),
-    dann.DANN(digit.settings(0)),
-    pixelda.PixelDA(pixel.settings(0)),
-    adamatch.AdaMatch(pixel.adamatch(0)),
-]
-assert "torch._dynamo" not in sys.modules
-for method in methods:
-    assert method.optimizers
-assert "torch._dynamo" in sys.modules  # else there is nothing to put off any more
-"""
+def test_what_a_run_leaves(train):
+    run = train("dcgan", keep_snapshots=False)
+    left = sorted(path.name for path in run.folder.iterdir())
+    assert left == ["history.csv", "model.safetensors", "provenance.json", "settings.yaml"]
+    record = json.loads((run.folder / "provenance.json").read_text())
+    assert torch.__version__.startswith(record["torch"])
+    assert run.seconds == record["seconds"] > 0
+    assert record["images_per_second"] == pytest.approx(12 * 16 / record["seconds"])
+    # The moving average is not trained.
+    players = (run.method.generator, run.method.discriminator)
+    assert record["parameters"] == sum(p.numel() for m in players for p in m.parameters())
 
 
-def test_an_untrained_method_loads_no_compiler():
-    """torch loads it for the first optimiser of a process: seconds, and 150 MB."""
-    subprocess.run([sys.executable, "-c", UNTRAINED], check=True, cwd=ROOT)
-
-
-def test_a_run_from_disk_does_without_optimisers(smoke, faces, tmp_path):
-    run = [vae.train_or_load(smoke().settings, faces, tmp_path) for _ in range(2)][-1]
-    assert "optimizers" not in vars(run.method)
-    assert run.method.optimizers is run.method.optimizers
-
-
-def test_a_training_leaves_no_tensors_behind(smoke, faces, tmp_path):
-    """Autocast keeps modules in cycles, which wait for a collector that seldom comes."""
+def test_a_training_leaves_no_tensors_behind(train):
+    """Autocast leaves modules in reference cycles, which the collector seldom comes for."""
 
     def alive(seed):
-        vae.train_or_load(smoke(precision="bf16", seed=seed).settings, faces, tmp_path)
+        train("vae", precision="bf16", seed=seed)
         assert not gc.get_freeze_count()
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
@@ -95,32 +76,70 @@ def test_a_training_leaves_no_tensors_behind(smoke, faces, tmp_path):
         gc.enable()
 
 
-def test_a_changed_setting_or_data_trains_again(smoke, faces, tmp_path, counted):
-    from dataclasses import replace
-
-    names = {
-        vae.train_or_load(smoke().settings, faces, tmp_path).name,
-        vae.train_or_load(smoke(kld_weight=0.5).settings, faces, tmp_path).name,
-        vae.train_or_load(smoke(seed=1).settings, faces, tmp_path).name,
-        vae.train_or_load(smoke().settings, replace(faces, fingerprint="g"), tmp_path).name,
-    }
-    assert len(names) == len(counted) == 4
+def test_a_runs_dir_that_cannot_be_written(train, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot write to .*runs"):
+        train("vae")
 
 
-def test_changed_code_trains_again_and_comments_do_not(smoke, monkeypatch, tmp_path):
-    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
-    (tmp_path / "data").mkdir()
-    for name in ("vae", "devices", "training", "data/batches"):
-        (tmp_path / f"{name}.py").write_text('"""Doc."""\nx = 1\n')
+# --- what a run's key covers ------------------------------------------------------------------
 
-    def name():
-        return runs.run_name("vae", runs.identity_of(smoke().settings, "f", ["vae"]))
 
-    first = name()
-    (tmp_path / "vae.py").write_text('"""Other words."""\n# why\nx = 1  # one\n\n\n')
-    assert name() == first
-    (tmp_path / "vae.py").write_text("x = 2\n")
-    assert name() != first
+def identity(settings=None, fingerprint="f", method="vae"):
+    data = SimpleNamespace(fingerprint=fingerprint)
+    return runs.identity_of(class_of(method), settings or settings_of(method), data)
+
+
+def test_settings_data_and_versions_decide_a_run(smoke, monkeypatch):
+    one = identity()
+    assert identity() == one
+    assert identity(settings_of("vae", seed=1)) != one
+    assert identity(settings_of("vae", kld_weight=0.5)) != one
+    assert identity(fingerprint="g") != one
+    elsewhere = smoke(precision="fp32", tsne_perplexity=5, runs_dir="elsewhere").settings
+    assert identity(elsewhere) == one
+    versions = fingerprints.versions
+    for package in ("torch", "accelerate"):
+        changed = lambda *names, package=package: versions(*names) | {package: "0"}  # noqa: E731
+        monkeypatch.setattr(fingerprints, "versions", changed)
+        assert identity() != one
+
+
+@pytest.mark.parametrize(
+    ("module", "affected"),
+    [
+        ("methods/vae", {"vae"}),
+        ("methods/attributes", {"features"}),
+        ("methods/dcgan", {"dcgan"}),
+        ("methods/diffaugment", {"dcgan"}),
+        ("methods/averaging", {"dcgan", "adamatch"}),
+        ("methods/classifier", DIGITS),
+        ("methods/pixelda", {"pixelda"}),
+        ("data/augment", DIGITS),
+        ("data/batches", ALL),
+        ("training/loop", ALL),
+        ("training/method", ALL),
+        ("config/schema", set()),
+        ("evaluation/metrics", set()),
+        ("evaluation/features", set()),
+        ("plots/style", set()),
+        ("report/notebook", set()),
+        ("utils/storage", set()),
+    ],
+)
+def test_code_that_trains_decides_a_run_and_no_other(module, affected, monkeypatch):
+    """Nor do comments and docstrings."""
+
+    def codes():
+        return {name: runs.deciding_code(class_of(name)) for name in METHODS}
+
+    path, before = fingerprints.PACKAGE / f"{module}.py", codes()
+    source = path.read_text()
+    monkeypatch.setitem(fingerprints._LOADED, path, f'"""Other words."""\n# why\n\n{source}')
+    assert codes() == before
+    monkeypatch.setitem(fingerprints._LOADED, path, f"{source}\nNEW = 1\n")
+    after = codes()
+    assert {name for name in METHODS if after[name] != before[name]} == affected
 
 
 def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypatch, tmp_path):
@@ -134,65 +153,45 @@ def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypa
     assert fingerprints.source_hash([path]) != before
 
 
-def test_another_version_of_torch_is_another_run(smoke, monkeypatch):
-    one = runs.identity_of(smoke().settings, "f", ["vae"])
-    real = fingerprints.versions
-    monkeypatch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
-    assert runs.identity_of(smoke().settings, "f", ["vae"]) != one
-
-
-def test_parameters_that_decide_nothing_do_not_matter(smoke):
-    a, b = smoke().settings, smoke(tsne_perplexity=5, runs_dir="elsewhere").settings
-    assert runs.identity_of(a, "f", ["vae"]) == runs.identity_of(b, "f", ["vae"])
+# --- damage -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "history.csv"])
-def test_one_flipped_byte_is_noticed(smoke, faces, tmp_path, counted, capsys, file):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
-    path = tmp_path / run.name / file
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    again = vae.train_or_load(smoke().settings, faces, tmp_path)
-    assert counted == ["vae", "vae"]
-    assert run.name in capsys.readouterr().out
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(weights(run).values(), weights(again).values(), strict=True)
-    )
+def test_what_is_damaged_is_trained_again(train, fitted, capsys, file):
+    run = train("vae")
+    flip(run.folder / file)
+    again = train("vae")
+    assert fitted == [0, 0]
+    assert f"{file} is damaged" in capsys.readouterr().out
+    assert again.provenance["files"] == run.provenance["files"]
 
 
-def test_checkpoints_that_a_kill_at_the_end_has_left_go(smoke, faces, tmp_path):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+@pytest.mark.parametrize("harm", [flip, cut, lambda path: path.unlink()])
+def test_a_snapshot_that_is_lost_leaves_the_model_alone(train, fitted, capsys, harm):
+    changes = {"steps": 6, "ema_decay": 0.9, "keep_snapshots": True}
+    run, z = train("dcgan", **changes), torch.randn(4, 8)
+    assert run.snapshots == [3, 6]
+    early, late = (run.at(step).sample(z) for step in run.snapshots)
+    torch.testing.assert_close(late, run.method.sample(z), atol=0.01, rtol=0)
+    assert not torch.equal(early, late)
+    harm(run.folder / "snapshot-3.safetensors")
+    again = train("dcgan", **changes)
+    assert fitted == [0]
+    assert same(again.method, run.method)
+    assert again.snapshots == [6]
+    assert "snapshot-3.safetensors is" in capsys.readouterr().out
+    assert torch.equal(again.at(6).sample(z), late)
+
+
+def test_checkpoints_that_a_kill_at_the_end_has_left_go(train):
+    run = train("vae")
     for name in ("checkpoint-12.safetensors", "checkpoint.json"):
         (run.folder / name).write_bytes(b"left")
-    vae.train_or_load(smoke().settings, faces, tmp_path)
+    train("vae")
     assert not list(run.folder.glob("checkpoint*"))
 
 
-def test_what_a_run_leaves(smoke, faces, tmp_path):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
-    left = sorted(path.name for path in (tmp_path / run.name).iterdir())
-    assert left == ["history.csv", "model.safetensors", "provenance.json", "settings.yaml"]
-    record = json.loads((tmp_path / run.name / "provenance.json").read_text())
-    assert torch.__version__.startswith(record["torch"])
-    assert record["seconds"] > 0
-    assert record["parameters"] == sum(
-        v.numel() for m in run.method.modules.values() for v in m.parameters()
-    )
-
-
-def test_an_average_is_not_counted_among_what_is_trained():
-    settings = profiles.load("smoke", "gan", {"ema_decay": 0.9}).settings
-    method = dcgan.DCGAN(settings)
-    players = [method.generator, method.discriminator]
-    assert runs._trained(method) == sum(p.numel() for m in players for p in m.parameters())
-
-
-def test_runs_dir_that_cannot_be_written(smoke, faces, tmp_path):
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"cannot write to .*runs"):
-        vae.train_or_load(smoke().settings, faces, tmp_path / "runs")
+# --- files ------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -220,14 +219,13 @@ def test_what_a_kill_leaves_is_swept(tmp_path):
 
 def test_tensors_come_back_as_they_were(tmp_path):
     tensors = {"a": torch.randn(2, 3).to(torch.bfloat16), "b": torch.arange(4)}
-    storage.write_tensors(tmp_path / "t.safetensors", tensors, {"step": 3})
-    found, meta = storage.read_tensors(
-        tmp_path / "t.safetensors", storage.sha256(tmp_path / "t.safetensors")
-    )
+    path = tmp_path / "t.safetensors"
+    storage.write_tensors(path, tensors, {"step": 3})
+    found, meta = storage.read_tensors(path, storage.sha256(path))
     assert meta == {"step": 3}
-    assert all(torch.equal(tensors[name], found[name]) for name in tensors)
+    assert same(found, tensors)
     with pytest.raises(storage.DamagedFileError, match="damaged"):
-        storage.read_tensors(tmp_path / "t.safetensors", "0" * 64)
+        storage.read_tensors(path, "0" * 64)
     with pytest.raises(storage.DamagedFileError, match="missing"):
         storage.read_tensors(tmp_path / "u.safetensors", "0" * 64)
 
@@ -236,78 +234,45 @@ def test_tensors_come_back_as_they_were(tmp_path):
 
 
 @pytest.fixture
-def shared(smoke, faces, tmp_path, monkeypatch):
-    """Runs a, b and c, of which another process trains a until it is let go."""
-    settings = {name: smoke(seed=seed).settings for seed, name in enumerate("abc")}
-    order, others, fit = [], contextlib.ExitStack(), loop.fit
-    theirs = runs.run_name("vae", runs.identity_of(settings["a"], faces.fingerprint, ["vae"]))
-    others.enter_context(storage.exclusive_lock(tmp_path / theirs, "trained"))
-
-    def train(name):
-        return vae.train_or_load(settings[name], faces, tmp_path)
-
-    def noted(method, batches, settings, *args, **kwargs):
-        order.append("abc"[settings.seed])
-        return fit(method, batches, settings, *args, **kwargs)
-
-    monkeypatch.setattr(loop, "fit", noted)
-    yield order, others, train
-    others.close()
+def shared(faces, tmp_path):
+    """Runs of seeds 0, 1 and 2, of which another process trains the first until it is closed."""
+    jobs = {seed: (VAE, settings_of("vae", seed=seed), faces) for seed in range(3)}
+    digest = fingerprints.json_hash(runs.identity_of(*jobs[0]))
+    with contextlib.ExitStack() as other:
+        folder = tmp_path / f"vae-{digest[:10]}"
+        other.enter_context(storage.exclusive_lock(folder, "trained"))
+        yield jobs, other
 
 
-def let_go_when_waited_for(monkeypatch, stack):
+def test_what_another_process_trains_comes_last(shared, fitted, tmp_path, monkeypatch):
+    jobs, other = shared
+    create = runs._create
+
+    def last(kind, settings):
+        if settings.seed == 2:
+            other.close()
+        return create(kind, settings)
+
+    monkeypatch.setattr(runs, "_create", last)
+    found = runs.train_all(jobs, tmp_path)
+    assert [run.settings.seed for run in found.values()] == list(found) == [0, 1, 2]
+    assert fitted == [1, 2, 0]
+
+
+def test_where_others_train_all_the_rest_it_is_waited_for(shared, fitted, tmp_path, monkeypatch):
+    jobs, other = shared
+
     @contextlib.contextmanager
     def waiting(_):
-        stack.close()
+        other.close()
         yield
 
     monkeypatch.setattr(storage, "timed", waiting)
+    assert list(runs.train_all({seed: jobs[seed] for seed in (0, 1)}, tmp_path)) == [0, 1]
+    assert fitted == [1, 0]
 
 
-def test_what_another_process_trains_comes_last(shared):
-    order, others, train = shared
-
-    def train_c():
-        others.close()
-        return train("c")
-
-    wanted = {"a": lambda: train("a"), "b": lambda: train("b"), "c": train_c}
-    assert list(runs.several(wanted)) == ["a", "b", "c"]
-    assert order == ["b", "c", "a"]
-
-
-def test_where_others_train_all_the_rest_it_is_waited_for(shared, monkeypatch):
-    order, others, train = shared
-    let_go_when_waited_for(monkeypatch, others)
-    found = runs.several({name: functools.partial(train, name) for name in "ab"})
-    assert [found[name].settings.seed for name in "ab"] == [0, 1]
-    assert order == ["b", "a"]
-
-
-def test_what_training_needs_is_waited_for_at_once(shared, monkeypatch, tmp_path):
-    """Such as a trial of precisions: another's few seconds of it would else cost a whole run."""
-    order, others, train = shared
-    trial, fit = contextlib.ExitStack(), loop.fit
-    trial.enter_context(storage.exclusive_lock(tmp_path / "trial", "tried"))
-
-    def after_the_trial(*args, **kwargs):
-        with storage.exclusive_lock(tmp_path / "trial", "tried"):
-            return fit(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "fit", after_the_trial)
-    let_go_when_waited_for(monkeypatch, trial)
-
-    def train_c():
-        others.close()
-        return train("c")
-
-    runs.several({"a": lambda: train("a"), "b": lambda: train("b"), "c": train_c})
-    assert order == ["b", "c", "a"]
-
-
-def test_an_error_of_one_is_raised(shared):
-    def fail():
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        runs.several({"b": fail})
+def test_an_error_of_one_is_raised(faces, tmp_path):
+    broken = replace(faces, train=None)
+    with pytest.raises(AttributeError):
+        runs.train_all({0: (VAE, settings_of("vae"), broken)}, tmp_path)

@@ -1,4 +1,4 @@
-"""The loop: schedules, batches, determinism, resume, and numbers that go wrong."""
+"""The loop: schedules, batches, noise, several processes, interrupts, and numbers that go wrong."""
 
 import json
 import os
@@ -9,24 +9,53 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, interrupt, same, settings_of
 from torch import nn
 
-from dlcvlib.config import profiles
-from dlcvlib.data.batches import Batches, epoch_indices, random_flips, to_float
-from dlcvlib.methods import vae
+from dlcvlib.data.batches import Batches, epoch_indices, prior_samples, random_flips, to_float
+from dlcvlib.methods.vae import VAE
 from dlcvlib.training import device, loop
-from dlcvlib.training.loop import learning_rate_factor
+from dlcvlib.training.loop import TrainingError, learning_rate_factor
+from dlcvlib.training.method import Method, gradient_norms, update
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 CPU = torch.device("cpu")
+DATA = SimpleNamespace(fingerprint="f")
+
+
+class Line(Method):
+    """One weight and a bias, fitted to 0."""
+
+    name = "line"
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.line = nn.Linear(1, 1)
+
+    def batches(self, data, device):
+        return lambda step: (torch.ones(2, 1, device=device),)
+
+    def training_step(self, batch):
+        loss = self.line(batch[0]).square().mean()
+        update(loss, self.optimizers.values())
+        return {"loss": loss}
+
+    def evaluate(self, data):
+        return {"seen": 1.0}
+
+
+def fit(folder, kind=Line, **changes):
+    return train_or_load(kind, settings_of("vae", **changes), DATA, folder)
+
+
+# --- schedules and batches --------------------------------------------------------------------
 
 
 def test_halvings_are_the_originals():
-    factors = [
-        learning_rate_factor("halvings", epoch / 1000) for epoch in (0, 149, 150, 300, 450, 999)
-    ]
+    epochs = (0, 149, 150, 300, 450, 999)
+    factors = [learning_rate_factor("halvings", epoch / 1000) for epoch in epochs]
     assert factors == [1, 1, 0.5, 0.25, 0.125, 0.125]
 
 
@@ -36,7 +65,36 @@ def test_cosine_rises_then_falls():
     assert 5 <= peak <= 10
     assert factors[0] < 0.1
     assert factors[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "halvings", "constant"])
+def test_each_step_has_the_rate_of_its_schedule(tmp_path, schedule):
+    rates = []
+
+    class Noted(Line):
+        def training_step(self, batch):
+            rates.append(self.optimizers["adam"].param_groups[0]["lr"])
+            return super().training_step(batch)
+
+    run = fit(tmp_path, Noted, steps=20, learning_rate_schedule=schedule)
+    peak = run.settings.learning_rate
+    expected = [peak * learning_rate_factor(schedule, i / 20) for i in range(20)]
+    assert rates == pytest.approx(expected)
+    assert run.history["learning_rate"].tolist() == pytest.approx(expected)
+
+
+def test_each_step_and_seed_has_noise_of_its_own(tmp_path):
+    drawn = []
+
+    class Noisy(Line):
+        def training_step(self, batch):
+            drawn.append(torch.rand(2))
+            return super().training_step(batch)
+
+    for seed in range(3):
+        fit(tmp_path, Noisy, steps=50, seed=seed)
+    assert len(torch.stack(drawn).unique(dim=0)) == 150
 
 
 def test_an_epoch_shows_every_image_once():
@@ -44,333 +102,178 @@ def test_an_epoch_shows_every_image_once():
     assert sorted(epoch.tolist()) == list(range(100))
     second = torch.cat([epoch_indices(100, 10, seed=3, step=step) for step in range(10, 20)])
     assert epoch.tolist() != second.tolist()
-
-
-def test_a_set_smaller_than_a_batch_is_used_whole():
+    # A set smaller than a batch is used whole.
     assert sorted(epoch_indices(5, 64, seed=0, step=9).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_batches_are_scaled_and_in_step_with_their_labels():
-    images = (
-        torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 4, 4).contiguous()
-    )
+    numbers = torch.arange(20, dtype=torch.uint8)
+    images = numbers[:, None, None, None].expand(20, 3, 4, 4).contiguous()
     batch, labels = Batches([images, torch.arange(20)], 5, 0, CPU)(2)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(batch[:, 0, 0, 0] * 255, labels.float())
+    assert to_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten().tolist() == [0, 1]
 
 
-def test_flips_mirror_half_of_the_images():
+@pytest.mark.parametrize(("horizontal", "vertical", "axis"), [(True, False, 3), (False, True, 2)])
+def test_flips_mirror_half_of_the_images(horizontal, vertical, axis):
     torch.manual_seed(0)
     images = torch.randint(0, 255, (400, 3, 6, 6), dtype=torch.uint8)
-    for axis, wanted in ((3, {"horizontal": True, "vertical": False}),
-                         (2, {"horizontal": False, "vertical": True})):  # fmt: skip
-        flipped = random_flips(**wanted)(images)
-        mirrored = (flipped == images.flip(axis)).flatten(1).all(1)
-        kept = (flipped == images).flatten(1).all(1)
-        assert bool((mirrored | kept).all())
-        assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
-    assert torch.equal(random_flips(horizontal=False, vertical=False)(images), images)
+    flipped = random_flips(horizontal, vertical)(images)
+    mirrored = (flipped == images.flip(axis)).flatten(1).all(1)
+    unchanged = (flipped == images).flatten(1).all(1)
+    assert bool((mirrored | unchanged).all())
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
 
 
-def fit(settings, faces, folder, after=None):
-    """Train a small VAE; `after` is called with each step before it begins."""
-    torch.manual_seed(settings.seed)
-    model = vae.VAE(settings)
-    draw = Batches(
-        [faces.train.images],
-        settings.batch_size,
-        settings.seed,
-        device.default(),
-        random_flips(True, False),
-    )
-
-    def batch(step):
-        if after:
-            after(step)
-        return draw(step)
-
-    outcome = loop.fit(
-        model, batch, settings, folder, label="test",
-        evaluate=lambda: model.evaluate(faces.validation.images),
-    )  # fmt: skip
-    return loop.module_tensors(model), outcome["history"]
+def test_prior_samples_depend_on_the_seed_alone():
+    assert torch.equal(prior_samples(4, 5, 1), prior_samples(4, 5, 1))
+    assert not torch.equal(prior_samples(4, 5, 1), prior_samples(4, 5, 2))
 
 
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+# --- history ----------------------------------------------------------------------------------
 
 
-def fit_weight(settings, folder, before=lambda optimizer: None, **arguments):
-    """Train a single weight; `before` is called with its optimiser before each step."""
-    weight = nn.Linear(1, 1)
-    optimizer = loop.adam([weight], settings)
-
-    def step(batch):
-        before(optimizer)
-        loss = weight(batch).square().mean()
-        loop.move(loss, [optimizer])
-        return {"loss": loss}
-
-    method = SimpleNamespace(
-        modules={"weight": weight}, optimizers={"weight": optimizer}, done=0, step=step
-    )
-
-    def batch(_):
-        return torch.ones(1, 1, device=weight.weight.device)
-
-    return loop.fit(method, batch, settings, folder, label="test", **arguments)
+@pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
+def test_validations_are_at_even_distances_and_at_the_end(tmp_path, steps, at):
+    history = fit(tmp_path, steps=steps).history
+    assert history["step"].tolist() == list(range(1, steps + 1))
+    assert history.dropna()["step"].tolist() == at
+    assert list(history) == ["step", "loss", "gradient_adam", "learning_rate", "validation_seen"]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "halvings", "constant"])
-def test_each_step_has_the_rate_of_its_schedule(smoke, tmp_path, schedule):
-    settings = smoke(precision="fp32", steps=20, learning_rate_schedule=schedule).settings
-    rates = []
-    outcome = fit_weight(
-        settings, tmp_path, lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
-    )
-    expected = [settings.learning_rate * learning_rate_factor(schedule, i / 20) for i in range(20)]
-    assert rates == pytest.approx(expected)
-    assert [row["learning_rate"] for row in outcome["history"]] == pytest.approx(expected)
+def test_a_row_is_the_mean_of_its_steps(tmp_path, monkeypatch):
+    every = fit(tmp_path, steps=8).history
+    monkeypatch.setattr(loop, "LOG_POINTS", 2)
+    some = fit(tmp_path / "other", steps=8).history
+    assert some["step"].tolist() == [4, 8]
+    assert some["loss"].tolist() == pytest.approx([every["loss"][i : i + 4].mean() for i in (0, 4)])
 
 
-def test_each_step_and_seed_has_noise_of_its_own(smoke, tmp_path):
-    drawn = []
-    for seed in range(3):
-        settings = smoke(precision="fp32", steps=50, seed=seed).settings
-        fit_weight(settings, tmp_path / str(seed), lambda _: drawn.append(torch.rand(2)))
-    assert len(torch.stack(drawn).unique(dim=0)) == 150
+def test_gradient_norms():
+    method = Line(settings_of("vae"))
+    method.line.weight.grad, method.line.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    assert gradient_norms(method.optimizers)["adam"] == 5.0
 
 
-PROCESSES = """
+# --- several processes ------------------------------------------------------------------------
+
+
+class Regression(Line):
+    """Neither BatchNorm nor noise: the mean of the processes' gradients is the whole batch's."""
+
+    name = "regression"
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.line = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
+
+    def batches(self, data, device):
+        def batch(step):
+            images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+            return (images.contiguous(memory_format=torch.channels_last).to(device),)
+
+        return batch
+
+
+PROCESS = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
 from accelerate import PartialState
-from torch import nn
 
-from dlcvlib.config import profiles
-from dlcvlib.training import loop
+PartialState(cpu=True)
+sys.path.append("tests")
+from test_training import Regression, fit
 
-if sys.argv[2:]:
-    PartialState(cpu=True)
-changes = {"precision": "fp32", "steps": 5, "batch_size": 8}
-settings = profiles.load("smoke", "vae", changes).settings
-torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
-optimizer = loop.adam([net], settings)
-
-def step(batch):
-    images, wanted = batch
-    loss = (method.net(images).flatten() - wanted).square().mean()
-    loop.move(loss, [optimizer])
-    return {"loss": loss}
-
-method = SimpleNamespace(net=net, modules={"net": net}, optimizers={"net": optimizer}, step=step)
-
-def batch(step):
-    numbers = torch.Generator().manual_seed(step)
-    images = torch.rand(8, 3, 4, 4, generator=numbers).contiguous(memory_format=torch.channels_last)
-    return images, torch.rand(8, generator=numbers)
-
-folder = Path(sys.argv[1])
-loop.fit(method, batch, settings, folder / str(PartialState().process_index), label="test")
-weights = torch.cat([weight.flatten() for weight in net.parameters()])
-(folder / f"weights-{PartialState().process_index}").write_text(repr(weights.tolist()))
+folder, rank = Path(sys.argv[1]), PartialState().process_index
+method = fit(folder, Regression, steps=5, batch_size=8).method
+values = [weight.flatten().tolist() for weight in method.parameters()]
+(folder / f"weights-{rank}.json").write_text(repr(values))
 PartialState().destroy_process_group()
 """
 
 
-def test_processes_that_share_batches_move_as_one_does(tmp_path):
-    """Their gradients' mean is that of the whole batch, where no BatchNorm and no noise are."""
+def test_processes_that_share_batches_give_what_one_gives(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(PROCESSES)
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    several += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
-    found = []
-    for name, launch in (("one", []), ("two", several)):
-        (tmp_path / name).mkdir()
-        command = [sys.executable, *launch, str(program), str(tmp_path / name), *launch[:1]]
-        subprocess.run(command, check=True, cwd=ROOT, timeout=300)
-        found += [
-            torch.tensor(json.loads(path.read_text()))
-            for path in sorted((tmp_path / name).glob("weights-*"))
-        ]
-    one, *two = found
-    assert len(two) == 2
-    assert torch.equal(*two)
-    torch.testing.assert_close(two[0], one, atol=1e-5, rtol=1e-4)
-    checkpoint = {"precision": ["fp32", ""], "processes": 2, "step": 0}
-    folder = tmp_path / "begun"
-    storage.write_tensors(folder / "checkpoint-0.safetensors", {}, checkpoint)
-    digest = storage.sha256(folder / "checkpoint-0.safetensors")
-    pointer = {"file": "checkpoint-0.safetensors", "sha256": digest, "step": 0}
-    storage.write_sealed(folder / "checkpoint.json", pointer)
-    settings = profiles.load("smoke", "vae", {"precision": "fp32"}).settings
-    with pytest.raises(UserError, match="begun was begun by 2 processes"):
-        fit_weight(settings, folder)
+    program.write_text(PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, program, tmp_path], check=True, cwd=ROOT, env=environment)
+    one = fit(tmp_path / "one", Regression, steps=5, batch_size=8).method.cpu()
+    first, second = (
+        json.loads((tmp_path / f"weights-{rank}.json").read_text()) for rank in range(2)
+    )
+    assert first == second
+    for found, weight in zip(first, one.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(found), weight.flatten(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_continues_with_as_many_processes_as_began_it(tmp_path, before_step):
+    with before_step(Line, 3, interrupt), pytest.raises(KeyboardInterrupt):
+        fit(tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    pointer = storage.read_sealed(folder / "checkpoint.json")
+    tensors, meta = storage.read_tensors(folder / pointer["file"], pointer["sha256"])
+    storage.write_tensors(folder / pointer["file"], tensors, meta | {"processes": 2})
+    digest = storage.sha256(folder / pointer["file"])
+    storage.write_sealed(folder / "checkpoint.json", pointer | {"sha256": digest})
+    with pytest.raises(UserError, match=f"{folder.name} was begun by 2 processes"):
+        fit(tmp_path)
 
 
 @pytest.mark.parametrize("processes", [3, 8])
 def test_batches_that_cannot_be_shared_out_are_refused(processes):
-    batch = [torch.zeros(8, 3), torch.zeros(8)]
+    batch = torch.zeros(8, 3), torch.zeros(8)
     with pytest.raises(UserError, match=f"8 cannot be shared out evenly.* {processes} processes"):
         loop._share(batch, 0, processes)
     assert [rows.shape[0] for rows in loop._share(batch, 1, 4)] == [2, 2]
 
 
-@pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
-def test_validations_are_at_even_distances_and_at_the_end(smoke, tmp_path, steps, at):
-    settings = smoke(precision="fp32").settings.replace(steps=steps)
-    outcome = fit_weight(settings, tmp_path, evaluate=lambda: {"seen": 1.0})
-    assert [row["step"] for row in outcome["history"] if "validation_seen" in row] == at
+# --- interrupts and checkpoints ---------------------------------------------------------------
 
 
-def test_training_is_deterministic(smoke, faces, tmp_path):
-    settings = smoke(precision="fp32").settings
-    first, history = fit(settings, faces, tmp_path / "a")
-    second, again = fit(settings, faces, tmp_path / "b")
-    assert equal(first, second)
-    assert history == again
-    other, _ = fit(settings.replace(seed=1), faces, tmp_path / "c")
-    assert not equal(first, other)
+def stop_at(step, before_step, train, *arguments, **changes):
+    """Train a VAE and press Ctrl-C while a step is taken."""
+    press = lambda: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    with before_step(VAE, step, press), pytest.raises(loop.Stopped, match=f"step {step + 1} of 9"):
+        train("vae", *arguments, steps=9, **changes)
 
 
-def test_resumed_twice_is_the_uninterrupted_run(smoke, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_POINTS", 6)  # so that losses wait to be averaged
-    settings = smoke(steps=20, precision="fp32").settings
-    whole, history = fit(settings, faces, tmp_path / "whole")
-    for stop in (7, 13):
-
-        def interrupt(step, stop=stop):
-            if step == stop:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        with pytest.raises(loop.Stopped, match=f"step {stop + 1} of 20"):
-            fit(settings, faces, tmp_path / "cut", interrupt)
-    steps = []
-    resumed, again = fit(settings, faces, tmp_path / "cut", steps.append)
-    assert steps == list(range(14, 20)), "resumed, not begun again"
-    assert equal(whole, resumed)
-    assert history == again
+def test_an_interrupt_waits_for_the_step_and_loses_none(train, before_step, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_POINTS", 3)  # so that losses wait to be averaged
+    whole = train("vae", "whole", steps=9)
+    for step in (3, 6):
+        stop_at(step, before_step, train, "stopped")
+    resumed = train("vae", "stopped", steps=9)
+    assert resumed.provenance["files"] == whole.provenance["files"]
 
 
-def test_a_resumed_run_keeps_its_precision(smoke, faces, tmp_path, monkeypatch):
-    """Also where a trial would find another one faster by then, on fewer threads for instance."""
-    settings = smoke(steps=20, precision="auto").settings
-    found = ["bf16"]
-    monkeypatch.setattr(device, "choose", lambda *_: (found[-1], "faster"))
-    whole, history = fit(settings, faces, tmp_path / "whole")
-
-    def interrupt(step):
-        if step == 9:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(loop.Stopped):
-        fit(settings, faces, tmp_path / "cut", interrupt)
-    found.append("fp32")
-    resumed, again = fit(settings, faces, tmp_path / "cut")
-    assert equal(whole, resumed)
-    assert history == again
-    other, _ = fit(settings, faces, tmp_path / "other")
-    assert not equal(whole, other)
-
-
-def test_a_damaged_checkpoint_is_named_and_not_used(smoke, faces, tmp_path, capsys):
-    settings = smoke(steps=20, precision="fp32").settings
-
-    def interrupt(step):
-        if step == 9:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(loop.Stopped):
-        fit(settings, faces, tmp_path, interrupt)
-    (path,) = tmp_path.glob("checkpoint-*.safetensors")
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    steps = []
-    fit(settings, faces, tmp_path, steps.append)
-    assert steps[0] == 0
-    assert path.name in capsys.readouterr().out
-
-
-def test_history_names_steps_and_validation(smoke, faces, tmp_path):
-    _, history = fit(smoke(steps=20, precision="fp32").settings, faces, tmp_path)
-    assert [row["step"] for row in history] == [float(s) for s in range(1, 21)]
-    assert {"mse", "kld", "learning_rate", "validation_mse", "validation_kld"} <= history[-1].keys()
-
-
-class Diverging:
-    """Its loss becomes infinite at step 6."""
-
-    def __init__(self):
-        self.net = nn.Linear(1, 1)
-        self.modules = {"net": self.net}
-        self.optimizers = {"sgd": torch.optim.SGD(self.net.parameters(), lr=0.1)}
-
-    def step(self, batch):
-        return {"fine": torch.tensor(1.0), "bad": torch.tensor(float("inf") if batch == 5 else 1.0)}
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
-    settings = smoke(steps=50, precision="fp32").settings
-    with pytest.raises(loop.TrainingError, match=r"'bad' is not finite at step 6 .*checkpoint"):
-        loop.fit(Diverging(), lambda step: step, settings, tmp_path, label="test")
-
-
-class Exploding(Diverging):
-    """Its loss stays finite while its gradient, at step 6, does not."""
-
-    def step(self, batch):
-        self.optimizers["sgd"].zero_grad()
-        loss = self.net(torch.ones(1, 1, device=self.net.weight.device)).mean()
-        loss.backward()
-        if batch == 5:
-            self.net.weight.grad.fill_(float("nan"))
-        return {"fine": loss}
-
-
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
-def test_a_gradient_that_is_not_finite_stops_the_run_and_is_not_kept(
-    smoke, tmp_path, monkeypatch, checkpoint_seconds
-):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", checkpoint_seconds)
-    message = "the gradient of 'sgd' is not finite at step 6 .*checkpoint"
-    with pytest.raises(loop.TrainingError, match=message) as error:
-        loop.fit(
-            Exploding(),
-            lambda step: step,
-            smoke(steps=4000, precision="fp32").settings,
-            tmp_path,
-            label="",
-        )
-    files = list(tmp_path.glob("checkpoint-*.safetensors"))
-    if checkpoint_seconds:
-        assert "none yet" in str(error.value)
-        assert files == []
-    else:
-        assert "step 5 in" in str(error.value)
-        tensors, _ = storage.read_tensors(files[0], storage.sha256(files[0]))
-        assert all(tensor.isfinite().all() for tensor in tensors.values())
+def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
+    """Also where this machine would choose another one by then."""
+    chosen = ["bf16"]
+    monkeypatch.setattr(device, "precision_for", lambda _: (chosen[-1], "for a test"))
+    whole = train("vae", "whole", steps=9, precision="auto")
+    stop_at(4, before_step, train, "stopped", precision="auto")
+    chosen.append("fp32")
+    resumed = train("vae", "stopped", steps=9, precision="auto")
+    assert resumed.provenance["precision"] == "bf16"
+    assert same(whole.method, resumed.method)
+    assert not same(whole.method, train("vae", "other", steps=9, precision="auto").method)
 
 
 @pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])
-def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, saves):
+def test_slow_checkpoints_come_less_often(tmp_path, monkeypatch, cost, saves):
     """On a clock by which a step takes a second: every 30 s, or at 2 % of the time."""
-    now = 0.0
-    taken = []
+    now, taken = 0.0, []
 
-    class Stepping(Diverging):
-        def step(self, batch):
+    class Stepping(Line):
+        def training_step(self, batch):
             nonlocal now
             now += 1
-            loss = self.net(torch.ones(1, 1, device=self.net.weight.device)).square().mean()
-            self.optimizers["sgd"].zero_grad()
-            loss.backward()
-            return {"loss": loss}
+            return {"loss": torch.tensor(0.0)}
 
     def save(*_):
         nonlocal now
@@ -378,18 +281,50 @@ def test_slow_checkpoints_come_less_often(smoke, tmp_path, monkeypatch, cost, sa
         taken.append(now)
 
     monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    monkeypatch.setattr(loop.Progress, "save", save)
-    settings = smoke(steps=1000, precision="fp32").settings
-    loop.fit(Stepping(), lambda step: step, settings, tmp_path, label="")
+    monkeypatch.setattr("dlcvlib.training.checkpoint.save", save)
+    monkeypatch.setattr(loop, "gradient_norms", lambda optimizers: {})
+    fit(tmp_path, Stepping, steps=1000)
     assert len(taken) == saves
 
 
-def test_gradient_norms():
-    method = Diverging()
-    method.net.weight.grad, method.net.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    assert loop.gradient_norms(method.optimizers)["gradient_sgd"] == 5.0
+# --- numbers that are not finite --------------------------------------------------------------
 
 
-def test_to_float_is_exact():
-    images = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    assert to_float(images).flatten().tolist() == [0.0, 1.0]
+class Diverging(Line):
+    """Its loss becomes infinite at step 6."""
+
+    def training_step(self, batch):
+        bad = torch.tensor(float("inf") if self.step == 5 else 1.0)
+        return super().training_step(batch) | {"bad": bad}
+
+
+class Exploding(Line):
+    """Its loss stays finite while its gradient, at step 6, does not."""
+
+    def training_step(self, batch):
+        terms = super().training_step(batch)
+        if self.step == 5:
+            self.line.weight.grad.fill_(float("nan"))
+        return terms
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+@pytest.mark.parametrize(
+    ("kind", "what"), [(Diverging, "the loss 'bad'"), (Exploding, "the gradient of 'adam'")]
+)
+def test_what_is_not_finite_stops_the_run_and_is_not_kept(
+    tmp_path, monkeypatch, kind, what, seconds
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    with pytest.raises(
+        TrainingError, match=f"{what} is not finite at step 6 .*checkpoint"
+    ) as error:
+        fit(tmp_path, kind, steps=4000)
+    files = list(tmp_path.glob("*/checkpoint-*.safetensors"))
+    if seconds:
+        assert "none yet" in str(error.value)
+        assert files == []
+    else:
+        assert "checkpoint: step 5)" in str(error.value)
+        tensors, _ = storage.read_tensors(files[0], storage.sha256(files[0]))
+        assert all(tensor.isfinite().all() for tensor in tensors.values())

@@ -156,8 +156,12 @@ def train_or_load(
         with _exclusive(folder, wait):
             run = _load(folder, method, settings)
             if run is None:
-                _train(folder, method, settings, data, identity)
-                gc.collect()  # autocast leaves modules and gradients in reference cycles
+                gc.freeze()  # what was there before need not be searched: half a second a run
+                try:
+                    _train(folder, method, settings, data, identity)
+                finally:
+                    gc.collect()  # autocast leaves modules and gradients in reference cycles
+                    gc.unfreeze()
                 run = _load(folder, method, settings)
     if run is None:
         raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")

@@ -1,0 +1,185 @@
+"""What holds for every method, one test for all."""
+
+from dataclasses import replace
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+from conftest import METHODS, built, class_of, interrupt, same, settings_of, weights
+
+from dlcvlib.data.types import ImageSet, LabelledImages
+from dlcvlib.evaluation.features import measured
+from dlcvlib.training import loop
+from dlcvlib.training.runs import train_or_load
+
+TRICKS = {
+    "learning_rate_schedule": "cosine",
+    "soft_labels": [1.0, 1.0],
+    "flip_labels": 0.3,
+    "flip_labels_until": 2,
+    "generator_steps": 2,
+    "generator_steps_until": 2,
+    "input_noise": 0.2,
+    "input_noise_annealed": True,
+    "input_blur": 1.0,
+    "input_blur_annealed": True,
+    "augmentation": ["color"],
+    "ema_decay": 0.15,
+    "horizontal_flip": True,
+}
+BASE = {"dcgan": TRICKS, "dann": {"domain_schedule": "rising"}, "adamatch": {"ema_decay": 0.15}}
+"""Settings under which all others matter."""
+
+
+@pytest.fixture(params=METHODS)
+def name(request):
+    return request.param
+
+
+def test_every_parameter_is_trained(name, data):
+    """Each has a gradient, each has changed after two steps, and every loss is finite."""
+    method = built(name, steps=4)
+    before, batches = weights(method), method.batches(data[name], torch.device("cpu"))
+    for method.step in (2, 3):
+        terms = method.training_step(batches(method.step))
+        assert all(value.isfinite() for value in terms.values())
+    parameters = dict(method.named_parameters())
+    trained = {key: value for key, value in parameters.items() if value.requires_grad}
+    assert [key for key, value in trained.items() if not value.grad.abs().sum() > 0] == []
+    assert [key for key, value in parameters.items() if torch.equal(value, before[key])] == []
+
+
+def test_evaluation_changes_nothing(name, data):
+    method = built(name)
+    before = weights(method)
+    assert bool(method.evaluate(data[name])) == (name != "features")
+    assert same(method, before)
+    assert all(module.training for module in method.modules())
+
+
+WIDE = {"channels": [8, 16, 16, 16], "learning_rate": 0.005}
+FITTED = {
+    "vae": ("mse", WIDE | {"latent_dim": 32, "kld_weight": 0.01}),
+    "features": ("cross_entropy", {}),
+    "classifier": ("class", WIDE),
+    "dann": ("class", WIDE | {"domain_schedule": "fixed", "domain_weight": 0.1}),
+    "pixelda": ("class", {"learning_rate": 0.005}),
+    "adamatch": ("class", WIDE),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_it_overfits_one_batch(name, data):
+    term, changes = FITTED[name]
+    method = built(name, batch_size=8, **changes)
+    batch = method.batches(data[name], torch.device("cpu"))(0)
+    losses = [method.training_step(batch)[term].item() for _ in range(60)]
+    assert min(losses[-10:]) < 0.2 * losses[0]
+
+
+# --- resume -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, BASE.get(name, {})) for name in METHODS),
+        ("dcgan", {"discriminator_norm": "spectral", "loss": "hinge", "soft_labels": [1.0, 1.0]}),
+        ("dann", {"domain_update": "alternating"}),
+        ("pixelda", {"content_weight": 0.1}),
+    ],
+)
+def test_killed_before_every_step_it_is_the_uninterrupted_run(
+    name, changes, train, before_step, monkeypatch
+):
+    """Bit for bit: weights, snapshots and history, whose rows average several steps."""
+    monkeypatch.setattr(loop, "LOG_POINTS", 3)
+    whole = train(name, "whole", steps=6, **changes)
+    kind, taken = class_of(name), []
+    original = kind.training_step
+
+    def counted(self, batch):
+        taken.append(self.step)
+        return original(self, batch)
+
+    monkeypatch.setattr(kind, "training_step", counted)
+    for step in (0, 1, 2, 4, 5):
+        with before_step(kind, step, interrupt), pytest.raises(KeyboardInterrupt):
+            train(name, "killed", steps=6, **changes)
+    resumed = train(name, "killed", steps=6, **changes)
+    assert taken == list(range(6)), "each step once: resumed, not begun again"
+    assert resumed.provenance["files"] == whole.provenance["files"]
+    assert same(resumed.method, whole.method)
+
+
+# --- splits -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["vae", "dcgan", "classifier"])
+def split(request, faces, pair, params, tmp_path):
+    """Data in splits, and how a method is trained on such data, changed."""
+    name, data = request.param, pair.source if request.param == "classifier" else faces
+
+    def train(folder, **splits):
+        changed = replace(data, **splits)
+        if name == "dcgan":
+            changed = measured(params("gan", runs_dir=str(tmp_path / folder)), changed)
+        return train_or_load(class_of(name), settings_of(name), changed, tmp_path / folder)
+
+    return data, train
+
+
+def test_nothing_of_the_test_split_is_seen(split):
+    data, train = split
+    empty = LabelledImages(data.test.images[:0], torch.empty(0))
+    if isinstance(data.test, ImageSet):
+        empty = ImageSet(data.test.images[:0], {n: v[:0] for n, v in data.test.attributes.items()})
+    assert train("blind", test=empty).provenance["files"] == train("whole").provenance["files"]
+
+
+def test_held_out_images_are_measured_and_not_trained_on(split):
+    data, train = split
+    held_out = data.test
+    if isinstance(held_out, LabelledImages):  # all zeros are not as easy as a tenth of each
+        held_out = LabelledImages(held_out.images, torch.zeros_like(held_out.labels))
+    whole, other = train("whole"), train("other", validation=held_out)
+    assert same(whole.method, other.method)
+    measured = whole.history.columns.str.startswith("validation_")
+    assert not whole.history.loc[:, measured].equals(other.history.loc[:, measured])
+    assert whole.history.loc[:, ~measured].equals(other.history.loc[:, ~measured])
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+OTHERS = {"threshold": 1.0, "soft_labels": [0.7, 0.9], "augmentation": ["cutout"]}
+"""Where `other` would find no value that is valid and matters."""
+
+
+def other(kind, name, value):
+    """Another value of a setting."""
+    annotation = kind.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if name in OTHERS:
+        return OTHERS[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [v / 2 for v in value] if isinstance(value[0], float) else value[::-1]
+    return value // 2 or value + 1 if isinstance(value, int) else value / 2 or 0.1
+
+
+def test_every_setting_decides_the_weights(name, train):
+    """Changed alone, it ends in other weights."""
+    changes = {"steps": 2, **BASE.get(name, {})}
+    before, base, ignored = train(name, **changes).method, settings_of(name, **changes), []
+    for setting, value in base:
+        if setting == "keep_snapshots":  # of a run that is the same without them
+            continue
+        if setting == "classifier_with_generator":  # which excludes `patient`
+            changes["patient"] = False
+            before = train(name, **changes).method
+        changed = changes | {setting: other(type(base), setting, value)}
+        if same(before, train(name, **changed).method):
+            ignored.append(setting)
+    assert ignored == []
