@@ -23,12 +23,6 @@ from dlcvlib.utils.process import run_in_subprocess
 GOOD = "print('good')"
 
 
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Reports that are not written: what is tested is which notebooks run."""
-    monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
-
-
 # --- up to date or not ------------------------------------------------------------------------
 
 
@@ -225,7 +219,7 @@ def test_each_way_to_fail_names_the_cell_and_the_others_run(small, capsys):
         kept = small.out / "notebooks" / f"{problem}-test.failed.ipynb"
         assert str(kept) in error
         assert nbformat.read(kept, as_version=4).cells
-    never = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')])
+    never = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
     assert execute.unfinished(never) == "the cell '1' was never run"
     small.write(p1_4=[GOOD])
     small.make(only=["1-4"])
