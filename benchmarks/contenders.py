@@ -15,14 +15,18 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import plain
 from dlcvlib.config import profiles
 from dlcvlib.config.schema import TrainingSettings
-from dlcvlib.data.augment import AUGMENTATIONS
-from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
-from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
+from dlcvlib.data.types import MeasuredFaces
+from dlcvlib.methods.adamatch import AdaMatch
+from dlcvlib.methods.dann import DANN
+from dlcvlib.methods.dcgan import DCGAN
+from dlcvlib.methods.pixelda import PixelDA
+from dlcvlib.methods.vae import VAE
 from dlcvlib.plots.images import to_png
-from dlcvlib.training import device, loop
-from dlcvlib.utils import memory
+from dlcvlib.training import checkpoint, device, loop
+from dlcvlib.training.method import Batch, Method, Progress
+from dlcvlib.utils import storage
 
 WARM_UP = 10
 """Steps before the clock starts."""
@@ -30,29 +34,58 @@ KERNELS = ("convolution", "addmm", "aten::mm")
 """What the profiler calls convolutions and matrix products, forward and backward."""
 
 
-Batch = Callable[[int], Any]
+def train(
+    kind: type[Method],
+    settings: TrainingSettings,
+    data: Any,
+    folder: Path,
+    watch: Callable[[int], None],
+) -> None:
+    """Train by `loop.fit` without evaluation; checkpoints are written where they are due.
+
+    Args:
+        kind: class of the method.
+        settings: its settings.
+        data: what it trains on.
+        folder: of the checkpoints, which are removed at the end.
+        watch: called with the number of each step before the step's batch is drawn.
+    """
+    method = create(kind, settings)
+    method.evaluate = lambda data: {}
+    draw = method.batches(data, device.default())
+    progress = Progress(device.precision_for(settings.precision), processes=1)
+    device.prepare(method, progress.precision[0])
+    for optimizer in method.optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    def batch(step: int) -> Batch:
+        watch(step)
+        return draw(step)
+
+    storage.make_dir(folder)
+    loop.fit(method, data, batch, progress, save=lambda: checkpoint.save(folder, method, progress))
+    checkpoint.clear(folder)
+
+
+def create(kind: type[Method], settings: TrainingSettings) -> Method:
+    """An untrained method, the same at each call."""
+    torch.manual_seed(0)
+    return kind(settings)
 
 
 def fit_rate(
-    settings: TrainingSettings,
-    create: Callable[[], device.Method],
-    batches: Callable[[torch.device], Batch],
-    steps: int,
-    folder: Path,
+    kind: type[Method], settings: TrainingSettings, data: Any, steps: int, folder: Path
 ) -> float:
-    """Steps a second of `loop.fit` without evaluation, after a few to warm up."""
-    torch.manual_seed(0)
-    draw, times = batches(device.default()), []
+    """Steps per second of `train`, after a few to warm up."""
+    times = []
 
-    def batch(step: int) -> Any:
+    def watch(step: int) -> None:
         if step in (WARM_UP, WARM_UP + steps):
             times.append(now())
-        return draw(step)
 
     # One step more than is timed: its batch is asked for when the last timed one has been taken.
-    settings = settings.replace(steps=WARM_UP + steps + 1)
-    loop.fit(create(), batch, settings, folder, label="benchmark")
-    loop.clear_checkpoints(folder)
+    train(kind, settings.replace(steps=WARM_UP + steps + 1), data, folder, watch)
     started, ended = times
     return steps / (ended - started)
 
@@ -70,48 +103,49 @@ class Contender:
 
     Attributes:
         name: of the method.
+        kind: its class.
         settings: its settings.
-        create: makes it.
-        batches: device -> (step -> batch).
-        plain: the plain loop on PNGs, a generator that yields after each step.
+        data: what it trains on.
+        plain: makes the plain loop from settings and folders of PNGs, a generator that yields
+            after each step.
+        folders: of PNGs, those of `data`.
     """
 
     name: str
+    kind: type[Method]
     settings: TrainingSettings
-    create: Callable[[], device.Method]
-    batches: Callable[[torch.device], Batch]
-    plain: Callable[[], Iterator[None]]
+    data: Any
+    plain: Callable[..., Iterator[None]]
+    folders: tuple[Path, ...]
 
     def precision(self) -> str:
-        """What `fit` trains it in."""
-        batch = self.batches(device.default())
-        return device.choose(self.settings, self.create(), batch)[0]
+        """What it is trained in."""
+        return device.precision_for(self.settings.precision)[0]
 
     def plain_rate(self, steps: int) -> float:
-        """Steps a second of the plain loop."""
+        """Steps per second of the plain loop."""
         torch.manual_seed(0)
-        loop = self.plain()
+        steps_taken = self.plain(self.settings, *self.folders)
         for _ in range(WARM_UP):
-            next(loop)
+            next(steps_taken)
         started = now()
         for _ in range(steps):
-            next(loop)
+            next(steps_taken)
         seconds = now() - started
-        loop.close()
+        steps_taken.close()
         return steps / seconds
 
     def our_rate(self, steps: int, folder: Path) -> float:
-        """Steps a second of `loop.fit`, with all that it does but evaluation."""
-        return fit_rate(self.settings, self.create, self.batches, steps, folder)
+        """Steps per second of `loop.fit`, with all that it does but evaluation."""
+        return fit_rate(self.kind, self.settings, self.data, steps, folder)
 
     def step_rate(self, steps: int) -> float:
-        """Steps a second of the method's step alone, on one batch that lies on the device."""
-        with memory.kept_between_steps():
-            step = self._step_alone()
-            started = now()
-            for _ in range(steps):
-                step()
-            return steps / (now() - started)
+        """Steps per second of the method's step alone, on one batch that lies on the device."""
+        step = self._step_alone()
+        started = now()
+        for _ in range(steps):
+            step()
+        return steps / (now() - started)
 
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
@@ -122,109 +156,64 @@ class Contender:
         """
         if torch.accelerator.is_available():
             return math.nan
-        with memory.kept_between_steps():
-            step = self._step_alone()
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                for _ in range(steps):
-                    step()
-            started = now()
+        step = self._step_alone()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(steps):
                 step()
-            seconds = now() - started
+        started = now()
+        for _ in range(steps):
+            step()
+        seconds = now() - started
         times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
         kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
         return kernels / 1e6 / seconds
 
-    def _step_alone(self) -> Callable[[], None]:
-        torch.manual_seed(0)
-        method = self.create()
+    def _step_alone(self) -> Callable[[], Any]:
+        method = create(self.kind, self.settings)
         device.prepare(method, self.precision())
-        batch = self.batches(device.default())(0)
+        batch = method.batches(self.data, device.default())(0)
         for _ in range(WARM_UP):
-            method.step(batch)
-        return lambda: method.step(batch)
+            method.training_step(batch)
+        return lambda: method.training_step(batch)
 
 
 @functools.cache
 def contenders(precision: str, folder: Path) -> list[Contender]:
     """All five methods on profile quick's embedded data, whose images are PNGs in `folder` too.
 
-    PixelDA twice: as quick trains it, with a step for T alone, and with T moved by G's step, which
-    is what the plain loop does.
+    PixelDA twice: as quick trains it, with a step for T alone, and with T updated by G's step,
+    which is what the plain loop does.
     """
     changes = {"precision": precision, "runs_dir": str(folder / "runs")}
     face, gan, digit, pixel = (
         profiles.load("quick", chapter, changes) for chapter in ("vae", "gan", "dann", "pixelda")
     )
-    faces, digits = load_faces(face), load_digits(digit)
-    pair = digits.pairs["usps->mnistm"]
-    data = pair.adaptation()
+    faces = load_faces(face)
+    measured = MeasuredFaces(faces, 0, lambda generated: {}, faces.fingerprint)
+    pair = load_digits(digit).pairs["usps->mnistm"]
     write(faces.train.images, torch.zeros(len(faces.train.images)), folder / "faces")
     for name, domain in (("source", pair.source), ("target", pair.target)):
         write(domain.train.images, domain.train.labels, folder / name)
-
-    def face_batches(settings: TrainingSettings) -> Callable:
-        flips = random_flips(settings.horizontal_flip, vertical=False)
-        images = [faces.train.images]
-        return lambda device: Batches(images, settings.batch_size, settings.seed, device, flips)
-
-    def pair_batches(settings: TrainingSettings, source: str, target: str) -> Callable:
-        views = AUGMENTATIONS[source], AUGMENTATIONS[target]
-        return dann.two_domains(data, settings, settings.seed, *views)
-
-    places = folder / "source", folder / "target"
-
-    def of_pixelda(name: str, settings: TrainingSettings) -> Contender:
-        return Contender(
-            name,
-            settings,
-            lambda: pixelda.PixelDA(settings),
-            pair_batches(settings, "geometric", "geometric"),
-            lambda: plain.train_pixelda(settings, *places),
-        )
-
-    v, g, d = face.settings, gan.settings, digit.settings(0)
-    p, a = pixel.settings(0), pixel.adamatch(0)
+    digits = pair.adaptation()
+    face_files, digit_files = (folder / "faces",), (folder / "source", folder / "target")
+    d, p, a = digit.settings(0), pixel.settings(0), pixel.adamatch(0)
+    p_joint = p.replace(classifier_with_generator=True, patient=False)
     return [
-        Contender(
-            "VAE",
-            v,
-            lambda: vae.VAE(v),
-            face_batches(v),
-            lambda: plain.train_vae(v, folder / "faces"),
-        ),
-        Contender(
-            "DCGAN",
-            g,
-            lambda: dcgan.DCGAN(g),
-            face_batches(g),
-            lambda: plain.train_dcgan(g, folder / "faces"),
-        ),
-        Contender(
-            "DANN",
-            d,
-            lambda: dann.DANN(d),
-            pair_batches(d, "strong", "geometric"),
-            lambda: plain.train_dann(d, *places),
-        ),
-        of_pixelda("PixelDA", p),
-        of_pixelda("PixelDA, T with G", p.replace(classifier_with_generator=True, patient=False)),
-        Contender(
-            "AdaMatch",
-            a,
-            lambda: adamatch.AdaMatch(a),
-            pair_batches(a, "none", "none"),
-            lambda: plain.train_adamatch(a, *places),
-        ),
+        Contender("VAE", VAE, face.settings, faces, plain.train_vae, face_files),
+        Contender("DCGAN", DCGAN, gan.settings, measured, plain.train_dcgan, face_files),
+        Contender("DANN", DANN, d, digits, plain.train_dann, digit_files),
+        Contender("PixelDA", PixelDA, p, digits, plain.train_pixelda, digit_files),
+        Contender("PixelDA, T with G", PixelDA, p_joint, digits, plain.train_pixelda, digit_files),
+        Contender("AdaMatch", AdaMatch, a, digits, plain.train_adamatch, digit_files),
     ]
 
 
 def plain_rate(name: str, precision: str, folder: Path, steps: int) -> float:
-    """Steps a second of a contender's plain loop, for a process of the plain loops' own.
+    """Steps per second of a contender's plain loop, for a process of the plain loops' own.
 
-    Where ours has trained it leaves a heap behind of which they would gain too.
+    Where ours has trained, it leaves a heap behind from which they would gain too.
     """
-    # Else the loaders' workers would be begun as this process was, which takes seconds an epoch.
+    # Else the loaders' workers would be started as this process was, which takes seconds per epoch.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     (contender,) = (each for each in contenders(precision, folder) if each.name == name)
     return contender.plain_rate(steps)

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.contenders import fit_rate
 from dlcvlib.config import profiles
-from dlcvlib.data.augment import AUGMENTATIONS
-from dlcvlib.data.batches import Batches
+from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import latent
 from dlcvlib.methods.classifier import Classifier
 
@@ -25,8 +25,8 @@ SIZES = {
     "t-SNE points": (250, 500, 1_000, 2_000),
 }
 UNITS = {
-    "training images": "ms a step",
-    "batch size": "ms an image",
+    "training images": "ms per step",
+    "batch size": "ms per image",
     "steps": "s",
     "t-SNE points": "s",
 }
@@ -34,7 +34,7 @@ STEPS = 60
 
 
 def measure(rounds: int) -> pd.DataFrame:
-    """One row a quantity, size and round: cost in the unit of `UNITS`, sizes taking turns.
+    """One row per quantity, size and round: cost in the unit of `UNITS`, sizes taking turns.
 
     Chapter 3's classifier stands for the methods: `fit` and the batches are the same for all.
     """
@@ -45,16 +45,9 @@ def measure(rounds: int) -> pd.DataFrame:
         folder = Path(name)
 
         def rate(count: int, batch_size: int, steps: int) -> float:
+            data = SimpleNamespace(train=LabelledImages(images[:count], labels[:count]))
             chosen = settings.replace(batch_size=batch_size)
-            augment = AUGMENTATIONS[chosen.augmentation]
-            data = [images[:count], labels[:count]]
-            return fit_rate(
-                chosen,
-                lambda: Classifier(chosen),
-                lambda device: Batches(data, batch_size, 0, device, augment),
-                steps,
-                folder / "run",
-            )
+            return fit_rate(Classifier, chosen, data, steps, folder / "run")
 
         def tsne(points: int, turn: int) -> float:
             features = torch.randn(points, 256, generator=torch.Generator().manual_seed(turn))
@@ -92,7 +85,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(frame: pd.DataFrame) -> plt.Figure:
-    """Cost over size on two logarithmic axes, one panel a quantity."""
+    """Cost over size on two logarithmic axes, one panel per quantity."""
     figure, axes = plt.subplots(1, len(SIZES), figsize=(12, 2.8), layout="constrained")
     for ax, (quantity, rows) in zip(axes, frame.groupby("quantity", sort=False), strict=True):
         ax.loglog(rows["size"], rows["cost"], "k.", markersize=4)

@@ -6,17 +6,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.contenders import Batch, contenders, fit_rate
+from benchmarks.contenders import contenders, train
 from dlcvlib.plots.images import to_png
-from dlcvlib.utils.memory import resident_bytes
-from dlcvlib.utils.process import apart
+from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
@@ -35,12 +33,12 @@ load_faces(profiles.load("quick", "vae", changes))
 
 
 def measure() -> pd.DataFrame:
-    """One row a measurement: what, megabytes, the megabytes it is held against, their ratio."""
+    """One row per measurement: what, megabytes, the megabytes it is compared with, their ratio."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for method in [one.name for one in contenders("auto", Path(name))]:
             # Each in a process of its own: one's growth could hide in what another has left free.
-            early, late = apart("benchmarks.memory:training_mb", method, Path(name))
+            early, late = run_in_subprocess("benchmarks.memory:training_mb", method, Path(name))
             what = f"{method}, step {LATE:,} against step {EARLY}"
             rows.append({"what": what, "mb": late, "against_mb": early})
             print(f"{what}: {late:,.0f} and {early:,.0f} MB", flush=True)
@@ -60,20 +58,14 @@ def training_mb(name: str, folder: Path) -> list[float]:
         name: of one of the `contenders`.
         folder: theirs.
     """
-    method = next(one for one in contenders("auto", folder) if one.name == name)
+    one = next(one for one in contenders("auto", folder) if one.name == name)
     seen = []
 
-    def watched(device: torch.device) -> Batch:
-        draw = method.batches(device)
+    def watch(step: int) -> None:
+        if step in (EARLY, LATE):
+            seen.append(psutil.Process().memory_info().rss / 1e6)
 
-        def batch(step: int) -> Any:
-            if step in (EARLY, LATE):
-                seen.append(psutil.Process().memory_info().rss / 1e6)
-            return draw(step)
-
-        return batch
-
-    fit_rate(method.settings, method.create, watched, LATE, folder / "run")
+    train(one.kind, one.settings.replace(steps=LATE + 1), one.data, folder / "run", watch)
     return seen
 
 

@@ -117,11 +117,11 @@ def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
         on_fake.backward()
         d_optimizer.step()
         generator.zero_grad()
-        fooled = criterion(discriminator(fake), ones)
-        fooled.backward()
+        g_loss = criterion(discriminator(fake), ones)
+        g_loss.backward()
         g_optimizer.step()
         averaged.update_parameters(generator)
-        (on_real + on_fake).item(), fooled.item()
+        (on_real + on_fake).item(), g_loss.item()
         yield
 
 
@@ -151,8 +151,8 @@ def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[N
             if is_source:
                 losses.append(F.cross_entropy(classifier(features), y_s))
             logits = domain(dann.reverse_gradient(features, weight))
-            wanted = torch.full_like(logits, float(is_source))
-            losses.append(F.binary_cross_entropy_with_logits(logits, wanted))
+            truth = torch.full_like(logits, float(is_source))
+            losses.append(F.binary_cross_entropy_with_logits(logits, truth))
         sum(losses).backward()
         optimizer.step()
         [loss.item() for loss in losses]
@@ -182,18 +182,18 @@ def train_pixelda(settings: PixelDASettings, source: Path, target: Path) -> Iter
         t_optimizer.zero_grad()
         fake = generator(x_s, z)
         logits = discriminator(fake)
-        fooled = F.mse_loss(logits, torch.ones_like(logits))
-        read = (F.cross_entropy(task(fake), y_s) + F.cross_entropy(task(x_s), y_s)) / 2
-        (settings.adversarial_weight * fooled + settings.task_weight * read).backward()
+        g_loss = F.mse_loss(logits, torch.ones_like(logits))
+        t_loss = (F.cross_entropy(task(fake), y_s) + F.cross_entropy(task(x_s), y_s)) / 2
+        (settings.adversarial_weight * g_loss + settings.task_weight * t_loss).backward()
         g_optimizer.step()
         t_optimizer.step()
         d_optimizer.zero_grad()
         on_real, on_fake = discriminator(x_t), discriminator(fake.detach())
-        told = F.mse_loss(on_real, torch.ones_like(on_real))
-        told = told + F.mse_loss(on_fake, torch.zeros_like(on_fake))
-        told.backward()
+        d_loss = F.mse_loss(on_real, torch.ones_like(on_real))
+        d_loss = d_loss + F.mse_loss(on_fake, torch.zeros_like(on_fake))
+        d_loss.backward()
         d_optimizer.step()
-        fooled.item(), read.item(), told.item()
+        g_loss.item(), t_loss.item(), d_loss.item()
         yield
 
 

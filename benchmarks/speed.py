@@ -1,4 +1,4 @@
-"""Steps a second against plain loops, and against the method's step alone.
+"""Steps per second against plain loops, and against the method's step alone.
 
 `bound` is how many times the plain loop's speed ours would have if all but its convolutions and
 matrix products took no time.
@@ -20,7 +20,7 @@ RATIOS = {"against_plain": "times the plain loop", "share_of_step": "share of th
 
 
 def measure(rounds: int, steps: int) -> pd.DataFrame:
-    """One row a precision, method and round: steps a second of the three, and their ratios."""
+    """One row per precision, method and round: steps per second of the three, their ratios."""
     rows = []
     for wanted in PRECISIONS:
         if rows and all(row["precision"] == wanted for row in rows):
@@ -49,7 +49,7 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
                     rows.append(row)
                     print(
                         f"{wanted} {method.name} round {turn + 1}: plain {row['plain']:.1f}, "
-                        f"ours {row['ours']:.1f}, step alone {row['step']:.1f} steps a second",
+                        f"ours {row['ours']:.1f}, step alone {row['step']:.1f} steps/s",
                         flush=True,
                     )
     frame = pd.DataFrame(rows)
@@ -61,7 +61,7 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Medians of both ratios with quartiles, of images a second and the bound; a row a method."""
+    """One row per method: medians of both ratios with quartiles, of images/s, and of the bound."""
     rows = []
     for (wanted, name), group in frame.groupby(["wanted", "method"], sort=False):
         row = {"wanted": wanted, "method": name, "precision": group["precision"].iloc[0]}

@@ -1,3 +1,3 @@
 """Models, training and report of dlcv-report. Importing the package imports no torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

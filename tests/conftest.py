@@ -1,6 +1,7 @@
 """Fixtures: small faces in memory and on disk, and one smoke report that several tests read."""
 
 import csv
+import itertools
 import json
 import os
 import resource
@@ -259,7 +260,10 @@ def close(module, expected, **tolerance):
 
 @pytest.fixture
 def small(tmp_path, smoke):
-    """Write notebooks from lists of cells, and make a report of them."""
+    """Write notebooks from lists of cells, and make a report of them.
+
+    A cell may be a list of cells; "N-M" in one is the notebook's problem.
+    """
 
     import nbformat
 
@@ -276,8 +280,10 @@ def small(tmp_path, smoke):
                 tagged = nbformat.v4.new_code_cell(
                     "seed: int = 0", metadata={"tags": ["parameters"]}
                 )
-                book.cells += [tagged, *map(nbformat.v4.new_code_cell, cells)]
                 problem = name[1:].replace("_", "-")
+                flat = itertools.chain(*([c] if isinstance(c, str) else c for c in cells))
+                sources = [cell.replace("N-M", problem) for cell in flat]
+                book.cells += [tagged, *map(nbformat.v4.new_code_cell, sources)]
                 book.metadata.kernelspec = {
                     "name": "python3",
                     "language": "python",

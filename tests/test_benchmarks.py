@@ -10,7 +10,9 @@ import torch
 
 from benchmarks import contenders, growth, memory, plain, speed
 from dlcvlib.config import profiles
-from dlcvlib.methods import dann
+from dlcvlib.data.types import Adaptation, LabelledImages
+from dlcvlib.methods.classifier import Classifier
+from dlcvlib.methods.dann import DANN
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +85,23 @@ def test_summary_is_of_ratios_round_by_round():
 def test_kernels_take_a_share_of_the_step(monkeypatch):
     """By a clock that says a minute: a busy machine's steps may take less time than its kernels."""
     monkeypatch.setattr(contenders, "now", itertools.count(0, 60).__next__)
-    settings = profiles.load("smoke", "dann", {"batch_size": 8}).settings(0)
-    pair = [torch.rand(8, 3, 32, 32), torch.arange(8), torch.rand(8, 3, 32, 32)]
-    contender = contenders.Contender(
-        "DANN",
-        settings.replace(precision="fp32"),
-        lambda: dann.DANN(settings),
-        lambda device: lambda step: pair,
-        plain=iter,
-    )
+    settings = profiles.load("smoke", "dann", {"batch_size": 8, "precision": "fp32"}).settings(0)
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    labelled = LabelledImages(images, torch.arange(16) % 10)
+    data = Adaptation(labelled, labelled, images, images, "")
+    contender = contenders.Contender("DANN", DANN, settings, data, plain.train_dann, ())
     assert 0.001 < 60 * contender.kernel_share(2) < 60
+
+
+def test_the_loop_is_timed_without_evaluation(tmp_path):
+    settings = profiles.load("smoke", "dann", {"batch_size": 8}).classifier(0)
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    data = SimpleNamespace(train=LabelledImages(images, torch.arange(16) % 10))  # nothing held out
+    assert contenders.fit_rate(Classifier, settings, data, 4, tmp_path / "run") > 0
+    assert not list((tmp_path / "run").iterdir())
+    steps = []
+    contenders.train(Classifier, settings.replace(steps=3), data, tmp_path / "run", steps.append)
+    assert steps == [0, 1, 2]
 
 
 def test_growth_is_an_exponent():

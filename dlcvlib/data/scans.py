@@ -79,28 +79,6 @@ def blend(
     return np.abs(patch - digit[..., None]).astype(np.uint8)
 
 
-class Blended(Sequence[np.ndarray]):
-    """MNIST-M, each picture blended when it is asked for: once they are prepared, none is.
-
-    Args:
-        splits: the digits for training and for testing, each (N, H, W) uint8, light on black.
-        photographs: as for `blend`.
-    """
-
-    def __init__(self, splits: Sequence[np.ndarray], photographs: Sequence[np.ndarray]) -> None:
-        self.splits = splits
-        self.parts = [halves(photographs, training) for training in (True, False)]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.splits))
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        split = int(index >= len(self.splits[0]))
-        place = index - split * len(self.splits[0])
-        rng = np.random.default_rng([1, split, place])
-        return blend(self.splits[split][place], self.parts[split], rng)
-
-
 def enlarge(picture: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8 -> (32, 32, 3) uint8."""
     image = Image.fromarray(picture).convert("RGB")

@@ -1,12 +1,13 @@
-"""A chapter's data, whichever they are.
+"""The data of any chapter, faces or digits.
 
-Modules are imported where they are needed: a report's own process does without torch.
+Modules are imported where they are needed: the report's own process does without torch.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dlcvlib.utils import fingerprints
+from dlcvlib.utils.errors import UserError
 
 LEAST_FACES = {"train": 32, "validation": 32, "test": 32}
 LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
@@ -14,7 +15,7 @@ LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 
 if TYPE_CHECKING:
     from dlcvlib.config.schema import Parameters
-    from dlcvlib.data.types import DigitData, FaceData
+    from dlcvlib.data.types import DigitData, Domain, FaceData
 
 
 def load(params: "Parameters") -> "FaceData | DigitData":
@@ -30,54 +31,53 @@ def load(params: "Parameters") -> "FaceData | DigitData":
     return load_digits(params)
 
 
-def look(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
-    """Prepare the data of some chapters; their fingerprints, and whether there is a GPU.
+def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
+    """Prepare the data of some chapters, and check that there are enough.
 
-    These fingerprints cover what is said of the data too, such as files that were left out, and
-    Inception's weights, by which faces are measured where they are there.
+    Returns:
+        Fingerprint of each chapter's data, and whether there is a GPU. These fingerprints cover
+        what the report says of the data too, such as files that were left out, and the weights of
+        Inception, by which faces are measured if they are there.
+
+    Raises:
+        UserError: if data cannot be read, are too few, or have no attribute that varies.
     """
     import torch
 
     from dlcvlib.config.schema import DigitParams, FaceParams
 
-    found, looked = {}, {}
+    inspected, result = {}, {}
     for name, params in chapters.items():
         fields = FaceParams if isinstance(params, FaceParams) else DigitParams
         part = fingerprints.json_hash({f: getattr(params, f) for f in fields.model_fields})
         # Two chapters mostly have the same images, and a set of faces can be gigabytes.
-        looked[part] = looked.get(part) or _look(params)
-        found[name] = looked[part]
-    return found, torch.accelerator.is_available()
+        inspected[part] = inspected.get(part) or _inspect(params)
+        result[name] = inspected[part]
+    return result, torch.accelerator.is_available()
 
 
-def _look(params: "Parameters") -> str:
-    from dlcvlib.config.schema import FaceParams
-    from dlcvlib.evaluation import features
+def _inspect(params: "Parameters") -> str:
+    from dlcvlib.data.types import FaceData
+    from dlcvlib.data.weights import inception_file
 
     data = load(params)
-    _enough(data)
-    identity = {"data": data.fingerprint, "said": data.summary()}
-    if isinstance(params, FaceParams):
+    identity = {"data": data.fingerprint, "summary": data.summary()}
+    if isinstance(data, FaceData):
+        _check_sizes("the faces", data, LEAST_FACES)
         data.attribute(params.attribute)  # an error before anything trains
-        if file := features.inception_file():
+        if file := inception_file():
             identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    else:
+        for name, domain in data.domains.items():
+            _check_sizes(name, domain, LEAST_DIGITS)
     return fingerprints.json_hash(identity)
 
 
-def _enough(data: "FaceData | DigitData") -> None:
-    """Raise a UserError where a set is too small for what the notebooks show of it."""
-    from dlcvlib.data.types import DigitData
-    from dlcvlib.utils.errors import UserError
-
-    if isinstance(data, DigitData):
-        sets, needed = data.domains, LEAST_DIGITS
-    else:
-        sets, needed = {"the faces": data}, LEAST_FACES
-    for name, found in sets.items():
-        for split, least in needed.items():
-            if (count := len(getattr(found, split))) < least:
-                held_out = f" besides the {len(found.validation):,} of validation_size"
-                raise UserError(
-                    f"data: {name} have {count} images for {split}, and the report needs {least}"
-                    + (held_out if split == "train" else "")
-                )
+def _check_sizes(name: str, data: "FaceData | Domain", least: Mapping[str, int]) -> None:
+    for split, needed in least.items():
+        if (count := len(getattr(data, split))) < needed:
+            held_out = f" besides the {len(data.validation):,} of validation_size"
+            raise UserError(
+                f"data: {name} have {count} images for {split}, and the report needs {needed}"
+                + (held_out if split == "train" else "")
+            )

@@ -16,8 +16,7 @@ def read_attributes(path: Path, folder: Path) -> pd.DataFrame:
     """A list of faces: `image_name`, and columns of 0 and 1 as uint8.
 
     Raises:
-        UserError: if the list or a column is not as it should be, or names a file that is not in
-            `folder`.
+        UserError: if the list or a column is malformed, or names a file that is not in `folder`.
     """
     table = _read(path, folder)
     for name in table.columns.drop("image_name"):
@@ -40,19 +39,13 @@ def read_labels(path: Path, folder: Path) -> pd.DataFrame:
 def _integers(path: Path, column: pd.Series, highest: int, what: str) -> pd.Series:
     """A column as uint8, each value from 0 to the highest."""
     numbers = pd.to_numeric(column, errors="coerce")
-    if not (good := numbers.isin(range(highest + 1))).all():
-        line = int((~good).idxmax())
-        wanted = "0 or 1" if highest == 1 else f"a whole number from 0 to {highest}"
+    if not (valid := numbers.isin(range(highest + 1))).all():
+        line = int((~valid).idxmax())
+        allowed = "0 or 1" if highest == 1 else f"a whole number from 0 to {highest}"
         raise UserError(
-            f"{path}, line {line + 2}: {what} {column.name!r} is '{column[line]}', not {wanted}"
+            f"{path}, line {line + 2}: {what} {column.name!r} is '{column[line]}', not {allowed}"
         )
     return numbers.astype(np.uint8)
-
-
-def unlisted(folder: Path, table: pd.DataFrame) -> int:
-    """How many files of a folder a list leaves out."""
-    listed = set(table["image_name"])
-    return sum(path.name not in listed for path in folder.iterdir() if path.is_file())
 
 
 def _read(path: Path, folder: Path) -> pd.DataFrame:
@@ -84,7 +77,7 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         # As text: a hundred thousand paths, which keep their parts, are a hundred MB.
         inside, files = folder.resolve(), names.map(lambda name: str((folder / name).resolve()))
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise UserError(f"{path} names a file that cannot be: {str(error)[:100]}") from None
+        raise UserError(f"{path} names an impossible file: {str(error)[:100]}") from None
     if strays := names[[not Path(file).is_relative_to(inside) for file in files]].tolist():
         raise UserError(f"{path} names files outside of {folder}: {_some(strays)}")
     if repeated := names[files.duplicated()].unique().tolist():

@@ -1,9 +1,9 @@
 """Image sets in memory: uint8 tensors, split into train, validation and test.
 
-Validation is held out of train; test is read for the tables alone.
+Validation is held out of train; test is read only for the tables.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,7 +36,7 @@ class FaceData:
     """Faces, split; validation is held out of train.
 
     Attributes:
-        source: a few words for captions, such as "photographs in hw3_data".
+        source: a few words for the report, such as "photographs in hw3_data".
         synthetic: whether the faces are drawn.
         notes: what a reader must know about how they were read.
         fingerprint: hex digest of all that training can see.
@@ -55,16 +55,11 @@ class FaceData:
         return {"train": self.train.images, "test": self.test.images}
 
     def summary(self) -> str:
-        """Markdown: one or two sentences on what the data are and what to know about them."""
-        text = f"Data: {escaped(self.source)}; {_sizes(self)}."
-        return " ".join([text, *map(escaped, self.notes)])
+        """Markdown: a sentence or two on what the data are, how many, and what to know of them."""
+        return f"Data: {_summary(self)}"
 
-    def note(self) -> str:
-        """Markdown for the end of a caption: what the pictures and numbers are of."""
-        return f"Data: {'synthetic faces' if self.synthetic else escaped(self.source)}."
-
-    def attribute(self, wanted: str) -> tuple[str, str]:
-        """The wanted attribute, or else the most balanced one with a line that says so.
+    def attribute(self, requested: str) -> tuple[str, str]:
+        """The requested attribute, or else the most balanced one with a sentence that says so.
 
         Raises:
             UserError: if all training or all test images have the same value, in every column.
@@ -73,19 +68,18 @@ class FaceData:
             name: min(_rarer(split.attributes[name]) for split in (self.train, self.test))
             for name in self.train.attributes
         }
-        if balance.get(wanted):
-            return wanted, ""
-        found = max(balance, key=lambda name: balance[name])
-        if not balance[found]:
+        if balance.get(requested):
+            return requested, ""
+        best = max(balance, key=lambda name: balance[name])
+        if not balance[best]:
             raise UserError(
                 "data: no attribute is 0 for some and 1 for others of both training and test "
                 f"faces (there are: {', '.join(balance)}): add a column, or more faces"
             )
-        if wanted in balance:
-            why = f"{wanted} is the same for all training or all test images"
-        else:
-            why = f"The data have no {wanted}"
-        return found, f"{why}; {found}, the most balanced column, stands in."
+        reason = f"The data have no {requested}"
+        if requested in balance:
+            reason = f"{requested} is the same for all training or all test images"
+        return best, f"{reason}; {best}, the most balanced column, is used instead."
 
 
 @dataclass(frozen=True)
@@ -127,12 +121,11 @@ class Domain:
 
     Attributes:
         name: "usps", "mnistm" or "svhn".
-        source: what they really are, in a few words.
+        source: what the images really are, in a few words.
         synthetic: whether they are drawn.
         notes: what a reader must know about how they were read.
         fingerprint: hex digest of images and labels.
         images_fingerprint: hex digest of the images alone.
-        brief: the source in two or three words for captions, if it has more.
     """
 
     name: str
@@ -144,24 +137,22 @@ class Domain:
     notes: tuple[str, ...]
     fingerprint: str
     images_fingerprint: str
-    brief: str = ""
 
     def summary(self) -> str:
-        """Markdown: a sentence or two on what they are, how many, what to know about them."""
-        text = f"{self.name}: {escaped(self.source)}; {_sizes(self)}."
-        return " ".join([text, *map(escaped, self.notes)])
+        """As `FaceData.summary`."""
+        return f"{self.name} – {_summary(self)}"
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """All that a method of unsupervised domain adaptation may see: the target has no labels here.
+    """What a method of unsupervised domain adaptation may see: the target has no labels here.
 
     Attributes:
         source: labelled images of the source, for training.
-        source_validation: others, held out.
+        source_validation: others, held out of training.
         target: images of the target, for training, (N, 3, 32, 32) uint8.
-        target_validation: others, held out.
-        fingerprint: hex digest of all that; no target label is in it.
+        target_validation: others, held out of training.
+        fingerprint: hex digest of all of these; no target label is in it.
     """
 
     source: LabelledImages
@@ -183,29 +174,22 @@ class Pair:
         """Such as "usps->mnistm"."""
         return f"{self.source.name}->{self.target.name}"
 
-    def note(self) -> str:
-        """`DigitData.note` of these two."""
-        return _note([self.source, self.target])
-
     def adaptation(self) -> Adaptation:
-        """What the methods are handed of it."""
-        return Adaptation(
-            self.source.train,
-            self.source.validation,
-            self.target.train.images,
-            self.target.validation.images,
-            f"{self.source.fingerprint} {self.target.images_fingerprint}",
-        )
+        """The part of it that the methods see."""
+        source, target = self.source, self.target
+        images = target.train.images, target.validation.images
+        fingerprint = f"{source.fingerprint} {target.images_fingerprint}"
+        return Adaptation(source.train, source.validation, *images, fingerprint)
 
 
 @dataclass(frozen=True)
 class DigitData:
-    """The domains that there are, and the pairs that can be run.
+    """The domains that the data have, and the pairs that can be run.
 
     Attributes:
         domains: name -> domain.
-        pairs: name -> pair, in the order asked for.
-        left_out: a line for each pair that was asked for and cannot be run.
+        pairs: name -> pair, in the requested order.
+        left_out: a sentence for each requested pair that cannot be run.
         fingerprint: hex digest of everything.
     """
 
@@ -215,20 +199,9 @@ class DigitData:
     fingerprint: str
 
     def summary(self) -> str:
-        """Markdown: a line a domain, and what is missing."""
-        lines = [f"- {domain.summary()}" for domain in self.domains.values()]
-        return "\n".join([*lines, *(f"- **{escaped(line)}**" for line in self.left_out)])
-
-    def brief(self) -> str:
-        """The same in a sentence or two."""
-        parts = [f"{name} ({escaped(domain.source)})" for name, domain in self.domains.items()]
-        return " ".join(
-            [f"Data: {', '.join(parts)}.", *(f"**{escaped(x)}**" for x in self.left_out)]
-        )
-
-    def note(self) -> str:
-        """Markdown for the end of a caption: what each domain really is, in the fewest words."""
-        return _note(self.domains.values())
+        """Markdown: a sentence or two for each domain, and which pairs are left out."""
+        texts = [domain.summary() for domain in self.domains.values()]
+        return " ".join(["Data:", *texts, *(f"**{escaped(line)}**" for line in self.left_out)])
 
 
 def _rarer(values: Tensor) -> float:
@@ -237,13 +210,9 @@ def _rarer(values: Tensor) -> float:
     return min(share, 1 - share)
 
 
-def _note(domains: Iterable[Domain]) -> str:
-    parts = [f"{domain.name} ({escaped(domain.brief or domain.source)})" for domain in domains]
-    return f"Data: {', '.join(parts)}."
-
-
-def _sizes(data: FaceData | Domain) -> str:
-    return (
-        f"{len(data.train):,} for training, {len(data.validation):,} for validation, "
-        f"{len(data.test):,} for testing"
+def _summary(data: FaceData | Domain) -> str:
+    text = (
+        f"{escaped(data.source)}; {len(data.train):,} images for training, "
+        f"{len(data.validation):,} for validation, {len(data.test):,} for testing."
     )
+    return " ".join([text, *map(escaped, data.notes)])

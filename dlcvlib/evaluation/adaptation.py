@@ -184,3 +184,18 @@ def plateaus(runs: Runs) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     slowness = -frame["steps"].fillna(np.inf).groupby(frame["pair"]).transform("mean")
     return frame.iloc[slowness.argsort(kind="stable")]
+
+
+def dann_measures(run: Run[DANN], pair: Pair) -> dict[str, float]:
+    """What comparisons of DANNs measure of a run on a pair.
+
+    Returns:
+        accuracy on the target's test images; source, and domain_accuracy (D's, 0.5 is chance), on
+        validation images after the last step.
+    """
+    last = run.history.dropna(subset="validation_accuracy").iloc[-1]
+    return {
+        "accuracy": run.method.accuracy(pair.target.test),
+        "source": last["validation_accuracy"],
+        "domain_accuracy": last["validation_domain_accuracy"],
+    }

@@ -7,7 +7,6 @@ as well.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams
 from dlcvlib.data.batches import CHUNK
 from dlcvlib.data.types import FaceData, MeasuredFaces
+from dlcvlib.data.weights import INCEPTION, inception_file
 from dlcvlib.evaluation import metrics
 from dlcvlib.methods.attributes import AttributeClassifier, as_uint8
 from dlcvlib.training import device
 from dlcvlib.training.runs import Run, train_or_load
 from dlcvlib.utils.errors import UserError
-
-INCEPTION = "inception_v3_google-0cc3c7bd.pth"
-"""torchvision's name for Inception's weights."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,6 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
         }
 
     return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.key}")
-
-
-def inception_file() -> Path | None:
-    """Inception's weights in torch's cache, if they are there as safetensors."""
-    file = (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).with_suffix(".safetensors")
-    return file if file.is_file() else None
 
 
 def inception() -> Extractor | None:

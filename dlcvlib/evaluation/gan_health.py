@@ -1,6 +1,6 @@
 """Signs that a GAN's training failed: one player overpowers the other, or modes collapse.
 
-Nothing here stops a run: a failure is reported as it went.
+Nothing here stops a run.
 """
 
 import math
@@ -11,7 +11,7 @@ from dlcvlib.config.schema import GANSettings
 from dlcvlib.training.runs import Run
 
 ZERO_LOSS = 0.05
-"""D's loss counts as zero below this share of the way from the least possible to a guess's."""
+"""D's loss counts as near zero below this share of the range from its minimum to chance."""
 UNINFORMATIVE = 0.02
 """D counts as uninformative while D(x) - D(G(z)) is below this."""
 LONG = 0.1
@@ -34,21 +34,21 @@ def _entropy(p: float) -> float:
 
 
 def guess_loss(settings: GANSettings) -> float:
-    """D's loss if it cannot tell at all: logits of 0."""
+    """D's loss at chance: logits of 0."""
     return 2.0 if settings.loss == "hinge" else 2 * math.log(2)
 
 
 def advantage(history: pd.DataFrame, settings: GANSettings) -> pd.Series:
-    """How much of what a guess loses D still loses: 0 is a perfect discriminator, 1 a guess."""
+    """D's loss on the scale from its minimum (0: a perfect discriminator) to chance (1)."""
     least = history["step"].map(lambda step: least_loss(settings, step))
     return (history["discriminator"] - least) / (guess_loss(settings) - least)
 
 
 def longest(signs: pd.Series, steps: pd.Series) -> float:
-    """The longest unbroken stretch of True, as a share of the run.
+    """Length of the longest unbroken stretch of True, as a share of the run.
 
     Args:
-        signs: one boolean a row of the history.
+        signs: one boolean per row of the history.
         steps: the step of each row, at which a stretch of steps ends.
     """
     lengths = steps.diff().fillna(steps.iloc[0])
@@ -57,20 +57,38 @@ def longest(signs: pd.Series, steps: pd.Series) -> float:
 
 
 def signs(run: Run) -> pd.DataFrame:
-    """Each sign of failure in a DCGAN's history, with what it is measured by.
+    """Each sign of failure in a DCGAN's history, and whether it is there.
 
     Returns:
-        Rows of sign, measured, limit, seen (whether the sign is there). The first two are shares
-        of the run: the longest stretch in which D's loss is near zero, and in which D(x) is no
-        higher than D(G(z)); the third is the samples' diversity as a share of real images'.
+        Rows of sign, rule (what is measured), measured, limit, seen (bool). The first two measure
+        shares of the run, the third the samples' diversity as a share of real images'.
     """
     history, settings = run.history, run.settings
     won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
     useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
     diversity = history["validation_diversity"].dropna().iloc[-1]
     rows = [
-        ("discriminator loss near zero", won, LONG, won > LONG),
-        ("discriminator at chance", useless, LONG, useless > LONG),
-        ("generator collapsed", diversity, COLLAPSED, diversity < COLLAPSED),
+        (
+            "discriminator loss near zero",
+            f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from "
+            "its minimum to chance",
+            won,
+            LONG,
+            won > LONG,
+        ),
+        (
+            "discriminator at chance",
+            f"longest share of the run with D(x) − D(G(z)) below {UNINFORMATIVE:g}",
+            useless,
+            LONG,
+            useless > LONG,
+        ),
+        (
+            "generator collapsed",
+            "diversity of samples relative to real images",
+            diversity,
+            COLLAPSED,
+            diversity < COLLAPSED,
+        ),
     ]
-    return pd.DataFrame(rows, columns=["sign", "measured", "limit", "seen"])
+    return pd.DataFrame(rows, columns=["sign", "rule", "measured", "limit", "seen"])

@@ -81,6 +81,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
+            init="pca" if reduced.n_components > 1 else "random",  # PCA needs two dimensions
             perplexity=effective_perplexity(perplexity, len(features)),
             max_iter=ITERATIONS,
             random_state=seed,
@@ -101,11 +102,6 @@ def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> fl
     """Share of each feature's nearest neighbours that are still neighbours in the map."""
     pairs = zip(_neighbours(features.numpy(), count), _neighbours(points, count), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
-
-
-def neighbour_agreement(points: np.ndarray, labels: np.ndarray, count: int = 10) -> float:
-    """Share of each point's nearest neighbours that carry its label."""
-    return float((labels[_neighbours(points, count)] == labels[:, None]).mean())
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
@@ -147,26 +143,6 @@ def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Te
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     probe.fit(train.numpy(), train_labels.numpy())
     return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
-
-
-def probes(features: Mapping[str, Mapping[str, Tensor]], faces: FaceData) -> pd.DataFrame:
-    """`probe_auc` of every attribute on several kinds of features.
-
-    Args:
-        features: kind -> {"train": (N, D), "test": (M, D)}.
-        faces: whose attributes are read.
-
-    Returns:
-        One row per attribute: attribute, share (of test images that have it), one column per kind.
-    """
-    rows = []
-    for name, labels in faces.test.attributes.items():
-        row = {"attribute": name, "share": labels.float().mean().item()}
-        for kind, splits in features.items():
-            known = faces.train.attributes[name]
-            row[kind] = probe_auc(splits["train"], known, splits["test"], labels)
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torchinfo
 from torch import nn
 from torch.nn.utils import parametrize
 
-from dlcvlib.config import profiles, schema
 from dlcvlib.training.runs import Run
 
 SHORT = {
@@ -160,15 +159,6 @@ def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.Data
         "precision": provenance["precision"],
     }
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])
-
-
-def settings(chosen: schema.Parameters) -> pd.DataFrame:
-    """One row per parameter: parameter, value, meaning."""
-    fields = type(chosen).model_fields
-    rows = [
-        (name, profiles.as_text(getattr(chosen, name)), f.description) for name, f in fields.items()
-    ]
-    return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
 
 
 def duration(seconds: float) -> str:

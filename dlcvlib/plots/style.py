@@ -1,5 +1,6 @@
 """Sizes, colours and names that all figures share, and the frame behind each."""
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,6 @@ def domain_name(name: str) -> str:
     return {"usps": "USPS", "mnistm": "MNIST-M", "svhn": "SVHN"}.get(name, name)
 
 
-def pair_name(pair: str) -> str:
-    """A pair as figures and tables show it: "usps->mnistm" -> "USPS → MNIST-M"."""
-    return " → ".join(map(domain_name, pair.split("->")))
+def pair_name(text: str) -> str:
+    """A pair, or each in a text, as figures and tables show it: "USPS → MNIST-M"."""
+    return re.sub(r"(\w+)->(\w+)", lambda pair: " → ".join(map(domain_name, pair.groups())), text)

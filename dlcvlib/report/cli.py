@@ -1,4 +1,7 @@
-"""The command line: `python -m dlcvlib report | train | params`."""
+"""The command line: `python -m dlcvlib report | train | params`.
+
+Modules are imported where they are needed, so that help and errors come at once.
+"""
 
 import argparse
 import os
@@ -6,9 +9,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dlcvlib.utils.environment import ROOT
 from dlcvlib.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dlcvlib.config.schema import Chapter
 
 CHAPTERS = ("vae", "gan", "dann", "pixelda")
 DESCRIPTION = """\
@@ -67,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "an interrupted report goes on where it stopped.",
     )
     report.add_argument(
-        "--only",
-        metavar="N-M,…",
-        help="only these problems, or chapters, such as 1-1,1-3 or 2",
+        "--only", metavar="N-M,…", help="only these problems, or chapters, such as 1-1,1-3 or 2"
     )
     report.add_argument(
         "--jobs",
@@ -90,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         help="prepare the data, then run nothing: say what would run and why, and what would be "
         "used again",
     )
-    report.add_argument("--out", type=Path, metavar="DIR", help="default: report/ in the project")
+    report.add_argument("--out", metavar="DIR", help="default: report/ in the project")
 
     train = commands.add_parser(
         "train",
@@ -99,8 +103,6 @@ def parser() -> argparse.ArgumentParser:
         description="Train a chapter's main runs, or find them trained; the notebooks use them. "
         "For several devices: accelerate launch -m dlcvlib train vae --profile original",
     )
-    train.add_argument("chapter", choices=CHAPTERS)
-
     params = commands.add_parser(
         "params",
         parents=[chosen],
@@ -108,7 +110,8 @@ def parser() -> argparse.ArgumentParser:
         description="Show a chapter's parameters with their values and meaning, as YAML that a "
         "file under params/ or papermill's -f takes.",
     )
-    params.add_argument("chapter", choices=CHAPTERS)
+    for command in (train, params):
+        command.add_argument("chapter", choices=CHAPTERS)
     params.add_argument(
         "--write-notebooks",
         action="store_true",
@@ -128,7 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
     try:
-        _go_to_the_project(arguments)
         return {"report": _report, "train": _train, "params": _params}[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -138,106 +140,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _go_to_the_project(arguments: argparse.Namespace) -> None:
-    """Work where the notebooks' kernels do; paths that were typed stay what they were."""
-    from dlcvlib.config import profiles
-
-    here = Path.cwd()
-
-    def from_there(path: str | Path) -> str:
-        path = os.path.expanduser(path)  # noqa: PTH111 - which leaves a name that nobody has
-        return os.path.normpath(path if here == ROOT else here / path)
-
-    def source(data: str) -> str:
-        kind, colon, path = data.partition(":")
-        return kind + colon + from_there(path) if path else data
-
-    os.chdir(ROOT)
-    arguments.changes = profiles.parse_assignments(arguments.assignments)
-    for name, here_too in (("data", source), ("runs_dir", from_there)):
-        if given := getattr(arguments, name):
-            setattr(arguments, name, here_too(given))
-        for changes in arguments.changes.values():
-            if isinstance(given := changes.get(name), str):
-                changes[name] = here_too(given)
-    if arguments.command == "report":
-        arguments.out = Path(from_there(arguments.out)) if arguments.out else Path("report")
+def typed_path(text: str) -> Path:
+    """A path relative to where it was typed."""
+    # os.path leaves a "~name" of nobody as it is, where Path.expanduser raises.
+    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
 
 
-def _parameters(arguments: argparse.Namespace) -> dict:
-    from dlcvlib.config import profiles, schema
+def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
+    """The parameters of all chapters, as the command line has them.
 
-    changes = arguments.changes
-    everywhere = {"data": arguments.data, "runs_dir": arguments.runs_dir}
-    everywhere = {name: value for name, value in everywhere.items() if value is not None}
-    # 2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been
-    # changed there; which images are used is their own.
-    for chapter, other, own in (
-        ("gan", "vae", schema.FaceParams),
-        ("pixelda", "dann", schema.DigitParams),
-    ):
-        theirs = _seeds(arguments, other) | changes[other]
-        kept = {name: value for name, value in theirs.items() if name not in own.model_fields}
-        named = f"{other}_changes"
-        before = getattr(profiles.load(arguments.profile, chapter), named)
-        changes[chapter] = {named: before | kept} | changes[chapter]
-    return {
-        chapter: profiles.load(
-            arguments.profile,
-            chapter,
-            everywhere | _seeds(arguments, chapter) | changes[chapter],
-        )
-        for chapter in profiles.CHAPTERS
-    }
+    2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been changed
+    there; which images are used is their own.
+    """
+    from dlcvlib.config.profiles import load, parse_assignments
+    from dlcvlib.config.schema import DigitParams, FaceParams
+
+    given = {name: getattr(arguments, name) for name in ("data", "runs_dir")}
+    given = {name: value for name, value in given.items() if value is not None}
+    changes = parse_assignments(arguments.assignments)
+    for chapter, own in changes.items():
+        changes[chapter] = given | _seeds(arguments, chapter) | own
+        if isinstance(path := changes[chapter].get("runs_dir"), str) and path:
+            changes[chapter]["runs_dir"] = str(typed_path(path))
+    for chapter, other, data in (("gan", "vae", FaceParams), ("pixelda", "dann", DigitParams)):
+        theirs = {n: value for n, value in changes[other].items() if n not in data.model_fields}
+        name = f"{other}_changes"
+        of_profile = getattr(load(arguments.profile, chapter), name)
+        changes[chapter] = {name: of_profile | theirs} | changes[chapter]
+    return {chapter: load(arguments.profile, chapter, own) for chapter, own in changes.items()}
 
 
-def _seeds(arguments: argparse.Namespace, chapter: str) -> dict:
-    """`--seed` as a chapter knows it: where it has several, they count up from it."""
-    from dlcvlib.config import profiles
+def _seeds(arguments: argparse.Namespace, chapter: str) -> dict[str, Any]:
+    """`--seed` as a chapter has it: where it has several, they count up from it."""
+    from dlcvlib.config.profiles import load
 
-    first = arguments.seed
-    if first is None:
+    if (first := arguments.seed) is None:
         return {}
-    chosen = profiles.load(arguments.profile, chapter).model_dump()
-    several = {
-        name: [first + number for number in range(len(chosen[name]))]
-        for name in ("seeds", "ablation_seeds")
-        if name in chosen
-    }
+    chosen = load(arguments.profile, chapter).model_dump()
+    lists = {name: chosen[name] for name in ("seeds", "ablation_seeds") if name in chosen}
+    several = {name: [first + n for n in range(len(seeds))] for name, seeds in lists.items()}
     return several | ({"seed": first} if "seed" in chosen else {})
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    chapters = _parameters(arguments)
+    params = chapters(arguments)
+    from dlcvlib.config.paths import ROOT
     from dlcvlib.report import execute, uptodate
-    from dlcvlib.utils import memory
-    from dlcvlib.utils.process import apart
+    from dlcvlib.utils.process import run_in_subprocess
 
-    wanted = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
-    if arguments.only is not None and not wanted:
+    only = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
+    if arguments.only is not None and not only:
         raise UserError("--only names no problem: such as --only 1-1,1-3 or --only 2")
+    out = typed_path(arguments.out) if arguments.out else ROOT / "report"
     # A folder may well hold faces only, or digits only.
-    numbers = {int(problem[0]) for problem in uptodate.chosen(wanted)}
-    needed = [name for number, name in enumerate(chapters, 1) if number in numbers]
+    numbers = {int(problem[0]) for problem in uptodate.chosen(only)}
+    used = {name: params[name] for number, name in enumerate(params, 1) if number in numbers}
     if not arguments.explain:
-        execute.refuse(arguments.out)  # before the data, which may take long
+        execute.refuse(out)  # before the data, which may take long
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = apart("dlcvlib.data.source:look", {name: chapters[name] for name in needed})
+    fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used)
     if arguments.explain:
-        print(uptodate.explain(uptodate.plan(chapters, fingerprints, wanted, arguments.out)))
-        for folder in sorted({chapters[name].runs_dir for name in needed}):
+        print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
+        for folder in sorted({chapter.runs_dir for chapter in used.values()}):
             print(uptodate.explain_runs(Path(folder)))
         return 0
-    # A setting of the whole process, and this one is ours: nothing in it trains.
-    memory.keep_no_large_blocks()
     complete = execute.make_report(
-        chapters,
+        params,
         fingerprints,
         profile=arguments.profile,
-        only=wanted,
+        only=only,
         jobs=arguments.jobs or execute.side_by_side(gpu),
         cell_timeout=arguments.cell_timeout,
-        out=arguments.out,
+        out=out,
         command="python -m dlcvlib " + shlex.join(sys.argv[1:]),
     )
     return 0 if complete else 1
@@ -248,45 +222,43 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from dlcvlib.data.source import load
 
-    params = _parameters(arguments)[arguments.chapter]
+    params = chapters(arguments)[arguments.chapter]
     data = load(params)
-    if arguments.chapter == "vae":
-        from dlcvlib.methods import vae
-
-        runs = [vae.train_or_load(params.settings, data, params.runs_dir)]
-    elif arguments.chapter == "gan":
-        from dlcvlib.evaluation import features
-        from dlcvlib.methods import dcgan
-
-        extractor = features.extractor(params, data)
-        runs = [dcgan.train_or_load(params.settings, data, extractor, params.runs_dir)]
-    else:
-        from dlcvlib.evaluation import adaptation
-
-        for line in data.left_out:
-            print(line)
-        if arguments.chapter == "dann":
-            methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
-            scores = [method(params, data) for method in methods]
-        else:
-            scores = adaptation.all_methods(params, data)
-        print(adaptation.together(scores).to_string(index=False))
-        runs = [run for found in scores for run in found.runs]
-    for run in {run.name: run for run in runs}.values():
+    for line in getattr(data, "left_out", ()):
+        print(line)
+    for run in _main_runs(arguments.chapter, params, data):
         print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s")
         print(run.history.iloc[-1].to_string())
-    # Else its threads may still let go of tensors where Python is no more, which aborts a process.
+    # Otherwise its threads may release tensors after Python has ended, which aborts the process.
     PartialState().destroy_process_group()
     return 0
 
 
+def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
+    """Goes with `dlcvlib.evaluation.adaptation.main_runs`."""
+    from dlcvlib.evaluation import adaptation, features
+    from dlcvlib.methods import dcgan, vae
+
+    if chapter == "vae":
+        return [vae.train_or_load(params.settings, data, params.runs_dir)]
+    if chapter == "gan":
+        extractor = features.extractor(params, data)
+        return [dcgan.train_or_load(params.settings, data, extractor, params.runs_dir)]
+    if chapter == "pixelda":
+        scores = adaptation.all_methods(params, data)
+    else:
+        methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
+        scores = [method(params, data) for method in methods]
+    return list({run.name: run for found in scores for run in found.runs}.values())
+
+
 def _params(arguments: argparse.Namespace) -> int:
-    from dlcvlib.config import profiles
+    from dlcvlib.config.profiles import as_text, write_parameters_cells
 
     if arguments.write_notebooks:
-        print(f"{profiles.write_parameters_cells(arguments.chapter)} notebooks changed")
+        print(f"{write_parameters_cells(arguments.chapter)} notebooks changed")
         return 0
-    chosen = _parameters(arguments)[arguments.chapter]
-    for name, value in chosen.model_dump().items():
-        print(f"{name}: {profiles.as_text(value)}  # {type(chosen).model_fields[name].description}")
+    params = chapters(arguments)[arguments.chapter]
+    for name, value in params.model_dump().items():
+        print(f"{name}: {as_text(value)}  # {type(params).model_fields[name].description}")
     return 0

@@ -4,7 +4,6 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
-import json
 import os
 import queue
 import shutil
@@ -12,9 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,30 +23,33 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
-from dlcvlib.config.schema import Parameters
-from dlcvlib.report.uptodate import Task, plan
-from dlcvlib.utils import memory, stopwatch, storage
+from dlcvlib.config.schema import Chapter
+from dlcvlib.report.exhibits import MIME, options
+from dlcvlib.report.uptodate import Task, declared, plan, why
+from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import apart, cores
+from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
 KERNEL_STARTS = 3
-MEMORY_SECONDS = 5.0
-"""Between two looks at the memory in use, each of which takes some hundredths of a second."""
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
-
 SIDE_BY_SIDE = ("pixelda", "vae", "dann", "gan")
 """Chapters in the order of their beginning, the longest first: the others then fill the time. The
-last has nothing long, and wants a model of the second."""
+last has nothing long, and uses a model of the second."""
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""glibc keeps what one training step frees for the next, where it would by itself give it back each
+time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
+TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
+"""Environment variables by which a user has decided it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a task: `error` is empty if it succeeded; `reused` if nothing was run.
 
-    `memory` is the most, in bytes, that had been found in use at the end of the run that made it.
+    `memory` is the most, in bytes, that had been in use by the end of the run that made it.
     """
 
     task: Task
@@ -59,7 +60,7 @@ class Outcome:
 
 
 def make_report(
-    params: Mapping[str, Parameters],
+    params: Mapping[str, Chapter],
     fingerprints_of_data: Mapping[str, str],
     *,
     profile: str,
@@ -72,7 +73,7 @@ def make_report(
 ) -> bool:
     """Run what has changed and write the report.
 
-    A notebook that fails is no reason for the others not to run; a notice stands in its place.
+    A notebook that fails does not keep the others from running; a notice stands in its place.
 
     Args:
         params: chapter -> its parameters.
@@ -89,124 +90,65 @@ def make_report(
         Whether every notebook ran.
 
     Raises:
-        UserError: if `only` names a problem that is not there, or `out` cannot be written, or holds
-            what a report would replace and is no report's.
+        UserError: as `plan`, or if `out` cannot be written, or holds what a report would replace
+            and is no report's.
     """
     refuse(out, notebooks)
+    exhibits = declared(notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     about = {"profile": profile, "command": command, "started": time.time()}
+    outcomes: list[Outcome] = []
 
-    def render(done: Iterable[Outcome], whole: bool) -> None:
-        chosen = sorted((o for o in done), key=lambda o: o.task.problem)
-        good = [o for o in chosen if not o.error]
-        memory_peak = max([say.memory, *(o.memory for o in chosen)])
-        # Apart, or this process would hold some 200 MB more for as long as notebooks run.
-        apart(
+    def render(whole: bool) -> None:
+        ended = sorted(outcomes, key=lambda o: o.task.problem)
+        good = [o for o in ended if not o.error]
+        memory = max([board.memory, *(o.memory for o in ended)])
+        # In a process of its own, or this one would hold 200 MB more while notebooks run.
+        run_in_subprocess(
             "dlcvlib.report.render:render",
             {o.task.problem: o.task.target for o in good},
-            {o.task.problem: (o.task.title, o.error) for o in chosen if o.error},
+            {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"memory": memory_peak, "spent": stopwatch.so_far()},
+            about | {"memory": memory, "spent": stopwatch.so_far()},
+            exhibits,
             out,
             whole=whole,
         )
 
-    outcomes: list[Outcome] = []
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
-        with _board(len(tasks), out) as say:
-            for outcome in _run(tasks, min(jobs, len(tasks)), cell_timeout, say):
+        with _board(len(tasks), out) as board:
+            for outcome in _run(tasks, min(jobs, len(tasks)), cell_timeout, board):
                 outcomes.append(outcome)
-                chapter = [t for t in tasks if t.chapter == outcome.task.chapter]
-                ended = sum(o.task.chapter == outcome.task.chapter for o in outcomes)
+                ended = {o.task.problem for o in outcomes}
+                left = {task.chapter for task in tasks if task.problem not in ended}
                 new = not all(o.reused for o in outcomes)
-                if new and ended == len(chapter) and len(outcomes) < len(tasks):
+                if new and left and outcome.task.chapter not in left:
                     try:
-                        render(outcomes, whole=False)
+                        render(whole=False)
                     except Exception as error:
                         # A page on the way is a convenience: the notebooks go on.
-                        say(f"no page yet: {error}")
-            say("writing the report")
-            render(outcomes, whole=True)
+                        board(f"no page yet: {error}")
+            board("writing the report")
+            render(whole=True)
     failures = [o for o in outcomes if o.error]
     for failure in failures:
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
-    print(f"{out / 'report.html'}\n{out / 'report.pdf'}\n{out / 'results.json'}")
+    print(*(out / name for name in ("report.html", "report.pdf", "results.json")), sep="\n")
     return not failures
 
 
 def refuse(out: Path, notebooks: Path = NOTEBOOKS) -> None:
     """Raise a UserError where a report would overwrite what it has not made."""
-    ours = (out / MARK).exists() or _is_results(out / "results.json")
+    ours = (out / MARK).exists()
     for name in ("notebooks", "figures", "report.html", "report.pdf", "results.json"):
         if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
             raise UserError(
                 f"--out: {out / name} is no report's and would be overwritten; name another folder"
             )
-
-
-def _is_results(path: Path) -> bool:
-    """Whether a file is a report's results.json; older ones have left no mark beside it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and {"version", "provenance"} <= found.keys()
-
-
-def _run(
-    tasks: Sequence[Task], jobs: int, cell_timeout: int | None, say: "_Say"
-) -> Iterable[Outcome]:
-    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another.
-
-    Where no chapter is left to begin, another's last notebooks are taken: nothing that two of them
-    need is trained twice.
-    """
-    chapters: dict[str, deque[Task]] = {}
-    for task in tasks:
-        chapters.setdefault(task.chapter, deque()).append(task)
-    order = chapters if jobs == 1 else sorted(chapters, key=SIDE_BY_SIDE.index)
-    untouched = deque(chapters[chapter] for chapter in order)
-    choosing = threading.Lock()
-    finished: queue.Queue[Outcome] = queue.Queue()
-
-    def work() -> None:
-        own: deque[Task] = deque()
-        while True:
-            with choosing:
-                if not own and untouched:
-                    own = untouched.popleft()
-                others = max(chapters.values(), key=len)
-                if not own and not others:
-                    return
-                task = own.popleft() if own else others.pop()
-            try:
-                outcome = reuse(task) or execute(task, say, cell_timeout)
-            except Exception as error:
-                # Or the main thread would wait for ever.
-                outcome = Outcome(task, 0.0, str(error) or type(error).__name__)
-            finished.put(outcome)
-
-    with _kernel_environment(jobs, say.folder):
-        # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
-        for _ in range(jobs):
-            threading.Thread(target=work, daemon=True).start()
-        due = 0.0
-        for _ in tasks:
-            while True:
-                if time.monotonic() > due:
-                    say.memory = max(say.memory, memory.resident_bytes())
-                    due = time.monotonic() + MEMORY_SECONDS
-                try:
-                    outcome = finished.get(timeout=0.5)
-                    break
-                except queue.Empty:
-                    say.status()
-            say.finished(outcome)
-            yield outcome
 
 
 def side_by_side(gpu: bool) -> int:
@@ -216,54 +158,93 @@ def side_by_side(gpu: bool) -> int:
     return 1 if gpu else min(cores(), JOBS_MAX)
 
 
+def _run(
+    tasks: Sequence[Task], jobs: int, cell_timeout: int | None, board: "_Board"
+) -> Iterator[Outcome]:
+    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another.
+
+    Where no chapter is left to begin, another's last notebooks are taken: nothing that two of them
+    need is trained twice.
+    """
+    waiting: dict[str, list[Task]] = {}
+    for task in tasks:
+        waiting.setdefault(task.chapter, []).append(task)
+    untouched = list(waiting) if jobs == 1 else sorted(waiting, key=SIDE_BY_SIDE.index)
+    choosing = threading.Lock()
+    finished: queue.Queue[Outcome] = queue.Queue()
+
+    def claim(own: str) -> Task | None:
+        with choosing:
+            if not waiting.get(own) and untouched:
+                own = untouched.pop(0)
+            if waiting.get(own):
+                return waiting[own].pop(0)
+            most = max(waiting.values(), key=len)
+            return most.pop() if most else None
+
+    def work() -> None:
+        chapter = ""
+        while task := claim(chapter):
+            chapter = task.chapter
+            try:
+                finished.put(reuse(task) or execute(task, board, cell_timeout))
+            except Exception as error:
+                # Or the main thread would wait for ever.
+                finished.put(Outcome(task, 0.0, str(error) or type(error).__name__))
+
+    with _kernel_environment(jobs, board.folder):
+        # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
+        for _ in range(jobs):
+            threading.Thread(target=work, daemon=True).start()
+        ended = 0
+        while ended < len(tasks):
+            board.look()
+            with suppress(queue.Empty):
+                outcome = finished.get(timeout=1)
+                ended += 1
+                board.finished(outcome)
+                yield outcome
+
+
 def reuse(task: Task) -> Outcome | None:
-    """The outcome of an earlier run with the same key, if its notebook is whole."""
-    if not task.record.is_file():
+    """The outcome of an earlier run of the same notebook, if it is whole and still true."""
+    if why(task):
         return None
-    try:
-        record = storage.read_sealed(task.record)
-        storage.check(task.target, record["sha256"])
-    except storage.DamagedFileError as error:
-        print(f"{error}; running it again")
-        return None
-    if record["identity"] != task.identity:
-        return None
+    record = storage.read_sealed(task.record)
     return Outcome(task, record["seconds"], reused=True, memory=record.get("memory", 0))
 
 
-def execute(task: Task, say: "_Say | None" = None, cell_timeout: int | None = None) -> Outcome:
+def execute(task: Task, board: "_Board", cell_timeout: int | None = None) -> Outcome:
     """Run a notebook to a temporary file; keep it under its name only if every cell ran."""
-    if say:
-        say(f"{task.problem} starts")
+    if task.unreadable:
+        return Outcome(task, 0.0, task.unreadable)
+    board(f"{task.problem} starts: {'; '.join(why(task))}")
     task.record.unlink(missing_ok=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
         temporary = Path(folder) / task.target.name
-        error = _papermill(task, temporary, cell_timeout)
-        seconds = time.monotonic() - started
-        if not temporary.is_file():
-            return Outcome(task, seconds, error or "papermill wrote no notebook")
-        notebook = nbformat.read(temporary, as_version=4)
-    error = error or unfinished(notebook)
+        reason = _papermill(task, temporary, cell_timeout)
+        # What papermill could not write was not run.
+        notebook = nbformat.read(temporary if temporary.is_file() else task.source, as_version=4)
+    seconds = time.monotonic() - started
+    error = unfinished(notebook, reason or "was never run")
     clean(notebook)
     text = nbformat.writes(notebook)
     if error:
         storage.write_text(task.failed, text)
         return Outcome(task, seconds, f"{error}\nThe notebook is kept in {task.failed}")
     storage.write_text(task.target, text)
-    record = {
-        "identity": task.identity,
-        "sha256": storage.sha256(task.target),
-        "seconds": seconds,
-        "memory": say.memory if say else 0,
-    }
-    storage.write_sealed(task.record, record)
+    record = {"identity": task.identity, "sha256": storage.sha256(task.target)}
+    storage.write_sealed(task.record, record | {"seconds": seconds, "memory": board.memory})
     task.failed.unlink(missing_ok=True)
     return Outcome(task, seconds)
 
 
 def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
-    """Execute; the error as text, or nothing. A kernel that does not start is tried again."""
+    """Execute to the end or a cell's error; what else cut it short, as said of a cell, or nothing.
+
+    A kernel that does not start is tried again.
+    """
     for attempt in range(KERNEL_STARTS):
         try:
             papermill.execute_notebook(
@@ -281,61 +262,44 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
                 # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
                 shutdown_kernel="immediate",
             )
-        except PapermillExecutionError as error:
-            first = next(iter(error.source.splitlines()), "")
-            return f"cell {error.exec_count} ({first!r}): {error.ename}: {error.evalue}"
+        except PapermillExecutionError:
+            return ""  # the notebook holds it
         except CellTimeoutError:
-            return f"{_running(target)} ran longer than {cell_timeout} s (--cell-timeout)"
+            return f"ran longer than {cell_timeout} s (--cell-timeout)"
         except DeadKernelError:
-            return f"{_running(target)} ended with the kernel's death"
-        except RuntimeError as error:
-            # Raised before the first cell if the kernel could not start: ports collide at times.
-            if "Kernel" in str(error) and attempt + 1 < KERNEL_STARTS and not _began(target):
-                continue
-            return f"{type(error).__name__}: {error}"
-        except OSError as error:
-            return f"{target.name} cannot be written or read: {error}"
+            return "ended with the kernel's death"
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
-    return "the kernel did not start"
+            # A RuntimeError of the kernel's start: ports collide at times.
+            starting = isinstance(error, RuntimeError) and "Kernel" in str(error)
+            if not starting or attempt + 1 == KERNEL_STARTS:
+                return f"was not run: {type(error).__name__}: {error}"
+        else:
+            return ""
+    raise AssertionError("the last attempt returns")
 
 
 def _literal(path: Path) -> str:
-    """A path as papermill wants it, which fills in what stands in braces."""
+    """A path for papermill, which would fill in what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _began(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    cells = nbformat.read(path, as_version=4).cells
-    return any(cell.get("execution_count") for cell in cells)
-
-
-def _running(path: Path) -> str:
-    """The cell of a half-executed notebook that papermill was in, in words."""
-    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
-    begun = [n for n, c in enumerate(cells) if c.metadata.get("papermill", {}).get("start_time")]
-    if not begun:
-        return "a cell"
-    return f"cell {begun[-1] + 1} ({next(iter(cells[begun[-1]].source.splitlines()), '')!r})"
-
-
-def unfinished(notebook: nbformat.NotebookNode) -> str:
-    """Why an executed notebook does not count as run; nothing if it does.
+def unfinished(notebook: nbformat.NotebookNode, reason: str = "was never run") -> str:
+    """Which cell failed, or was not run for a reason; nothing if all of them ran.
 
     papermill takes a cell that calls `sys.exit(0)` for success: here every cell must have run.
     """
-    for number, cell in enumerate(notebook.cells, 1):
+    for cell in notebook.cells:
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         first = cell.source.splitlines()[0]
         for output in cell.outputs:
             if output.output_type == "error":
-                return f"cell {number} ({first!r}) ended with {output.ename}: {output.evalue}"
+                return f"the cell {first!r} ended with {output.ename}: {output.evalue}"
         if cell.execution_count is None:
-            return f"cell {number} ({first!r}) was never run"
+            return f"the cell {first!r} {reason}"
+        shown = [output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs]
+        if "label" in options(cell.source) and not {"figure", "table"} & set(shown):
+            return f"the cell {first!r} shows no figure or table: its value must be one"
     return ""
 
 
@@ -353,31 +317,28 @@ def _litter(output: nbformat.NotebookNode) -> bool:
 
 
 @contextmanager
-def _kernel_environment(jobs: int, folder: Path):
-    """Environment variables that the kernels inherit: where to report, and how many threads."""
-    changes = {"DLCV_STATUS": str(folder.resolve())}
+def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
+    """Environment variables that the kernels inherit: where to report, how many threads, malloc."""
+    before = dict(os.environ)
+    os.environ["DLCV_STATUS"] = str(folder.resolve())
+    if not TUNED & before.keys():
+        os.environ.update(ALLOCATOR)
     if jobs > 1:
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        share = max(1, cores() // jobs)
-        changes["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, cores() // jobs)
+        os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
-class _Say:
+class _Board:
     """The overall progress: one moving line on a terminal, plain lines elsewhere.
 
     Attributes:
         folder: where the kernels report.
-        memory: the most that was found at once, in bytes.
+        memory: the most that was seen in use at once, in bytes.
     """
 
     def __init__(self, bar: tqdm, folder: Path) -> None:
@@ -387,41 +348,34 @@ class _Say:
 
     def __call__(self, text: str) -> None:
         if self.bar.disable:
-            print(f"{text}\n", end="", flush=True)  # in one piece: several threads have their say
+            print(f"{text}\n", end="", flush=True)  # in one piece: several threads write here
         else:
             self.bar.set_postfix_str(text)
 
-    def status(self) -> None:
-        """Show what the kernels last reported of their training."""
-        if self.bar.disable:
-            return
+    def look(self) -> None:
+        """Measure the memory in use, and show what the kernels last reported of their training."""
+        self.memory = max(self.memory, resident_bytes())
         texts = []
         for path in sorted(self.folder.glob("*")):
-            try:
+            with suppress(OSError):
                 if time.time() - path.stat().st_mtime < 10:
                     texts.append(path.read_text(encoding="utf-8"))
-            except OSError:
-                continue
-        if texts:
+        if texts and not self.bar.disable:
             self.bar.set_postfix_str(" | ".join(texts))
 
     def finished(self, outcome: Outcome) -> None:
-        how = f"{outcome.seconds:.0f} s"
-        if outcome.reused:
-            how = "unchanged"
-        if outcome.error:
-            how = "failed"
-        self(f"{outcome.task.problem} {how}")
+        how = "unchanged" if outcome.reused else f"{outcome.seconds:.0f} s"
+        self(f"{outcome.task.problem} {'failed' if outcome.error else how}")
         self.bar.update()
 
 
 @contextmanager
-def _board(total: int, out: Path):
+def _board(total: int, out: Path) -> Iterator[_Board]:
     # Were this process killed, the next report's sweep would take the folder away.
     folder = storage.make_dir(out / f"{storage.TEMPORARY}status")
     plain = not sys.stderr.isatty()
     try:
         with tqdm(total=total, desc="report", unit="notebook", disable=plain) as bar:
-            yield _Say(bar, folder)
+            yield _Board(bar, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,19 +14,14 @@ JupyterLab shows, a JSON payload under `MIME`:
 
 import ast
 import base64
-import contextlib
-import functools
-import importlib
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
-import yaml
 from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
@@ -35,6 +30,8 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from dlcvlib.config.schema import Parameters
+from dlcvlib.plots import style
+from dlcvlib.report import tables
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
@@ -65,36 +62,42 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
         UserError: if parameters are missing, unknown or out of range.
     """
     params = cls.parse(parameters(cls, cells), "parameters of this notebook")
-    for module, function in (("plots.style", "use"), ("training.device", "setup")):
-        _call(f"dlcvlib.{module}", function)
-    if shell := get_ipython():
-        formatter = shell.display_formatter
-        for kind in (Figure, Axes):
-            formatter.ipython_display_formatter.for_type(kind, _show_figure)
-        for kind in (pd.DataFrame, Styler):
-            formatter.mimebundle_formatter.for_type(kind, _table_bundle)
-        shell.events.register("pre_run_cell", _enter_cell)
-        shell.events.register("post_run_cell", _leave_cell)
+    from dlcvlib.training import device  # loads torch, which `show_exhibits` alone does without
+
+    style.use()
+    device.setup()
+    show_exhibits()
     return params
 
 
-def _call(module: str, function: str) -> None:
-    """Call a function that may not be there yet."""
-    with contextlib.suppress(ModuleNotFoundError):
-        getattr(importlib.import_module(module), function, lambda: None)()
+def show_exhibits() -> None:
+    """Have IPython show figures and data frames as the report needs them."""
+    shell = get_ipython()
+    for kind in (Figure, Axes):
+        shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
+    for kind in (pd.DataFrame, Styler):
+        shell.display_formatter.mimebundle_formatter.for_type(kind, _table_bundle)
+    shell.events.register("pre_run_cell", _enter_cell)
+    shell.events.register("post_run_cell", _leave_cell)
 
 
 def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
     """What the parameters' cell has set, and papermill's after it: name -> value.
 
-    Their sources are run by themselves, so that imports, start-up files and other cells neither
-    hide nor add nor change a parameter.
+    The parameters' cell is the last that assigns more than half of all parameters. The sources are
+    run by themselves, so that imports, start-up files and other cells neither hide nor add nor
+    change a parameter.
 
     Raises:
         UserError: if there is no such cell, or papermill's comes before it.
     """
-    defaults = [n for n, cell in enumerate(cells) if _sets_parameters(cls, cell)]
+    fields = cls.model_fields
     injected = [n for n, cell in enumerate(cells) if cell.startswith(INJECTED)]
+    defaults = [
+        n
+        for n, cell in enumerate(cells)
+        if n not in injected and len(fields.keys() & _assigned(cell)) > len(fields) / 2
+    ]
     if not defaults:
         raise UserError(f"no cell of this notebook sets the parameters ({cls.__name__})")
     if injected and injected[0] < defaults[0]:
@@ -110,21 +113,14 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
     return {name: namespace[name] for source in chosen for name in _assigned(source)}
 
 
-def _sets_parameters(cls: type[Parameters], source: str) -> bool:
-    """Whether a cell assigns, with annotations, more than half of all parameters."""
-    names = cls.model_fields.keys() & _assigned(source, annotated=True)
-    return len(names) > len(cls.model_fields) / 2
-
-
-def _assigned(source: str, annotated: bool = False) -> list[str]:
+def _assigned(source: str) -> list[str]:
     """Public names that a cell assigns at its top level."""
     try:
         statements = ast.parse(source).body
     except SyntaxError:
         return []
     targets = [s.target for s in statements if isinstance(s, ast.AnnAssign)]
-    if not annotated:
-        targets += [t for s in statements if isinstance(s, ast.Assign) for t in s.targets]
+    targets += [target for s in statements if isinstance(s, ast.Assign) for target in s.targets]
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     return [name for name in names if not name.startswith("_")]
 
@@ -140,7 +136,7 @@ def say(template: str, *values: Any) -> None:
 
 def record(**values: Any) -> None:
     """Add values to results.json under this notebook's key; nothing is shown."""
-    display({MIME: _payload("values", values=values)}, raw=True)
+    display({MIME: _payload("values", values)}, raw=True)
 
 
 # --- how things are shown -----------------------------------------------------------------------
@@ -148,10 +144,7 @@ def record(**values: Any) -> None:
 
 def _enter_cell(info: Any) -> None:
     _cell.clear()
-    try:
-        _cell.update(options(info.raw_cell), source=info.raw_cell)
-    except UserError as error:
-        print(f"this cell: {error}", file=sys.stderr)
+    _cell.update(options(info.raw_cell), source=info.raw_cell)
 
 
 def _leave_cell(_: Any) -> None:
@@ -168,17 +161,12 @@ def _label(kind: str) -> str:
     return label
 
 
-def _payload(kind: str, *, values: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def _payload(kind: str, values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     handed_out = getattr(sys.modules.get("dlcvlib.training.runs"), "handed_out", [])
     runs = [name for name in dict.fromkeys(handed_out) if name not in _reported]
     _reported.update(runs)
-    return {
-        "kind": kind,
-        "values": plain(values or {}),
-        "runs": runs,
-        "seconds": stopwatch.take(),
-        **more,
-    }
+    more |= {"values": plain(values), "runs": runs, "seconds": stopwatch.take()}
+    return {"kind": kind} | more
 
 
 def _show_figure(shown: Figure | Axes) -> None:
@@ -190,7 +178,7 @@ def _show_figure(shown: Figure | Axes) -> None:
     if label:
         values = getattr(figure, "values", None)
         csv = "" if values is None else values.to_csv(index=False)
-        data[MIME] = _payload("figure", csv=csv)
+        data[MIME] = _payload("figure", {}, csv=csv)
     display(data | {"text/plain": f"<{label or 'figure'}>"}, raw=True)
 
 
@@ -209,121 +197,32 @@ def _picture(figure: Figure, salt: str) -> dict[str, Any]:
 def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
     """A table as a MIME bundle; one that is no exhibit keeps the HTML that pandas gives it."""
     if isinstance(shown, pd.DataFrame) and "headline" in _cell.get("tags", []):
-        text = as_text(shown)
-        names = [str(name) for name in shown]
-        rows = [dict(zip(names, row, strict=True)) for row in text.rows]
-        return {"text/markdown": markdown.table(*text), MIME: _payload("headline", rows=rows)}
-    if label := _label("tbl-"):
-        text = as_text(shown)
-        html = pd.DataFrame(text.rows, columns=text.headings)
-        frame = flat(shown.data if isinstance(shown, Styler) else shown)
+        rows = tables.as_text(shown).set_axis(list(shown), axis="columns").to_dict("records")
         return {
-            "text/html": html.to_html(index=False, escape=True, border=0),
-            "text/markdown": markdown.table(*text),
+            "text/markdown": tables.to_markdown(shown),
+            MIME: _payload("headline", {}, rows=rows),
+        }
+    if label := _label("tbl-"):
+        frame = tables.flat(shown.data if isinstance(shown, Styler) else shown)
+        return {
+            "text/html": tables.as_text(shown).to_html(index=False, escape=True, border=0),
+            "text/markdown": tables.to_markdown(shown),
             "text/plain": f"<{label}>",
-            MIME: _payload("table", values={name_of(label): frame.to_dict("list")}),
+            MIME: _payload("table", {name_of(label): frame.to_dict("list")}),
         }
     most = pd.get_option("display.max_rows")
     if isinstance(shown, Styler) or len(shown) <= most:
-        return {"text/markdown": markdown.table(*as_text(shown))}
-    table = markdown.table(*as_text(shown.head(most)))
-    return {"text/markdown": f"{table}\n\nThe first {most} of {len(shown):,} rows."}
-
-
-# --- tables as text -----------------------------------------------------------------------------
-
-
-class Text(NamedTuple):
-    """A table as text: headings, rows of cells, and which columns are aligned to the right."""
-
-    headings: list[str]
-    rows: list[list[str]]
-    right: list[bool]
-
-
-def as_text(shown: pd.DataFrame | Styler) -> Text:
-    """A table as it is shown.
-
-    Headings and formats are those of columns.yaml, by the columns' names, but for what a Styler
-    formats, renames or hides.
-    """
-    styler = shown if isinstance(shown, Styler) else shown.style
-    untouched = styler.data.style
-    frame = flat(styler.data)
-    from_index = len(frame.columns) - len(styler.data.columns)
-    headings, columns, right = [], [], []
-    for place, name in enumerate(frame):
-        n = place - from_index
-        if n in styler.hidden_columns or (n < 0 and all(styler.hide_index_)):
-            continue
-        known = layout().get(name, {})
-        heading = known.get("heading", name.replace("_", " "))
-        values = frame.iloc[:, place].tolist()
-        texts = [_text(value, known.get("format")) for value in values]
-        if n >= 0:
-            # Styler has no public method that tells what it was asked for: what it shows in
-            # another way than an untouched one was.
-            heading = _changed(styler, untouched, "_display_funcs_columns", (0, n), name) or heading
-            texts = [
-                _changed(styler, untouched, "_display_funcs", (row, n), value) or text
-                for row, (value, text) in enumerate(zip(values, texts, strict=True))
-            ]
-        headings.append(heading)
-        columns.append([text for row, text in enumerate(texts) if row not in styler.hidden_rows])
-        right.append(pd.api.types.is_numeric_dtype(frame.iloc[:, place]))
-    return Text(headings, [list(row) for row in zip(*columns, strict=True)], right)
-
-
-def _changed(
-    styler: Styler, untouched: Styler, formats: str, place: tuple[int, int], value: Any
-) -> str:
-    """A cell as a Styler shows it; empty if it is as an untouched one would show it."""
-    text = getattr(styler, formats)[place](value)
-    return "" if _missing(value) or text == getattr(untouched, formats)[place](value) else text
-
-
-def flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """A data frame whose index, if it says anything, is columns, and whose columns are strings."""
-    numbered = frame.index.names == [None] and pd.api.types.is_integer_dtype(frame.index)
-    frame = frame.copy() if numbered else frame.reset_index()
-    frame.columns = [
-        "_".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
-        for name in frame.columns
-    ]
-    return frame
-
-
-@functools.cache
-def layout() -> dict[str, dict[str, str]]:
-    """Heading and format of a table's columns: name -> {"heading": …, "format": …}."""
-    return yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
-
-
-def _text(value: Any, format: str | None) -> str:
-    """A cell as text: numbers by their format, missing ones as an en dash."""
-    if _missing(value):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if format is None:
-        format = ",.0f" if isinstance(value, int) or abs(value) >= 1000 else ".3g"
-    return f"{value:{format}}"
-
-
-def _missing(value: Any) -> bool:
-    return pd.api.types.is_scalar(value) and pd.isna(value)
+        return {"text/markdown": tables.to_markdown(shown)}
+    text = f"{tables.to_markdown(shown.head(most))}\n\nThe first {most} of {len(shown):,} rows."
+    return {"text/markdown": text}
 
 
 def plain(value: Any) -> Any:
-    """NumPy, torch and pandas values as what JSON knows; numbers that are not finite as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"{type(value).__name__} does not belong into results.json")
+    """NumPy, torch and pandas values as what JSON knows; numbers that are not finite as None."""
+    return json.loads(json.dumps(value, default=_listed), parse_constant=lambda _: None)
+
+
+def _listed(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} does not belong into results.json")
+    return value.tolist()

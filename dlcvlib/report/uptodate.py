@@ -1,10 +1,12 @@
 """Which notebooks must be run, and why; which trained models can still be used.
 
-A notebook of which all that decides it is unchanged is not run again: its text, its parameters, the
-data, the modules that it imports, and the versions of the libraries that decide what it shows.
+A notebook is run again if anything that decides its result has changed: its text, its parameters,
+the data, the modules that it imports, or the versions of the libraries behind what it shows.
 """
 
+import ast
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,44 +16,40 @@ import nbformat
 
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.profiles import CHAPTERS, load
-from dlcvlib.config.schema import Parameters
-from dlcvlib.evaluation import original
+from dlcvlib.config.schema import Chapter
+from dlcvlib.report.exhibits import Exhibit, check
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
 DECIDING = (
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "scikit-image",
-    "matplotlib",
-    "pandas",
-    "seaborn",
-    "torchinfo",
+    *("torch", "torchvision", "accelerate", "torchinfo"),
+    *("numpy", "scipy", "pandas", "scikit-learn", "scikit-image"),
+    *("matplotlib", "seaborn"),
 )
 """Libraries whose version decides what a notebook shows."""
 STYLE = fingerprints.PACKAGE / "plots" / "report.mplstyle"
 """How every figure looks."""
+ORIGINAL = fingerprints.PACKAGE / "evaluation" / "original_report.yaml"
+"""What the original reports."""
+OLDER = "it was made by an older version of this project"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One notebook to run, and where its result goes."""
+    """One notebook to run, and where its result goes.
+
+    Attributes:
+        identity: part -> what decides the result.
+        unreadable: why the file is not a notebook; empty if it is one.
+    """
 
     source: Path
     target: Path
     chapter: str
+    title: str
     parameters: dict[str, Any]
     identity: dict[str, Any]
-
-    @property
-    def title(self) -> str:
-        """The notebook's heading."""
-        cells = nbformat.read(self.source, as_version=4).cells
-        return cells[0].source.partition("\n")[0].lstrip("# ")
+    unreadable: str = ""
 
     @property
     def problem(self) -> str:
@@ -71,9 +69,13 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     """The notebooks of problems, such as "1-3", and of whole chapters, such as "1"; else of all.
 
     Raises:
-        UserError: naming a problem that is not there.
+        UserError: naming a problem that is not there, or that several files claim.
     """
-    sources = {path.name[:3]: path for path in sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))}
+    files = sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))
+    count = Counter(path.name[:3] for path in files)
+    if doubles := [path.name for path in files if count[path.name[:3]] > 1]:
+        raise UserError(f"{notebooks}: more than one notebook of a problem: {', '.join(doubles)}")
+    sources = {path.name[:3]: path for path in files}
     there = {*sources, *(problem[0] for problem in sources)}
     if unknown := [name for name in only if name not in there]:
         raise UserError(
@@ -84,42 +86,67 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
 
 
 def plan(
-    params: Mapping[str, Parameters],
+    params: Mapping[str, Chapter],
     fingerprints_of_data: Mapping[str, str],
     only: Sequence[str],
     out: Path,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Task]:
-    """The notebooks to run, in order, each with the key of all that decides its result."""
-    sources = chosen(only, notebooks)
-    chapters = list(CHAPTERS)
-    versions = fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]}
-    tasks = []
-    for problem, source in sources.items():
-        chapter = chapters[int(problem[0]) - 1]
-        parameters = params[chapter].model_dump()
-        cells = nbformat.read(source, as_version=4).cells
-        program = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        identity = {
-            "text": fingerprints.json_hash({"cells": [cell.source for cell in cells]}),
-            "parameters": _deciding(params[chapter]),
-            "original": fingerprints.json_hash(
-                original.report() | {"parameters": _deciding(load("original", chapter))}
-            ),
-            "data": {parameters["data"]: fingerprints_of_data[chapter]},
-            "code": {
-                path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
-                for path in fingerprints.imported(program)
-            }
-            | {STYLE.name: storage.sha256(STYLE)},
-            "versions": versions,
-        }
-        target = out / "notebooks" / source.name
-        tasks.append(Task(source, target, chapter, parameters, identity))
-    return tasks
+    """The notebooks to run, in order, each with the identity of its result.
+
+    Raises:
+        UserError: as `chosen`.
+    """
+    return [
+        _task(path, _read(path), params, fingerprints_of_data, out / "notebooks" / path.name)
+        for path in chosen(only, notebooks).values()
+    ]
 
 
-def _deciding(params: Parameters) -> dict[str, Any]:
+def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
+    """The exhibits of all notebooks that can be read, in order, whichever of them are run.
+
+    Raises:
+        UserError: naming notebook and cell, if an exhibit is not declared as it should be.
+    """
+    read = {problem: _read(path) for problem, path in chosen([], notebooks).items()}
+    return check({name: found for name, found in read.items() if not isinstance(found, str)})
+
+
+def _task(
+    source: Path,
+    notebook: nbformat.NotebookNode | str,
+    params: Mapping[str, Chapter],
+    fingerprints_of_data: Mapping[str, str],
+    target: Path,
+) -> Task:
+    chapter = list(CHAPTERS)[int(source.name[0]) - 1]
+    if isinstance(notebook, str):
+        return Task(source, target, chapter, source.stem, {}, {}, unreadable=notebook)
+    parameters = params[chapter]
+    identity = {
+        "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
+        "parameters": _deciding(parameters),
+        "original": _deciding(load("original", chapter)) | {"report": storage.sha256(ORIGINAL)},
+        "data": {parameters.data: fingerprints_of_data[chapter]},
+        "code": _code(notebook),
+        "versions": fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]},
+    }
+    title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
+    return Task(source, target, chapter, title, parameters.model_dump(), identity)
+
+
+def _read(path: Path) -> nbformat.NotebookNode | str:
+    """A notebook, or why it is none."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except Exception as error:  # broken JSON, a merge's marks, an empty file, another format
+        return f"{path} is not a readable notebook: {next(iter(str(error).splitlines()), error)}"
+
+
+def _deciding(params: Chapter) -> dict[str, Any]:
     """A chapter's parameters and those of the chapters that it uses, by name."""
     named = params.model_dump()
     for chapter, theirs in params.uses.items():
@@ -127,56 +154,75 @@ def _deciding(params: Parameters) -> dict[str, Any]:
     return {name: value for name, value in named.items() if not name.endswith("runs_dir")}
 
 
+def _code(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Hash of every module that a notebook imports, and of the style sheet."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    imported = fingerprints.imported("\n".join(map(_python, cells)))
+    return {STYLE.name: storage.sha256(STYLE)} | {
+        path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
+        for path in imported
+    }
+
+
+def _python(cell: str) -> str:
+    """A cell without IPython's magics; nothing if it is not Python even so."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    for source in (cell, TransformerManager().transform_cell(cell)):
+        try:
+            ast.parse(source)
+        except SyntaxError:
+            continue
+        return source
+    return ""
+
+
 def explain(tasks: Sequence[Task]) -> str:
     """What a report would run and why, and what it would use again, a line a notebook."""
-    lines = []
-    for task in tasks:
-        reasons = why(task)
-        lines.append(
-            f"{task.problem} " + (f"runs: {'; '.join(reasons)}" if reasons else "is reused")
-        )
-    return "\n".join(lines)
+    reasons = {task.problem: "; ".join(why(task)) for task in tasks}
+    return "\n".join(f"{p} runs: {why}" if why else f"{p} is reused" for p, why in reasons.items())
 
 
 def explain_runs(runs_dir: Path) -> str:
-    """Which trained models fit today's code, which are stale and why, and which are half done."""
+    """Which trained models fit today's code, which are stale and why, and which are unfinished."""
     versions = fingerprints.versions("torch", "accelerate")
-    fit, stale, halves = 0, [], []
+    fit, unfinished, stale = 0, [], []
     for folder in sorted(path for path in runs_dir.glob("*-*") if path.is_dir()):
         if (record := storage.sealed(folder / "provenance.json")) is None:
             if pointer := storage.sealed(folder / "checkpoint.json"):
-                halves.append(f"{folder.name} goes on at step {pointer['step']}")
+                unfinished.append(f"{folder.name} goes on at step {pointer['step']}")
             continue
-        there = [name for name in record["code"] if fingerprints.modules(name)[0].is_file()]
-        if reasons := _differences(record, {"code": fingerprints.module_hashes(there), **versions}):
+        there = [n for n in record.get("code", {}) if fingerprints.modules(n)[0].is_file()]
+        now = {"code": fingerprints.module_hashes(there), "versions": versions}
+        if versions.keys() <= record.keys():
+            record["versions"] = {name: record[name] for name in versions}
+        if reasons := _differences(record, now):
             stale.append(f"{folder.name} is stale: {'; '.join(reasons)}")
         else:
             fit += 1
-    return "\n".join([f"trained models in {runs_dir} that can be used: {fit}", *halves, *stale])
+    first = f"trained models in {runs_dir} that can be used: {fit}"
+    return "\n".join([first, *unfinished, *stale])
 
 
 def why(task: Task) -> list[str]:
     """The reasons to run a notebook; none if the executed one is whole and still true."""
+    if task.unreadable:
+        return [task.unreadable]
     if not task.record.is_file() or not task.target.is_file():
         return ["it has not been run yet"]
-    record = storage.sealed(task.record)
-    if record is None:
+    if (record := storage.sealed(task.record)) is None:
         return [f"{task.record} is damaged"]
-    if storage.sha256(task.target) != record["sha256"]:
+    if storage.sha256(task.target) != record.get("sha256"):
         return [f"{task.target} is damaged"]
-    return _differences(record["identity"], task.identity)
+    return _differences(record.get("identity", {}), task.identity)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is no longer as it was, in words, part by part of what is known now."""
-    return [
-        f"{part} changed: {', '.join(names)}" if names != [part] else f"its {part} changed"
-        for part, value in now.items()
-        if (names := _changed(part, before[part], value))
-    ]
-
-
-def _changed(part: str, before: Any, now: Any) -> list[str]:
-    if not isinstance(now, dict):
-        return [part] * (before != now)
-    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    reasons = []
+    for part, values in now.items():
+        if not isinstance(was := before.get(part), dict):
+            return [OLDER]
+        if names := [n for n in sorted({*was, *values}) if was.get(n) != values.get(n)]:
+            reasons.append(f"{part} changed: {', '.join(names)}")
+    return reasons

@@ -6,53 +6,53 @@ missing. It imports nothing of this package, so that any Python can run it.
 
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
 
 def missing(extra: str = "") -> list[str]:
     """The requirements of pyproject.toml, and of one of its extras, that are not met."""
-    from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    unmet = []
-    if python_version() not in SpecifierSet(project["requires-python"]):
-        unmet.append(f"python{project['requires-python']}")
-    wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
-    for requirement in map(Requirement, wanted):
+    required = [f"python{project['requires-python']}", *project["dependencies"]]
+    required += project["optional-dependencies"][extra] if extra else []
+    return [str(requirement) for requirement, _ in _unmet(required)]
+
+
+def deviations() -> list[str]:
+    """Installed versions that are not the ones last tested: "name 1.2 (tested with ==1.1)"."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line.strip() and not line.startswith("#")]
+    # A package that is not installed belongs to an extra.
+    return [f"{p.name} {has} (tested with {p.specifier})" for p, has in _unmet(pins) if has]
+
+
+def _unmet(requirements: Iterable[str]) -> Iterator[tuple["Requirement", str]]:
+    """Requirements that are not met, each with the version that is installed, "" if none is."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requirements):
         try:
-            met = requirement.specifier.contains(version(requirement.name), prereleases=True)
+            installed = _version(requirement.name)
         except PackageNotFoundError:
-            met = False
-        if not met:
-            unmet.append(str(requirement))
-    return unmet
+            installed = ""
+        if not installed or not requirement.specifier.contains(installed, prereleases=True):
+            yield requirement, installed
+
+
+def _version(name: str) -> str:
+    return python_version() if name == "python" else version(name)
 
 
 def python_version() -> str:
     """Such as "3.11.7"."""
     return ".".join(map(str, sys.version_info[:3]))
-
-
-def deviations() -> list[str]:
-    """Installed versions that are not the ones last tested: "name 1.2 (tested with 1.1)"."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        pin = Requirement(line)
-        try:
-            installed = version(pin.name)
-        except PackageNotFoundError:
-            continue  # an extra that is not installed here
-        if not pin.specifier.contains(installed, prereleases=True):
-            found.append(f"{pin.name} {installed} (tested with {pin.specifier})")
-    return found
 
 
 if __name__ == "__main__":

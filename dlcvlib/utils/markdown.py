@@ -3,6 +3,9 @@
 import re
 from collections.abc import Sequence
 
+NUMBER = re.compile(r"–|[-+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?)?")
+"""A cell that holds a number, with its deviation if there is one, or none."""
+
 
 def escaped(text: str) -> str:
     """Text on one line that stands for itself, in a table's cell too."""
@@ -16,22 +19,18 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] | None = None
-) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table; pandoc takes the columns' widths from the rule if a line is long.
 
     Args:
         headings: one per column.
-        rows: cells as text, which is escaped.
-        right: which columns are aligned to the right; none by default.
+        rows: cells as text, which is escaped; columns of numbers are aligned to the right.
     """
-    # A long column counts no more than 45: the short ones keep room for their longest word.
-    columns = zip(headings, *rows, strict=True)
-    lengths = [3 + min(45, max(map(len, column))) for column in columns]
-    rules = [
-        "-" * length + ":" if to_the_right else ":" + "-" * length
-        for length, to_the_right in zip(lengths, right or [False] * len(lengths), strict=True)
-    ]
+    rules = []
+    for heading, *texts in zip(headings, *rows, strict=True):
+        # A long column counts no more than 45: the short ones keep room for their longest word.
+        line = "-" * (3 + min(45, max(map(len, [heading, *texts]))))
+        numbers = texts and all(map(NUMBER.fullmatch, texts))
+        rules.append(f"{line}:" if numbers else f":{line}")
     lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in [headings, *rows]]
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])

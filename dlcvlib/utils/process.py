@@ -1,38 +1,33 @@
-"""Work in a process of its own, which gives back at its end all the memory that it took."""
+"""Processes: how many cores there are for them, work in one of its own, the memory they take."""
 
-import contextlib
 import os
 import pkgutil
 import signal
 import threading
-import traceback
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
+
+import joblib
+import psutil
 
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Of a Linux container (cgroup v2): microseconds of processor time in so many of the clock's."""
-
 
 def cores() -> int:
-    """Processors that this process may use, as many as its container's share of time is worth."""
-    count = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
-        quota, period = QUOTA.read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
+    """Processors that this process may use, by its affinity and its container's share of time."""
+    return joblib.cpu_count()
 
 
-def apart(function: str, *arguments: Any, **options: Any) -> Any:
-    """What a module's function returns or raises, from a process of its own.
+def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
+    """What a module's function returns or raises, run in a process of its own.
 
-    Its time by kind of work counts here (`dlcvlib.stopwatch`).
+    The memory that it takes is free again at its end; its time by kind of work counts here (see
+    `stopwatch`).
 
     Args:
         function: such as "package.module:name"; this process need not import the module.
@@ -42,30 +37,29 @@ def apart(function: str, *arguments: Any, **options: Any) -> Any:
     Raises:
         UserError: if the process is killed.
     """
-    # Not a pool, which after an interrupt of us alone would wait for the work's end.
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, arguments, options))
-    process.start()
-    sender.close()
-    try:
-        good, value, seconds = receiver.recv()
-    except EOFError:
-        process.join()
-        raise UserError(
-            f"a process that was asked for {function!r} ended with status "
-            f"{process.exitcode} and no answer (killed for its memory, if the status is -9); "
-            "run the same command again to go on"
-        ) from None
-    except KeyboardInterrupt:
-        os.kill(process.pid, signal.SIGINT)  # Ctrl-C reaches it too, a signal to us alone does not
-        raise
-    finally:
-        process.join()
+    before = {*active_children()}
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
+    with pool:
+        try:
+            value, seconds = pool.submit(_call, function, arguments, options).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process that ran {function!r} ended without an answer (killed, perhaps for "
+                "its memory); run the same command again to go on"
+            ) from None
+        except KeyboardInterrupt:
+            # Ctrl-C reaches the other process too, a signal to this one alone does not.
+            for process in {*active_children()} - before:
+                os.kill(process.pid, signal.SIGINT)
+            raise
     stopwatch.add(seconds)
-    if not good:
-        raise value
     return value
+
+
+def _call(
+    function: str, arguments: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[Any, dict[str, float]]:
+    return pkgutil.resolve_name(function)(*arguments, **options), stopwatch.so_far()
 
 
 def end_with_parent() -> None:
@@ -81,17 +75,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _send(
-    pipe: Connection,
-    function: str,
-    arguments: tuple[Any, ...],
-    options: dict[str, Any],
-) -> None:
-    end_with_parent()
-    try:
-        good, value = True, pkgutil.resolve_name(function)(*arguments, **options)
-    except BaseException as error:
-        error.add_note(f"In a process apart:\n{traceback.format_exc()}")
-        good, value = False, error
-    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
-        pipe.send((good, value, stopwatch.so_far()))
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, by default this one, and of all that it has started.
+
+    On Linux a page that several of them share counts once; elsewhere, for each.
+    """
+    total = 0
+    with suppress(psutil.Error):  # it may have ended
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                memory = one.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
+    return total

@@ -1,10 +1,11 @@
 """Where a process's time goes, by kind of work."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_seconds: dict[str, float] = {}
+_seconds: Counter[str] = Counter()
 _within: list[float] = []
 """What was timed inside of each block that is open now, in seconds."""
 
@@ -25,8 +26,7 @@ def timed(work: str) -> Iterator[None]:
 
 def add(seconds: Mapping[str, float]) -> None:
     """Count seconds by kind of work, this process's or another's."""
-    for work, spent in seconds.items():
-        _seconds[work] = _seconds.get(work, 0.0) + spent
+    _seconds.update(seconds)
 
 
 def so_far() -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 A file is written beside its place under a temporary name, flushed to the disk and renamed. A
 tensor file carries a JSON `meta` in its safetensors header; whoever refers to a file by its
-`sha256` notices a flipped byte or a cut tail. Nothing here unpickles.
+`sha256` notices a flipped byte or a missing end. Nothing here unpickles.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from dlcvlib.utils import fingerprints
 from dlcvlib.utils.errors import UserError
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 
 SEAL = "content_sha256"
 TEMPORARY = ".tmp-"
-"""Prefix of every temporary name, so that leftovers of a kill can be swept."""
+"""Prefix of every temporary name, so that what a kill leaves behind can be swept."""
+
+
+class BusyError(Exception):
+    """What was requested is being made by another process."""
+
+
+class DamagedFileError(Exception):
+    """A file is not what was written; whoever reads it makes it again."""
 
 
 def sha256(path: Path) -> str:
@@ -64,6 +73,9 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+# --- writing ----------------------------------------------------------------------------------
+
+
 def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     """Let `fill` write a temporary file, then put it at `path` in one step.
 
@@ -84,12 +96,12 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
-            f"cannot write {path} ({error.strerror or error}): it needs {_megabytes(size)}, and "
-            f"{_megabytes(free)} are free there; make room, or choose another folder "
-            "(runs_dir, --out)"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}): it needs "
+            f"{max(size, 1) / 1e6:,.3g} MB, and {free / 1e6:,.3g} MB are free there; make room, or "
+            "choose another folder (runs_dir, --out)"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -100,18 +112,14 @@ def _temporary(path: Path) -> str:
     return f"{TEMPORARY}{path.stem}-"
 
 
-def _megabytes(size: int) -> str:
-    return f"{max(size, 1) / 1e6:,.3g} MB"
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file whole or not at all (see `write`)."""
+    write(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all (see `write`)."""
     write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a binary file whole or not at all (see `write`)."""
-    write(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,6 +132,34 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, SEAL: _seal(value)})
 
 
+def _seal(value: Mapping[str, Any]) -> str:
+    # As it will be read: with lists for tuples and text for keys.
+    return fingerprints.json_hash(json.loads(json.dumps(value)))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON-able `meta` as one safetensors file."""
+    from safetensors.torch import save_file
+
+    # safetensors stores row-major data only; a channels_last weight is contiguous in its own order.
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"meta": json.dumps(meta)}
+    size = sum(tensor.nbytes for tensor in flat.values())
+    write(path, lambda temporary: save_file(flat, temporary, metadata=header), size)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None if it is not whole; the file is left as it is."""
+    with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value.pop(SEAL) == _seal(value):
+            return value
+    return None
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote.
 
@@ -132,44 +168,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise DamagedFileError(f"{path} is missing")
-    if (value := sealed(path)) is not None:
-        return value
-    aside = set_aside(path)
-    raise DamagedFileError(f"{path} is damaged and set aside as {aside.name}")
-
-
-def sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, or None if it is not whole; the file is left as it is."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value.pop(SEAL) == _seal(value):
-            return value
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        pass
-    return None
-
-
-def _seal(value: Mapping[str, Any]) -> str:
-    # As it is read again: with lists for tuples and text for keys.
-    return fingerprints.json_hash(json.loads(json.dumps(value)))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON-able `meta` as one safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    # safetensors stores row-major data only; a channels_last weight is contiguous in its own order.
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"meta": json.dumps(meta)}
-
-    def fill(temporary: Path) -> None:
-        try:
-            save_file(flat, temporary, metadata=header)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    write(path, fill, sum(tensor.nbytes for tensor in flat.values()))
+    if (value := sealed(path)) is None:
+        raise _set_aside(path, "damaged")
+    return value
 
 
 def read_tensors(path: Path, digest: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
@@ -178,44 +179,38 @@ def read_tensors(path: Path, digest: str) -> tuple[dict[str, "Tensor"], dict[str
     Raises:
         DamagedFileError: as `check`, and if the file is no safetensors file of `write_tensors`.
     """
-    from safetensors import SafetensorError, safe_open
-
     check(path, digest)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["meta"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        aside = set_aside(path)
-        raise DamagedFileError(
-            f"{path} is refused ({error}) and set aside as {aside.name}"
-        ) from None
+        raise _set_aside(path, f"refused ({error})") from None
 
 
 def check(path: Path, digest: str) -> None:
-    """See that a file is what was written.
+    """Check that a file is what was written.
 
     Raises:
         DamagedFileError: if it is missing or its sha256 is not `digest`; it is then set aside.
     """
     try:
-        whole = sha256(path) == digest
+        if sha256(path) == digest:
+            return
     except (FileNotFoundError, IsADirectoryError):
         raise DamagedFileError(f"{path} is missing") from None
-    if not whole:
-        aside = set_aside(path)
-        raise DamagedFileError(
-            f"{path} is damaged (its content hash is not the recorded one) and set aside as "
-            f"{aside.name}"
-        )
+    raise _set_aside(path, "damaged (its content hash is not the recorded one)")
 
 
-def set_aside(path: Path) -> Path:
-    """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can look at it."""
+def _set_aside(path: Path, what: str) -> DamagedFileError:
+    """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can inspect it."""
     aside = path.with_name(f"{path.name}.damaged")
     with suppress(FileNotFoundError):  # another process was faster
         path.replace(aside)
-    return aside
+    return DamagedFileError(f"{path} is {what} and set aside as {aside.name}")
+
+
+# --- made once --------------------------------------------------------------------------------
 
 
 def cached(
@@ -224,7 +219,7 @@ def cached(
     """Tensors and meta that are made once and then read.
 
     Beside the tensor file lies a JSON pointer, written last, that holds its content hash: what is
-    damaged is named and made again. Who else wants the same waits.
+    damaged is named and made again. Other processes that request the same wait.
 
     Args:
         path: of the tensor file; its name covers all that decides the content.
@@ -238,7 +233,7 @@ def cached(
             except DamagedFileError as error:
                 print(f"{error}; making it again")
             pointer.unlink(missing_ok=True)
-        for left in path.parent.glob(f"{_temporary(path)}*"):  # by who was killed meanwhile
+        for left in path.parent.glob(f"{_temporary(path)}*"):  # by a process that was killed
             left.unlink(missing_ok=True)
         tensors, meta = make()
         write_tensors(path, tensors, meta)
@@ -248,17 +243,17 @@ def cached(
 
 @contextmanager
 def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock that stands for `path`; whoever comes second waits, and says for whom.
+    """Hold the lock on `path`; a second process waits, and says for whom.
 
-    The lock is the operating system's, so that it dies with its holder.
+    The lock is the operating system's, so that it ends with its holder.
 
     Args:
         path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
         doing: what is done to it, such as "trained".
-        wait: until another lets go of it.
+        wait: until another process releases it.
 
     Raises:
-        BusyError: without `wait`, if another holds it.
+        BusyError: without `wait`, if another process holds it.
     """
     lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
@@ -266,12 +261,12 @@ def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[Non
     except Timeout:
         if not wait:
             raise BusyError(path) from None
-        who = ""
+        who = "another process"
         with suppress(OSError):
-            who = holder.read_text(encoding="utf-8")
-        # Not to the standard output: a notebook's page is no place for it.
+            who = holder.read_text(encoding="utf-8") or who
+        # Not to the standard output, which a notebook would show on its page.
         print(
-            f"{path} is being {doing} by {who or 'another process'}; waiting for it",
+            f"{path} is being {doing} by {who}; waiting for it",
             file=sys.stderr,
             flush=True,
         )
@@ -285,11 +280,3 @@ def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[Non
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-class BusyError(Exception):
-    """What is wanted is being made by another process."""
-
-
-class DamagedFileError(Exception):
-    """A file that is not what was written; whoever reads it makes it again."""

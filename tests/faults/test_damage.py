@@ -105,7 +105,7 @@ def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
     half, others = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
     for left in (half, others):
         left.write_bytes(b"half")
-    storage.kept(path, lambda: ({}, {}))
+    storage.cached(path, lambda: ({}, {}))
     assert not half.exists()
     assert others.exists()  # it may be in the making
 

@@ -22,7 +22,7 @@ def make():
     sys.stdin.readline()
     import torch
     return {"a": torch.zeros(3)}, {}
-print(storage.kept(path, make)[0]["a"].tolist())
+print(storage.cached(path, make)[0]["a"].tolist())
 """
 """Makes a thing as soon as it is told to, on standard input."""
 
@@ -89,7 +89,7 @@ def test_two_commands_in_one_checkout(tmp_path, command):
     wanted = tmp_path / "report" / ".report"
     if command == "train":
         wanted = tmp_path / "runs" / run_name(tmp_path)
-    with storage.sole(storage.make_dir(wanted.parent) / wanted.name, "held"):
+    with storage.exclusive_lock(storage.make_dir(wanted.parent) / wanted.name, "held"):
         both = [start("-m", "dlcvlib", *arguments) for _ in range(2)]
         for process in both:
             assert "waiting for it" in read_until(process.stderr, f"{wanted} is being ")

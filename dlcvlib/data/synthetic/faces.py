@@ -1,8 +1,8 @@
 """Procedural portraits of 64x64 pixels, with exact attributes: the report's embedded faces.
 
-A person is sampled first (`dlcvlib.data.people`), then drawn in layers, from the background to the
-light over all, at three times the size. Coordinates are those of the final picture: x to the
-right, y down, 0 to 64.
+A person is sampled first (`dlcvlib.data.synthetic.people`), then drawn in layers, from the
+background to the light over all, at three times the size. Coordinates are those of the final
+picture: x to the right, y down, 0 to 64.
 
 Imported by worker processes: NumPy and skia only.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import skia
 
+from dlcvlib.data.synthetic.brushes import argb, fill, stroke
 from dlcvlib.data.synthetic.people import ATTRIBUTES, HAIR, Color, Person, mix, sample_person
 
 __all__ = ["ATTRIBUTES", "HAIR", "draw_face", "draw_faces", "draw_person", "sample_person"]
@@ -32,26 +33,6 @@ def _shade(color: Color, factor: float) -> Color:
     return mix(color, (255, 255, 255), factor - 1)
 
 
-def _argb(color: Color, alpha: float = 1.0) -> int:
-    r, g, b = (int(min(255, max(0, c))) for c in color)
-    return skia.ColorSetARGB(int(255 * min(1.0, max(0.0, alpha))), r, g, b)
-
-
-def _fill(color: Color, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
-    paint = skia.Paint(Color=_argb(color, alpha), AntiAlias=True)
-    if blur:
-        paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
-    return paint
-
-
-def _stroke(color: Color, width: float, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
-    paint = _fill(color, alpha, blur)
-    paint.setStyle(skia.Paint.kStroke_Style)
-    paint.setStrokeWidth(width)
-    paint.setStrokeCap(skia.Paint.kRound_Cap)
-    return paint
-
-
 def _radial(x: float, y: float, radius: float, colors: Sequence[int], stops=None) -> skia.Paint:
     shader = skia.GradientShader.MakeRadial((x, y), radius, list(colors), stops)
     return skia.Paint(Shader=shader, AntiAlias=True)
@@ -69,7 +50,7 @@ def _glow(
     canvas.save()
     canvas.translate(x, y)
     canvas.scale(rx, ry)
-    colors = [_argb(color, alpha), _argb(color, 0.55 * alpha), _argb(color, 0)]
+    colors = [argb(color, alpha), argb(color, 0.55 * alpha), argb(color, 0)]
     canvas.drawCircle(0, 0, 1, _radial(0, 0, 1, colors, [0, 0.5, 1]))
     canvas.restore()
 
@@ -109,7 +90,7 @@ def _background(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
     other = mix(base, _hsv(rng.random(), 0.2, rng.uniform(0.2, 0.95)), 0.6)
     angle = rng.uniform(0, 2 * math.pi)
     dx, dy = 40 * math.cos(angle), 40 * math.sin(angle)
-    canvas.drawPaint(_linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [_argb(base), _argb(other)]))
+    canvas.drawPaint(_linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [argb(base), argb(other)]))
     for _ in range(rng.integers(0, 6)):
         radius = rng.uniform(5, 22)
         color = _shade(mix(base, other, rng.random()), rng.uniform(0.6, 1.5))
@@ -130,7 +111,7 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
         return
     cx, w = 32 + 1.2 * p.turn, p.width
     if p.style == "bun":
-        canvas.drawCircle(cx - 2 * p.turn, 5.0, 6.5, _fill(_shade(p.hair, 0.8)))
+        canvas.drawCircle(cx - 2 * p.turn, 5.0, 6.5, fill(_shade(p.hair, 0.8)))
         return
     if p.style == "curly":
         radius = w + (6.5 if not p.male else 2.2)
@@ -139,10 +120,10 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
             x, y = cx + radius * math.cos(angle), 24 + radius * 0.98 * math.sin(angle)
             if y < low:
                 canvas.drawCircle(
-                    x, y, rng.uniform(3, 4.6), _fill(_shade(p.hair, rng.uniform(0.7, 0.95)))
+                    x, y, rng.uniform(3, 4.6), fill(_shade(p.hair, rng.uniform(0.7, 0.95)))
                 )
         canvas.drawOval(
-            skia.Rect(cx - radius, 24 - radius, cx + radius, low), _fill(_shade(p.hair, 0.75))
+            skia.Rect(cx - radius, 24 - radius, cx + radius, low), fill(_shade(p.hair, 0.75))
         )
         return
     length = {"bob": 49.0, "long": 70.0, "wavy": 66.0}[p.style] + rng.uniform(-3, 3)
@@ -163,13 +144,13 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
         (cx + w * 0.75, 7.0),
         *sides[1],
     ]
-    paint = _linear((0, 8), (0, length), [_argb(_shade(p.hair, 0.85)), _argb(_shade(p.hair, 0.6))])
+    paint = _linear((0, 8), (0, length), [argb(_shade(p.hair, 0.85)), argb(_shade(p.hair, 0.6))])
     canvas.drawPath(_curve(*outline, closed=True), paint)
     for _ in range(12):
         side = rng.choice([-1, 1])
         x = cx + side * rng.uniform(w * 0.85, w + spread)
         path = _curve((x - side, 16), (x, 32), (x + side * rng.uniform(-1.5, 1.5), length - 2))
-        canvas.drawPath(path, _stroke(_shade(p.hair, rng.uniform(0.6, 1.2)), 0.7, 0.5))
+        canvas.drawPath(path, stroke(_shade(p.hair, rng.uniform(0.6, 1.2)), 0.7, 0.5))
 
 
 def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -181,7 +162,7 @@ def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         (cx - neck, 44), (cx - neck, 54), (cx - neck - 3, 60), (cx - 14, 66),
         (cx + 14, 66), (cx + neck + 3, 60), (cx + neck, 54), (cx + neck, 44), closed=True,
     )  # fmt: skip
-    canvas.drawPath(path, _fill(skin))
+    canvas.drawPath(path, fill(skin))
     _glow(canvas, cx + p.turn, p.chin + 1.0, neck + 3, 7, _shade(p.skin, 0.45), 0.75)
     cloth = _hsv(
         rng.integers(CLOTHES_HUES) / CLOTHES_HUES, rng.uniform(0.05, 0.65), rng.uniform(0.15, 0.9)
@@ -197,7 +178,7 @@ def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
     paint = _linear(
         (cx - 20, 0),
         (cx + 20, 0),
-        [_argb(_shade(cloth, 1 - 0.25 * p.light)), _argb(_shade(cloth, 1 + 0.2 * min(0, p.light)))],
+        [argb(_shade(cloth, 1 - 0.25 * p.light)), argb(_shade(cloth, 1 + 0.2 * min(0, p.light)))],
     )
     canvas.drawPath(path, paint)
 
@@ -224,11 +205,11 @@ def _head(canvas: skia.Canvas, p: Person) -> None:
         if side * p.turn < -0.75:
             continue
         x = cx + side * (w + 0.5 - 0.8 * side * p.turn)
-        canvas.drawOval(skia.Rect(x - 2.3, 28, x + 2.3, 38.5), _fill(_shade(p.skin, 0.86)))
-        canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), _fill(_shade(p.skin, 0.68), 0.7))
+        canvas.drawOval(skia.Rect(x - 2.3, 28, x + 2.3, 38.5), fill(_shade(p.skin, 0.86)))
+        canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), fill(_shade(p.skin, 0.68), 0.7))
     path = _head_path(p)
     lit = 32 + 6 * p.light + 2 * p.turn
-    colors = [_argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
+    colors = [argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
     canvas.drawPath(path, _radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
     canvas.save()
     canvas.clipPath(path, True)
@@ -267,37 +248,37 @@ def _eyes(canvas: skia.Canvas, p: Person) -> None:
         )
         canvas.save()
         canvas.clipPath(almond, True)
-        canvas.drawPath(almond, _fill((238, 234, 230)))
+        canvas.drawPath(almond, fill((238, 234, 230)))
         radius = 1.72 * p.eye
-        colors = [_argb(_shade(p.iris, 1.25)), _argb(p.iris), _argb(_shade(p.iris, 0.4))]
+        colors = [argb(_shade(p.iris, 1.25)), argb(p.iris), argb(_shade(p.iris, 0.4))]
         canvas.drawCircle(
             x + gaze, y - 0.25, radius, _radial(x + gaze, y + 0.3, radius, colors, [0, 0.6, 1])
         )
-        canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, _fill((14, 10, 10)))
+        canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, fill((14, 10, 10)))
         canvas.drawCircle(
-            x + gaze + 0.6 * p.light - 0.2, y - 0.9, 0.42, _fill((255, 255, 255), 0.95)
+            x + gaze + 0.6 * p.light - 0.2, y - 0.9, 0.42, fill((255, 255, 255), 0.95)
         )
-        canvas.drawPath(_curve(*upper), _stroke((40, 28, 26), 1.3, 0.4))
+        canvas.drawPath(_curve(*upper), stroke((40, 28, 26), 1.3, 0.4))
         canvas.restore()
         heavy = 0.62 if p.male else 0.85
-        canvas.drawPath(_curve(*upper), _stroke(lash, heavy, 0.9))
+        canvas.drawPath(_curve(*upper), stroke(lash, heavy, 0.9))
         if not p.male:
             canvas.drawPath(
-                _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8)), _stroke(lash, 0.7, 0.85)
+                _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8)), stroke(lash, 0.7, 0.85)
             )
         crease = [(a, b - 1.15) for a, b in upper[:3]] + [(outer[0] + side * 0.3, outer[1] - 0.9)]
-        canvas.drawPath(_curve(*crease), _stroke(_shade(p.skin, 0.5), 0.5, 0.55))
+        canvas.drawPath(_curve(*crease), stroke(_shade(p.skin, 0.5), 0.5, 0.55))
         lower = [
             outer,
             (x + side * half * 0.3, y + down),
             (x - side * half * 0.5, y + down * 0.8),
             inner,
         ]
-        canvas.drawPath(_curve(*lower), _stroke(_shade(p.skin, 0.5), 0.4, 0.5))
+        canvas.drawPath(_curve(*lower), stroke(_shade(p.skin, 0.5), 0.4, 0.5))
         if p.age > 0.45:
             bag = [(a, b + 1.9) for a, b in lower[:-1]]
             canvas.drawPath(
-                _curve(*bag), _stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
+                _curve(*bag), stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
             )
         _brow(canvas, p, x, side)
 
@@ -311,7 +292,7 @@ def _brow(canvas: skia.Canvas, p: Person, x: float, side: int) -> None:
         (x + side * 4.3, y + 0.6), (x + side * 0.8, y - 0.45 + thick / 2),
         (x - side * 3.5, y + 0.35 + thick / 2), closed=True,
     )  # fmt: skip
-    canvas.drawPath(path, _fill(color, 0.8, 0.3))
+    canvas.drawPath(path, fill(color, 0.8, 0.3))
 
 
 def _nose(canvas: skia.Canvas, p: Person) -> None:
@@ -329,7 +310,7 @@ def _nose(canvas: skia.Canvas, p: Person) -> None:
                 (x + wing * p.nose, NOSE_Y - 0.5),
                 (x + wing * p.nose * 0.7, NOSE_Y + 0.4),
             ),
-            _stroke(shadow, 0.55, 0.5),
+            stroke(shadow, 0.55, 0.5),
         )
         nostril = skia.Rect(
             x + wing * p.nose * 0.42 - 0.75,
@@ -337,7 +318,7 @@ def _nose(canvas: skia.Canvas, p: Person) -> None:
             x + wing * p.nose * 0.42 + 0.75,
             NOSE_Y + 0.55,
         )
-        canvas.drawOval(nostril, _fill(_shade(p.skin, 0.25), 0.8))
+        canvas.drawOval(nostril, fill(_shade(p.skin, 0.25), 0.8))
 
 
 def _mouth(canvas: skia.Canvas, p: Person) -> None:
@@ -371,7 +352,7 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
         _curve(*upper, (x, bottom), closed=True)
         if not open_
         else _curve(*upper, *reversed(lower[1:-1]), closed=True),
-        _fill(color),
+        fill(color),
     )
     if open_:
         inside = _curve(
@@ -383,7 +364,7 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
             (x - half * 0.45, y + open_ * 1.15),
             closed=True,
         )
-        canvas.drawPath(inside, _fill((70, 22, 24)))
+        canvas.drawPath(inside, fill((70, 22, 24)))
         canvas.save()
         canvas.clipPath(inside, True)
         teeth = skia.Rect(x - half, y - 3, x + half, y + 0.95 * open_)
@@ -392,13 +373,13 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
             _linear(
                 (x - half, 0),
                 (x + half, 0),
-                [_argb((190, 180, 172)), _argb((250, 247, 240)), _argb((190, 180, 172))],
+                [argb((190, 180, 172)), argb((250, 247, 240)), argb((190, 180, 172))],
             ),
         )
         canvas.restore()
     else:
-        canvas.drawPath(_curve(*lower, *middle[1:-1], closed=True), _fill(_shade(color, 1.1)))
-        canvas.drawPath(_curve(*middle), _stroke(_shade(color, 0.42), 0.55, 0.9))
+        canvas.drawPath(_curve(*lower, *middle[1:-1], closed=True), fill(_shade(color, 1.1)))
+        canvas.drawPath(_curve(*middle), stroke(_shade(color, 0.42), 0.55, 0.9))
         _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
     for side, corner in ((-1, left), (1, right)):
         _glow(canvas, corner[0] + side * 0.5, corner[1], 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
@@ -409,7 +390,7 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
                 (corner[0] + side * 1.5, y - 3.4),
                 (corner[0] + side * 1.9, y + 0.6),
             )
-            canvas.drawPath(fold, _stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
+            canvas.drawPath(fold, stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
 
 
 def _wrinkles(canvas: skia.Canvas, p: Person) -> None:
@@ -419,7 +400,7 @@ def _wrinkles(canvas: skia.Canvas, p: Person) -> None:
     for row in range(3):
         y = 18.0 + 2.3 * row
         path = _curve((cx - 7, y + 0.5), (cx - 2, y - 0.3), (cx + 3, y + 0.2), (cx + 7, y + 0.4))
-        canvas.drawPath(path, _stroke(_shade(p.skin, 0.6), 0.5, 0.85 * (p.age - 0.4), 0.25))
+        canvas.drawPath(path, stroke(_shade(p.skin, 0.6), 0.5, 0.85 * (p.age - 0.4), 0.25))
 
 
 def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -448,7 +429,7 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         canvas.save()
         hole = skia.Path.Oval(mouth) if hasattr(skia.Path, "Oval") else skia.Path().addOval(mouth)
         canvas.clipPath(hole, skia.ClipOp.kDifference, True)
-        canvas.drawPath(outline, _fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
+        canvas.drawPath(outline, fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
         if p.beard == "full":
             for _ in range(26):
                 x, y = cx + rng.uniform(-w, w), rng.uniform(40, p.chin)
@@ -457,14 +438,14 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
                     y,
                     x + 0.12 * (x - cx),
                     y + 2.2,
-                    _stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45),
+                    stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45),
                 )
         canvas.restore()
     else:
-        canvas.drawPath(moustache, _fill(color, 0.88, 0.3))
+        canvas.drawPath(moustache, fill(color, 0.88, 0.3))
         if p.beard == "goatee":
             canvas.drawOval(
-                skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5), _fill(color, 0.85, 0.6)
+                skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5), fill(color, 0.85, 0.6)
             )
     canvas.restore()
 
@@ -488,42 +469,21 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
         (cx - w * 0.62, top + 2.6), (cx, top), (cx + w * 0.62, top + 2.6),
         (cx + w + 0.9 + 0.4 * volume, 20), (cx + w + 0.7 + 0.25 * volume, temple),
     ]  # fmt: skip
+    # The hairline from the right to the left: its ends, its sides and its middle.
     if p.bangs:
-        low = 24.6 if not p.male else 22.6
-        front = [
-            (cx + inner, 27),
-            (cx + w * 0.6, low),
-            (cx, low + 0.8),
-            (cx - w * 0.6, low),
-            (cx - inner, 27),
-        ]
+        side = 24.6 if not p.male else 22.6
+        ends, share, middle = 27, 0.6, (cx, side + 0.8)
     elif p.style == "receding":
-        front = [
-            (cx + inner, 24),
-            (cx + w * 0.62, 12.5),
-            (cx, 14.5),
-            (cx - w * 0.62, 12.5),
-            (cx - inner, 24),
-        ]
+        ends, share, side, middle = 24, 0.62, 12.5, (cx, 14.5)
     elif p.style in ("long", "wavy", "bob"):
-        front = [
-            (cx + inner, 30),
-            (cx + w * 0.72, 21),
-            (apex, 12.6),
-            (cx - w * 0.72, 21),
-            (cx - inner, 30),
-        ]
+        ends, share, side, middle = 30, 0.72, 21, (apex, 12.6)
     else:
-        front = [
-            (cx + inner, 26),
-            (cx + w * 0.74, line),
-            (apex, line - 2.6),
-            (cx - w * 0.74, line),
-            (cx - inner, 26),
-        ]
+        ends, share, side, middle = 26, 0.74, line, (apex, line - 2.6)
+    right, left = cx + w * share, cx - w * share
+    front = [(cx + inner, ends), (right, side), middle, (left, side), (cx - inner, ends)]
     path = _curve(*outer, *front, closed=True)
     _glow(canvas, cx, 20.5, w, 6.5, _shade(p.skin, 0.4), 0.3)
-    colors = [_argb(_shade(p.hair, f)) for f in (1.16, 1.0, 0.72)]
+    colors = [argb(_shade(p.hair, f)) for f in (1.16, 1.0, 0.72)]
     canvas.drawPath(path, _radial(cx + 7 * p.light, top + 6, 27, colors, [0, 0.45, 1]))
     canvas.save()
     canvas.clipPath(path, True)
@@ -534,7 +494,7 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
                 x,
                 y,
                 rng.uniform(0.9, 1.8),
-                _stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55),
+                stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55),
             )
     else:
         for _ in range(34):
@@ -543,10 +503,10 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
             end = (x + 0.16 * (x - cx), rng.uniform(18, temple))
             bend = ((start[0] + end[0]) / 2 + 0.18 * (x - cx), (start[1] + end[1]) / 2 - 2.4)
             canvas.drawPath(
-                _curve(start, bend, end), _stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
+                _curve(start, bend, end), stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
             )
     shine = _curve((cx - w * 0.8, 16), (cx + 3 * p.light, top + 5), (cx + w * 0.8, 16))
-    canvas.drawPath(shine, _stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
+    canvas.drawPath(shine, stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
     canvas.restore()
 
 
@@ -563,11 +523,9 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         height = 4.5 if p.glasses == "round" else 3.7
         lens = skia.Rect(x - half, y - height, x + half, y + height)
         corner = height if p.glasses == "round" else 1.5
-        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, _fill((225, 235, 245), 0.12))
-        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, _stroke(frame, width, 0.95))
-        canvas.drawLine(
-            x - 2.2, y - 2.6, x + 0.6, y + 0.4, _stroke((255, 255, 255), 0.8, 0.25, 0.3)
-        )
+        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, fill((225, 235, 245), 0.12))
+        canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, stroke(frame, width, 0.95))
+        canvas.drawLine(x - 2.2, y - 2.6, x + 0.6, y + 0.4, stroke((255, 255, 255), 0.8, 0.25, 0.3))
         edges[side] = (x - side * half, x + side * half)
     canvas.drawPath(
         _curve(
@@ -575,29 +533,29 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
             ((edges[-1][0] + edges[1][0]) / 2, y - 1.7),
             (edges[1][0], y - 0.8),
         ),
-        _stroke(frame, width),
+        stroke(frame, width),
     )
     for side in (-1, 1):
         temple = 32 + 1.6 * p.turn + side * (p.width + 0.4)
-        canvas.drawLine(edges[side][1], y - 1.2, temple, y - 1.8, _stroke(frame, width, 0.9))
+        canvas.drawLine(edges[side][1], y - 1.2, temple, y - 1.8, stroke(frame, width, 0.9))
 
 
 def _lighting(canvas: skia.Canvas, p: Person) -> None:
     """One light over all: a side brighter, a tint, the corners a little darker."""
     bright, dark = (
-        _argb((255, 246, 230), 0.16 * abs(p.light)),
-        _argb((10, 8, 25), 0.32 * abs(p.light)),
+        argb((255, 246, 230), 0.16 * abs(p.light)),
+        argb((10, 8, 25), 0.32 * abs(p.light)),
     )
     colors = [bright, dark] if p.light < 0 else [dark, bright]
     canvas.drawPaint(_linear((4, 10), (60, 40), colors))
     tint = (255, 170, 90) if p.warmth > 0 else (90, 150, 255)
-    canvas.drawPaint(_fill(tint, 0.07 * min(1.5, abs(p.warmth))))
+    canvas.drawPaint(fill(tint, 0.07 * min(1.5, abs(p.warmth))))
     canvas.drawPaint(
         _radial(
             32,
             32,
             48,
-            [_argb((0, 0, 0), 0), _argb((0, 0, 0), 0), _argb((0, 0, 0), 0.22)],
+            [argb((0, 0, 0), 0), argb((0, 0, 0), 0), argb((0, 0, 0), 0.22)],
             [0, 0.6, 1],
         )
     )

@@ -20,6 +20,7 @@ import numpy as np
 import skia
 from PIL import Image, ImageFilter
 
+from dlcvlib.data.synthetic.brushes import argb, fill, stroke
 from dlcvlib.data.synthetic.people import Color, mix
 
 __all__ = ["draw_number", "draw_numbers"]
@@ -87,29 +88,6 @@ def _font_digits(typeface: skia.Typeface) -> tuple[Glyph, ...]:
 
 
 # --- colours and brushes ----------------------------------------------------------------------
-
-
-def _argb(color: Color, alpha: float = 1.0) -> int:
-    r, g, b = (int(min(255, max(0, c))) for c in color)
-    return skia.ColorSetARGB(int(255 * alpha), r, g, b)
-
-
-def _fill(color: Color, alpha: float = 1.0, blur: float = 0.0, bold: float = 0.0) -> skia.Paint:
-    """Paints what lies within an outline, and with `bold` a stroke of that width along it."""
-    paint = skia.Paint(Color=_argb(color, alpha), AntiAlias=True)
-    if bold:
-        paint.setStyle(skia.Paint.kStrokeAndFill_Style)
-        paint.setStrokeWidth(bold)
-    if blur:
-        paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
-    return paint
-
-
-def _stroke(color: Color, width: float, alpha: float = 1.0) -> skia.Paint:
-    paint = _fill(color, alpha)
-    paint.setStyle(skia.Paint.kStroke_Style)
-    paint.setStrokeWidth(width)
-    return paint
 
 
 def _shade(color: Color, factor: float) -> Color:
@@ -181,7 +159,8 @@ def _wall(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
 
 
 def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
-    paint = _stroke(_shade(color, _pick(rng, (0.6, 0.75, 1.25))), rng.uniform(2, 6), 0.8)
+    tone = _shade(color, _pick(rng, (0.6, 0.75, 1.25)))
+    paint = stroke(tone, rng.uniform(2, 6), 0.8, round_ends=False)
     height, offset = rng.uniform(26, 70), rng.uniform(0, 70)
     bricks = rng.random() < 0.5
     if not bricks and rng.random() < 0.3:
@@ -202,13 +181,13 @@ def _plate(
     plate = skia.Rect(left - margin, -50 - top, right + margin, 50 + bottom)
     corner = rng.uniform(0, 30)
     shadow = plate.makeOffset(rng.uniform(-6, 6), rng.uniform(2, 8))
-    canvas.drawRoundRect(shadow, corner, corner, _fill((0, 0, 0), 0.5))
-    tones = [_argb(_shade(color, factor)) for factor in rng.uniform(0.85, 1.12, 2)]
+    canvas.drawRoundRect(shadow, corner, corner, fill((0, 0, 0), 0.5))
+    tones = [argb(_shade(color, factor)) for factor in rng.uniform(0.85, 1.12, 2)]
     shader = skia.GradientShader.MakeLinear([(left, -50), (right, 50)], tones)
     canvas.drawRoundRect(plate, corner, corner, skia.Paint(Shader=shader, AntiAlias=True))
     if rng.random() < 0.4:
         inset = plate.makeInset(5, 5)
-        border = _stroke(_ink_color(rng, color), rng.uniform(1.5, 4))
+        border = stroke(_ink_color(rng, color), rng.uniform(1.5, 4))
         canvas.drawRoundRect(inset, corner, corner, border)
 
 
@@ -231,18 +210,18 @@ def _number(
     """The digits: painted, or numerals of metal with a shadow, an outline or lit edges."""
     x, y = rng.uniform(-5, 5), rng.uniform(1, 6)
     bold = rng.uniform(1, 7)
-    coats = [(0.0, 0.0, _fill(ink, bold=bold))]
+    coats = [(0.0, 0.0, fill(ink, bold=bold))]
     style = rng.random()
     if style < 0.3:
-        coats.insert(0, (2 * x, 2 * y, _fill((0, 0, 0), rng.uniform(0.3, 0.7))))
+        coats.insert(0, (2 * x, 2 * y, fill((0, 0, 0), rng.uniform(0.3, 0.7))))
     elif style < 0.42:
         outline = _of_luminance(ink, 255 - _luminance(ink)) if rng.random() < 0.3 else ground
         outline = _shade(outline, rng.uniform(0.4, 0.8))
-        coats.insert(0, (0.0, 0.0, _fill(outline, bold=bold + 8)))
+        coats.insert(0, (0.0, 0.0, fill(outline, bold=bold + 8)))
     elif style < 0.6:
         light, dark = mix(ink, (255, 255, 255), 0.5), _shade(ink, 0.45)
-        coats.insert(0, (-x / 2, -y / 2, _fill(light, bold=bold)))
-        coats.insert(1, (x / 2, y / 2, _fill(dark, bold=bold)))
+        coats.insert(0, (-x / 2, -y / 2, fill(light, bold=bold)))
+        coats.insert(1, (x / 2, y / 2, fill(dark, bold=bold)))
     loose = rng.uniform(0, 5) * (rng.random() < 0.5)
     poses = [(glyph.path, at, *rng.normal(0, loose, 2)) for glyph, at in placed]
     for dx, dy, paint in coats:
@@ -257,15 +236,15 @@ def _number(
 def _light(canvas: skia.Canvas, rng: np.random.Generator) -> None:
     """Uneven light over the picture: darker to one side, a shadow's edge, a glare."""
     canvas.rotate(rng.uniform(0, 360), SIZE / 2, SIZE / 2)
-    colors = [_argb((255, 250, 235), rng.uniform(0, 0.15)), _argb((8, 8, 20), rng.uniform(0, 0.5))]
+    colors = [argb((255, 250, 235), rng.uniform(0, 0.15)), argb((8, 8, 20), rng.uniform(0, 0.5))]
     shader = skia.GradientShader.MakeLinear([(-4, 0), (SIZE + 4, 0)], colors)
     canvas.drawPaint(skia.Paint(Shader=shader))
     canvas.rotate(rng.uniform(0, 360), SIZE / 2, SIZE / 2)
     if rng.random() < 0.3:
         shadow = skia.Rect(rng.uniform(4, 26), -SIZE, 3 * SIZE, 2 * SIZE)
-        canvas.drawRect(shadow, _fill((8, 8, 24), rng.uniform(0.25, 0.6), rng.uniform(0.3, 2)))
+        canvas.drawRect(shadow, fill((8, 8, 24), rng.uniform(0.25, 0.6), rng.uniform(0.3, 2)))
     if rng.random() < 0.2:
-        glare = _fill((255, 255, 250), rng.uniform(0.2, 0.5), rng.uniform(3, 6))
+        glare = fill((255, 255, 250), rng.uniform(0.2, 0.5), rng.uniform(3, 6))
         canvas.drawCircle(*rng.uniform(4, 28, 2), rng.uniform(2, 7), glare)
 
 

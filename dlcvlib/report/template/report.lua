@@ -1,6 +1,24 @@
 -- Turns the stitched document into what each format needs. The Markdown is read without raw HTML
 -- or TeX, so that only this filter writes any.
 
+-- Before anything else: a link within the document that leads to nothing is plain text, and so is a
+-- picture that is not one of the report's. Typst would stop at either.
+local function keep_what_is_there(doc)
+  local targets, files = {}, pandoc.utils.stringify(doc.meta.files or "")
+  local function note(element)
+    if element.identifier then targets["#" .. element.identifier] = true end
+  end
+  doc:walk({ Block = note, Inline = note })
+  return doc:walk({
+    Link = function(link)
+      if link.target:sub(1, 1) == "#" and not targets[link.target] then return link.content end
+    end,
+    Image = function(image)
+      if not files:find("|" .. image.src .. "|", 1, true) then return image.caption end
+    end,
+  })
+end
+
 local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
 
@@ -16,7 +34,7 @@ end
 
 -- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
 -- list in it.
-function Str(str)
+local function Str(str)
   if str.text:match("^%W*%a+%->%a+%W*$") then return on_one_line(str) end
   if not typst then return nil end
   local equals, rest = str.text:match("^(=+)(.*)$")
@@ -26,7 +44,7 @@ function Str(str)
 end
 
 -- A mean stays on one line with its deviation.
-function Inlines(inlines)
+local function Inlines(inlines)
   local function is_sign(inline) return inline and inline.t == "Str" and inline.text == "±" end
   for i, inline in ipairs(inlines) do
     if inline.t == "Space" and (is_sign(inlines[i - 1]) or is_sign(inlines[i + 1])) then
@@ -37,7 +55,7 @@ function Inlines(inlines)
 end
 
 -- Code: folded in HTML, cells that follow each other in one; left out of print.
-function Blocks(blocks)
+local function Blocks(blocks)
   local found, folded = pandoc.List(), false
   local function fold(code)
     if html and code ~= folded then
@@ -55,7 +73,7 @@ function Blocks(blocks)
 end
 
 -- A wide table scrolls by itself, so that a phone's page does not.
-function Table(tbl)
+local function Table(tbl)
   if typst then
     local rows = 0
     for _, body in ipairs(tbl.bodies) do rows = rows + #body.body end
@@ -67,7 +85,7 @@ function Table(tbl)
 end
 
 -- `share` is the picture's width as a share of the text's.
-function Image(image)
+local function Image(image)
   local share = tonumber(image.attributes.share or "1")
   local alt = image.attributes.alt or ""
   if typst then
@@ -79,7 +97,7 @@ function Image(image)
   return image
 end
 
-function Div(div)
+local function Div(div)
   if typst and div.classes:includes("cover") then
     local blocks = pandoc.List(div.content)
     blocks:insert(pandoc.RawBlock("typst", "#contents()"))
@@ -98,3 +116,8 @@ function Div(div)
     return { pandoc.RawBlock("typst", "#subtitle["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
   end
 end
+
+return {
+  { Pandoc = keep_what_is_there },
+  { Str = Str, Inlines = Inlines, Blocks = Blocks, Table = Table, Image = Image, Div = Div },
+}

@@ -1,0 +1,26 @@
+"""What `run_in_subprocess` is asked to run in tests; imports nothing that takes time."""
+
+import os
+import signal
+
+from dlcvlib.utils import stopwatch
+from dlcvlib.utils.errors import UserError
+
+
+def refuse(word):
+    raise UserError(f"no {word}")
+
+
+def spend():
+    with stopwatch.timed("data"):
+        pass
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def begin(path):
+    path.open("w").close()  # waits until the other end of the pipe is opened
+    while True:
+        pass
