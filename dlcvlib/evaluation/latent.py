@@ -1,22 +1,20 @@
-"""Latent and feature spaces: t-SNE maps and how far to trust them, probes, domain distances.
+"""Latent and feature spaces: t-SNE maps and how far to trust them, distances of domains.
 
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
     [2] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -34,8 +32,6 @@ from dlcvlib.utils.stopwatch import timed
 PCA_DIMENSIONS = 50
 ITERATIONS = 500
 """Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
-AT_ONCE = 5000
-"""Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 
 
 def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
@@ -53,15 +49,10 @@ def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
     return storage.cached(path, encode)[0]["mean"]
 
 
-def effective_perplexity(perplexity: float, points: int) -> float:
-    """The largest perplexity up to the requested one that this many points permit."""
-    return min(perplexity, (points - 1) / 3)
-
-
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
     """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and cached.
 
-    A perplexity that is too large for N is lowered (`effective_perplexity`).
+    A perplexity that is too large for N is lowered to (N - 1) / 3.
 
     Args:
         features: (N, D).
@@ -82,7 +73,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
             init="pca" if reduced.n_components > 1 else "random",  # PCA needs two dimensions
-            perplexity=effective_perplexity(perplexity, len(features)),
+            perplexity=min(perplexity, (len(features) - 1) / 3),
             max_iter=ITERATIONS,
             random_state=seed,
         )
@@ -102,47 +93,6 @@ def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> fl
     """Share of each feature's nearest neighbours that are still neighbours in the map."""
     pairs = zip(_neighbours(features.numpy(), count), _neighbours(points, count), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
-
-
-def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """A point on the arc between draws of N(0, I): (…, D) twice, share 0..1 -> (…, D).
-
-    A straight line would pass through shorter vectors than a generator has ever seen (White:
-    Sampling Generative Networks. 2016. arXiv:1609.04468, section 2.1).
-    """
-    cosine = F.cosine_similarity(start, end, dim=-1).clamp(-1 + 1e-6, 1 - 1e-6)[..., None]
-    angle = torch.arccos(cosine)
-    ends = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
-    return ends / torch.sin(angle)
-
-
-def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Principal components of the pixels, fitted to the first of "train": each (N, count)."""
-
-    def flat(some: Tensor) -> np.ndarray:
-        return some.flatten(1).float().div_(255).numpy()
-
-    first = flat(images["train"][:AT_ONCE])
-    # By itself scikit-learn takes seven rounds: three times as long, for as much of the variance.
-    pca = PCA(
-        min(count, *first.shape), svd_solver="randomized", iterated_power=3, random_state=0
-    ).fit(first)
-    return {
-        name: torch.cat([torch.from_numpy(pca.transform(flat(p))) for p in split.split(AT_ONCE)])
-        for name, split in images.items()
-    }
-
-
-def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Area under the ROC curve of a logistic regression on features (N, D); 0.5 is chance.
-
-    NaN if a split has one class only.
-    """
-    if len(train_labels.unique()) < 2 or len(test_labels.unique()) < 2:
-        return float("nan")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    probe.fit(train.numpy(), train_labels.numpy())
-    return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
 
 
 @dataclass(frozen=True)
@@ -212,16 +162,9 @@ def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
 def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
     """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
     rows = []
-    for found in maps:
-        correct = found.labels == found.predictions
-        rows.append(
-            {
-                "pair": found.pair,
-                "features": found.method,
-                "distance": found.distance,
-                "source": correct[found.is_source].mean(),
-                "target": correct[~found.is_source].mean(),
-                "kept": found.kept,
-            }
-        )
-    return pd.DataFrame(rows)
+    for one in maps:
+        correct = one.labels == one.predictions
+        accuracies = correct[one.is_source].mean(), correct[~one.is_source].mean()
+        rows.append((one.pair, one.method, one.distance, *accuracies, one.kept))
+    columns = ["pair", "features", "distance", "source", "target", "kept"]
+    return pd.DataFrame(rows, columns=columns)

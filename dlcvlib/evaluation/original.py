@@ -20,11 +20,6 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def accuracies() -> dict[str, dict[str, float]]:
-    """Method -> pair -> the accuracy that the original states."""
-    return report()["digits"]["accuracy"]
-
-
 def settings_beside(
     chapter: str, settings: schema.Parameters, names: Sequence[str] = ()
 ) -> "pd.DataFrame":
@@ -44,13 +39,8 @@ def settings_beside(
     for source in (*theirs.uses.values(), theirs):
         known |= dict(source)
     fields = type(settings).model_fields
-    rows = [
-        (
-            name,
-            profiles.as_text(getattr(settings, name)),
-            profiles.as_text(known[name]),
-            fields[name].description,
-        )
-        for name in names or [name for name in fields if name in known]
-    ]
+    rows = []
+    for name in names or [name for name in fields if name in known]:
+        here, original = profiles.as_text(getattr(settings, name)), profiles.as_text(known[name])
+        rows.append((name, here, original, fields[name].description))
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])
