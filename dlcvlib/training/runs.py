@@ -70,7 +70,7 @@ class Run(Generic[M]):
     folder: Path
 
     def snapshots(self) -> dict[int, M]:
-        """Step -> the method with its kept networks as they were then; damaged ones are left out."""
+        """Step -> the method with its kept networks as they were; damaged ones are left out."""
         methods = {}
         for step in self.provenance["snapshots"]:
             file = _snapshot(step)
