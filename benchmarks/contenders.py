@@ -53,7 +53,7 @@ def train(
     method = create(kind, settings)
     method.evaluate = lambda data: {}
     draw = method.batches(data, device.default())
-    progress = Progress(device.precision_for(settings.precision), processes=1)
+    progress = Progress(device.choose(method, draw), processes=1)
     device.prepare(method, progress.precision[0])
     for optimizer in method.optimizers.values():
         for group in optimizer.param_groups:
@@ -120,7 +120,8 @@ class Contender:
 
     def precision(self) -> str:
         """What it is trained in."""
-        return device.precision_for(self.settings.precision)[0]
+        method = create(self.kind, self.settings)
+        return device.choose(method, method.batches(self.data, device.default()))[0]
 
     def plain_rate(self, steps: int) -> float:
         """Steps per second of the plain loop."""

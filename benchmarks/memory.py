@@ -46,7 +46,7 @@ def measure() -> pd.DataFrame:
     what = f"{CELEBA:,} faces prepared, against their tensor"
     everything, added = prepared_mb(CELEBA)
     rows.append({"what": what, "mb": everything, "against_mb": tensor})
-    rows.append({"what": f"{what}, libraries apart", "mb": added, "against_mb": tensor})
+    rows.append({"what": f"{what}, without libraries", "mb": added, "against_mb": tensor})
     frame = pd.DataFrame(rows)
     return frame.assign(ratio=frame["mb"] / frame["against_mb"])
 

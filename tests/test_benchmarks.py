@@ -120,13 +120,13 @@ def test_growth_is_an_exponent():
     assert table["cost"].tolist() == [1200, 19200, 300, 1200, 19200]
 
 
-def test_growth_of_memory_is_asked_for_in_a_process_apart(monkeypatch):
+def test_growth_of_memory_is_measured_in_a_subprocess(monkeypatch):
     def asked(function, *arguments):
         assert pkgutil.resolve_name(function) is memory.training_mb
         assert arguments[0] == "VAE"
         return 100.0, 110.0
 
-    monkeypatch.setattr(memory, "apart", asked)
+    monkeypatch.setattr(memory, "run_in_subprocess", asked)
     monkeypatch.setattr(memory, "contenders", lambda *_: [SimpleNamespace(name="VAE")])
     monkeypatch.setattr(memory, "prepared_mb", lambda count: (300.0, 200.0))
     table = memory.measure()
