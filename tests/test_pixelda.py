@@ -46,15 +46,6 @@ def test_the_originals_networks():
     assert [m.out_channels for m in convolutions] == [64, 128, 256, 512, 1]
 
 
-@pytest.mark.parametrize(
-    ("norm", "kind"), [("instance", "InstanceNorm2d"), ("batch", "BatchNorm2d")]
-)
-def test_the_discriminators_norm(norm, kind):
-    names = [type(layer).__name__ for layer in pixelda.Discriminator(4, norm).layers]
-    assert names[:5] == ["Conv2d", "LeakyReLU", "Conv2d", kind, "LeakyReLU"]
-    assert names.count(kind) == 3
-
-
 def test_noise_and_source_decide_a_translation(method, pair):
     images = pair.source.train.images  # more than one chunk
     z = method.noise(len(images))
