@@ -174,8 +174,12 @@ def test_each_step_updates_its_own_network(method, batch):
     method._train_classifier(x_s, y_s, fake.detach())
     assert updated(method, before) == {"extractor", "classifier"}
     before = weights(method)
+    passive = [method.discriminator, method.extractor, method.classifier]
+    gradients = [[p.grad.clone() for p in network.parameters()] for network in passive]
     method._train_generator(x_s, y_s, fake)
     assert updated(method, before) == {"generator"}
+    for network, expected in zip(passive, gradients, strict=True):
+        close(network, expected)  # of which the history holds the norm
     assert all(p.requires_grad for p in method.parameters())
 
 
