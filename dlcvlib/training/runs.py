@@ -69,6 +69,7 @@ class Run(Generic[M]):
     provenance: dict[str, Any]
     folder: Path
 
+    @property
     def snapshots(self) -> dict[int, M]:
         """Step -> the method with its kept networks as they were; damaged ones are left out."""
         methods = {}
