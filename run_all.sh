@@ -1,21 +1,29 @@
 #!/usr/bin/env bash
-# Sets up the environment if need be, then makes the report, runs the tests or opens JupyterLab.
+# Sets up the environment if need be, then makes the report, trains, runs the tests or opens JupyterLab.
 #
 #   ./run_all.sh [smoke|quick|full|original] [options of `python -m dlcvlib report`]
+#   ./run_all.sh train|params CHAPTER [options of `python -m dlcvlib train`]
 #   ./run_all.sh test [options of pytest]
 #   ./run_all.sh lab [options of jupyter lab]
 #
 # DLCV_ENV names another environment: a venv's folder, or a new one to be, or conda's environment name.
 # A venv that this script has begun is made anew if an installation into it was cut short.
+if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi # as after `sh run_all.sh`
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-task=report
+task=report words="smoke quick full original train params test lab"
 case "${1:-}" in
-    test | lab) task=$1 && shift ;;
+    train | params | test | lab) task=$1 && shift ;;
     smoke | quick | full | original) set -- --profile "$@" ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' run_all.sh && exit ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' run_all.sh && exit ;;
+    [!-]*)
+        closest='import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))'
+        # shellcheck disable=SC2086 - several words
+        near=$(python3 -c "$closest" "$1" $words 2>/dev/null || true)
+        echo "run_all.sh knows no '$1'${near:+; did you mean '$near'?} (it knows: $words)" >&2 && exit 2
+        ;;
 esac
 extra=""
 if [ "$task" = test ]; then extra=test; fi
@@ -90,8 +98,13 @@ python=$(environment)
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
+# glibc then keeps what one training step frees for the next; `report` sets this for its kernels.
+if [ "$task" != report ] && [ -z "${MALLOC_MMAP_MAX_-}${MALLOC_MMAP_THRESHOLD_-}${MALLOC_TRIM_THRESHOLD_-}${GLIBC_TUNABLES-}" ]; then
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
+fi
+
 case $task in
-    report) cd "$here" && exec "$python" -P -m dlcvlib report "$@" ;; # where typed paths mean what they say
+    report | train | params) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # where typed paths mean what they say
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

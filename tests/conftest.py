@@ -319,6 +319,14 @@ def small(tmp_path, smoke):
     return Small()
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Reports that are not written: what is tested is which notebooks run."""
+    from dlcvlib.report import execute
+
+    monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
+
+
 # --- faults -----------------------------------------------------------------------------------
 
 

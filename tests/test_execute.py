@@ -23,12 +23,6 @@ from dlcvlib.utils.process import run_in_subprocess
 GOOD = "print('good')"
 
 
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Reports that are not written: what is tested is which notebooks run."""
-    monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
-
-
 # --- up to date or not ------------------------------------------------------------------------
 
 

@@ -33,26 +33,15 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
-@pytest.fixture
-def lab(tmp_path, request):
-    """A running JupyterLab with a page that has run a notebook in profile smoke.
-
-    The parameter is (problem, chapter, other parameters).
-    """
-    problem, chapter, changes = request.param
-    (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
-    notebook = nbformat.read(source, as_version=4)
-    values = profiles.load(
-        "smoke", chapter, changes | {"runs_dir": str(tmp_path / "runs")}
-    ).model_dump()
-    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    nbformat.write(notebook, tmp_path / "it.ipynb")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A running JupyterLab: (its folder, its address)."""
+    folder = tmp_path_factory.mktemp("lab")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", "--ip=127.0.0.1"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--ip=127.0.0.1"]
     command += [
         "--ServerApp.password=",
         "--ServerApp.disable_check_xsrf=True",
@@ -60,12 +49,9 @@ def lab(tmp_path, request):
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-    }
-    with (tmp_path / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "conf")}
+    with (folder / "lab.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
         until = time.monotonic() + 180
         while time.monotonic() < until:
@@ -74,47 +60,70 @@ def lab(tmp_path, request):
                 break
             except OSError:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(0.5)
-                assert server.poll() is None, (tmp_path / "lab.log").read_text()
-        # Else the page may ask which kernel, in a dialog, before the server has listed any.
-        session = {"path": "it.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/sessions",
-            json.dumps(session | {"name": "it.ipynb"}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        DIRECT.open(request, timeout=60).close()
-        with opened(f"http://127.0.0.1:{port}/lab/tree/it.ipynb") as page:
-            yield page
+                    process.wait(0.5)
+                assert process.poll() is None, (folder / "lab.log").read_text()
+        yield folder, f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        process.terminate()
+        process.wait(20)
 
 
-@contextlib.contextmanager
-def opened(address):
-    """A page on the notebook, all of its cells run without an error."""
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(address)
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=60_000
-        )
-        page.evaluate(
-            "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
-            ".then(succeeded => { window.succeeded = succeeded }) }"
-        )
-        page.wait_for_function("window.succeeded !== undefined", timeout=240_000)
-        assert page.evaluate("succeeded")
-        assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
-        assert page.get_by_text("Traceback").count() == 0
-        yield page
-        page.screenshot(path=os.environ.get("DLCV_SCREENSHOT") or os.devnull, type="png")
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def lab(server, browser, smoke_report, request):
+    """A page that has run all cells of a notebook, on the smoke report's runs, without an error.
+
+    The parameter is (problem, chapter, other parameters).
+    """
+    problem, chapter, changes = request.param
+    folder, address = server
+    (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
+    notebook = nbformat.read(source, as_version=4)
+    changes = changes | {"runs_dir": str(smoke_report[1])}
+    values = profiles.load("smoke", chapter, changes).model_dump()
+    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = "\n".join(
+        f"{name}: {type(value).__name__} = {value!r}" for name, value in values.items()
+    )
+    nbformat.write(notebook, folder / source.name)
+    # Else the page may ask which kernel, in a dialog, before the server has listed any.
+    session = {"path": source.name, "type": "notebook", "kernel": {"name": "python3"}}
+    started = urllib.request.Request(
+        f"{address}/api/sessions",
+        json.dumps(session | {"name": source.name}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with DIRECT.open(started, timeout=60) as answer:
+        session = json.load(answer)
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    # In a workspace of its own: another would open the notebooks of earlier tests again.
+    page.goto(f"{address}/lab/workspaces/{problem}/tree/{source.name}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_function(
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=60_000
+    )
+    page.evaluate(
+        "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
+        ".then(succeeded => { window.succeeded = succeeded }) }"
+    )
+    page.wait_for_function("window.succeeded !== undefined", timeout=240_000)
+    assert page.evaluate("succeeded")
+    assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
+    assert page.get_by_text("Traceback").count() == 0
+    yield page
+    page.screenshot(path=os.environ.get("DLCV_SCREENSHOT") or os.devnull, type="png")
+    page.close()
+    end = urllib.request.Request(f"{address}/api/sessions/{session['id']}", method="DELETE")
+    DIRECT.open(end, timeout=60).close()
 
 
 def wait_for_another(picture, before):

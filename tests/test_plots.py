@@ -53,7 +53,6 @@ PLOTS = {
     "line_panels": lambda: curves.line_panels(HISTORY, [("loss", {"loss": "train"})]),
     "against_baseline": lambda: curves.against_baseline(runs(kid=1.0), "plain", "kid", "KID"),
     "schedules": lambda: curves.schedules({"rising": (np.arange(3) / 2, np.arange(3))}, "weight"),
-    "paired_bars": lambda: curves.paired_bars(runs(kid=1.0, mse=2.0), {"kid": "KID", "mse": "MSE"}),
     "method_bars": lambda: domains.method_bars(runs(accuracy=0.4), {"plain": {PAIR: 0.5}}),
     "by_digit": lambda: domains.by_digit(runs(change=-0.1), "change", "change of accuracy"),
     "maps_by_domain": lambda: domains.feature_maps([[MAP]], "domain"),
@@ -168,15 +167,14 @@ def test_a_method_has_one_colour_wherever_it_is_drawn():
     frame = runs(accuracy=0.4).replace({"plain": "source only", "a": "DANN"})
     bars = domains.method_bars(frame, {}).patches
     assert mpl.colors.to_hex(bars[1].get_facecolor()) == style.METHOD_COLORS["DANN"].lower()
-    (alone,) = curves.paired_bars(frame.query("method == 'DANN'"), {"accuracy": "x"}, "method").axes
-    assert alone.patches[0].get_facecolor() == bars[1].get_facecolor()
+    alone = domains.method_bars(frame.query("method == 'DANN'"), {}).patches
+    assert alone[0].get_facecolor() == bars[1].get_facecolor()
 
 
 def test_bars_are_means_and_dots_are_runs():
-    frame = runs(kid=np.arange(8.0))
-    ax = curves.paired_bars(frame, {"kid": "KID"}).axes[0]
-    assert [bar.get_width() for bar in ax.patches] == [1.5, 5.5]
-    dots = np.concatenate([np.asarray(c.get_offsets())[:, 0] for c in ax.collections])
+    ax = domains.method_bars(runs(accuracy=np.arange(8.0)), {})
+    assert [bar.get_height() for bar in ax.patches[:2]] == [1.5, 5.5]
+    dots = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in ax.collections])
     assert sorted(dots) == list(range(8))
 
 

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, DARK, GREY, METHOD_COLORS, WIDTH, with_values
+from dlcvlib.plots.style import CYCLE, DARK, GREY, WIDTH, with_values
 
 SPARSE = 30
 """Points below which each is marked."""
@@ -136,24 +136,3 @@ def run_bars(frame: pd.DataFrame, ax: Axes, colors: Mapping[Any, str], **options
     sns.barplot(**common, palette=colors, errorbar=None, width=0.8, saturation=1)
     dots = {"palette": dict.fromkeys(colors, DARK), "size": 3.2, "jitter": False, "legend": False}
     sns.stripplot(**common, dodge=options["hue"] not in (options["x"], options["y"]), **dots)
-
-
-def paired_bars(frame: pd.DataFrame, measures: Mapping[str, str], group: str = "variant") -> Figure:
-    """Each measure in a panel: a bar per variant at the mean of its runs, each run a dot.
-
-    Args:
-        frame: one row per run: `group` and the columns of the measures.
-        measures: column -> axis label of each panel.
-        group: the column that names the variant; its order of appearance is kept.
-    """
-    names = list(frame[group].unique())
-    colors = {name: METHOD_COLORS.get(name, CYCLE[5]) for name in names}
-    if not colors.keys() & METHOD_COLORS.keys():
-        colors[names[0]] = CYCLE[0]  # what the others are compared with
-    size = (WIDTH, 0.36 * len(names) + 0.7)
-    figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
-    for ax, (column, label) in zip(axes[0], measures.items(), strict=True):
-        run_bars(frame, ax, colors, x=column, y=group, hue=group, orient="y")
-        ax.set(xlabel=label, ylabel="")
-        ax.grid(axis="y", visible=False)
-    return with_values(figure, frame[[group, *measures]])

@@ -110,19 +110,20 @@ def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
     assert others.exists()  # it may be in the making
 
 
-@pytest.mark.parametrize("suffix", [".ipynb", ".json"])
-def test_an_executed_notebook(small, damage, suffix, capsys):
+@pytest.mark.usefixtures("unrendered")
+def test_an_executed_notebook(small, damage, capsys):
     small.write(p1_1=["40 + 2"])
     assert small.make()
-    path = small.out / "notebooks" / f"1-1-test{suffix}"
-    damage(path)
-    capsys.readouterr()
-    assert small.make()
-    output = capsys.readouterr().out
-    assert f"{path} is damaged" in output
-    assert "unchanged" not in output
-    (task,) = small.plan()
-    assert execute.reuse(task)
+    for suffix in (".ipynb", ".json"):
+        path = small.out / "notebooks" / f"1-1-test{suffix}"
+        damage(path)
+        capsys.readouterr()
+        assert small.make()
+        output = capsys.readouterr().out
+        assert f"{path} is damaged" in output
+        assert "unchanged" not in output
+        (task,) = small.plan()
+        assert execute.reuse(task)
 
 
 def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):

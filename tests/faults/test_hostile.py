@@ -103,6 +103,7 @@ def test_in_a_data_folder(smoke, folder, tmp_path, malicious, name):
         load_faces(chosen)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_in_an_executed_notebook_and_its_record(small, malicious):
     small.write(p1_1=["1 + 1"])
     assert small.make()

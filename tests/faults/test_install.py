@@ -28,6 +28,13 @@ package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
 package.mkdir()
 package.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: needed\\nVersion: 1.0\\n")
 """
+VENV = """
+import pathlib, sys
+sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
+import venv
+venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
+"""
+"""Makes a venv without installing the real pip, which would take seconds."""
 PROJECT = """
 [project]
 name = "stand-in"
@@ -40,7 +47,7 @@ dependencies = ["needed>=1"]
 def checkout(tmp_path):
     """A checkout whose only dependency the stand-in for pip installs; it says whether it could."""
     for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     (tmp_path / "dlcvlib" / "__main__.py").write_text(
@@ -52,6 +59,7 @@ def checkout(tmp_path):
     (stand_ins / "pip").mkdir(parents=True)
     (stand_ins / "pip" / "__init__.py").touch()
     (stand_ins / "pip" / "__main__.py").write_text(PIP)
+    (stand_ins / "venv.py").write_text(VENV)
     (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
     # No conda, and this Python by whatever name it is looked for.
     (stand_ins / "bin").mkdir()
@@ -151,11 +159,26 @@ def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
 def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
     elsewhere = checkout / "else where"
     elsewhere.mkdir()
-    process = start(checkout, "smoke", "--jobs", "1", script="../run_all.sh", cwd=elsewhere)
-    out, _ = process.communicate(timeout=120)
-    assert out == f"has 1.0\n{elsewhere} report --profile smoke --jobs 1\n"
-    help_, _ = start(checkout, "--help", script="../run_all.sh", cwd=elsewhere).communicate()
-    assert "smoke|quick|full|original" in help_
+
+    def said(*arguments):
+        process = start(checkout, *arguments, script="../run_all.sh", cwd=elsewhere)
+        out, error = process.communicate(timeout=120)
+        return process.returncode, out, error
+
+    assert "smoke|quick|full|original" in said("--help")[1]
+    refused = "run_all.sh knows no 'quik'; did you mean 'quick'? (it knows: smoke quick full "
+    assert said("quik")[2].startswith(refused)
+    assert said("quik")[0] == 2
+    assert not (checkout / ".venv").exists()  # all this is said before anything is installed
+    expected = f"has 1.0\n{elsewhere} report --profile smoke --jobs 1\n"
+    assert said("smoke", "--jobs", "1")[1] == expected
+    assert said("train", "vae")[1] == f"has 1.0\n{elsewhere} train vae\n"
+    assert said("params", "gan", "--seed=1")[1] == f"has 1.0\n{elsewhere} params gan --seed=1\n"
+
+
+def test_another_shell_hands_over_to_bash(checkout):
+    out, _ = start(checkout, "./run_all.sh", script="sh").communicate(timeout=120)
+    assert out == "has 1.0\n"
 
 
 def test_two_at_once_install_once(checkout):

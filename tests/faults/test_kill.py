@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from dlcvlib.utils import storage
 
-KILLS = 20
+KILLS = 12
 PROBLEMS = "1-2,2-2,3-2,4-1"
 """One of each method's; what they show holds no times."""
 SETTINGS = {
@@ -36,7 +36,7 @@ class Report:
         startup = base / "ipython" / "profile_default" / "startup"
         startup.mkdir(parents=True, exist_ok=True)
         (startup / "often.py").write_text(
-            "from dlcvlib import training\ntraining.CHECKPOINT_SECONDS = 0.0\n"
+            "from dlcvlib.training import loop\nloop.CHECKPOINT_SECONDS = 0.0\n"
         )
 
     def start(self):
@@ -46,7 +46,7 @@ class Report:
         return subprocess.Popen(
             [sys.executable, "-m", "dlcvlib", "report", *arguments, *folders],
             cwd=ROOT,
-            env=os.environ | {"IPYTHONDIR": str(self.base / "ipython")},
+            env=os.environ | {"IPYTHONDIR": str(self.base / "ipython"), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -77,29 +77,34 @@ def kill(process):
 def whole(tmp_path_factory):
     """The report that nobody disturbed."""
     report = Report(tmp_path_factory.mktemp("whole"))
+    started = time.monotonic()
     process = report.start()
     output, _ = process.communicate()
+    report.seconds = time.monotonic() - started
     assert process.returncode == 0, output
     return report
 
 
 def test_killed_at_random_moments(whole, tmp_path):
-    """At least `KILLS` times, by a clock that knows nothing of what is going on."""
+    """`KILLS` times, by a clock that knows nothing of what is going on.
+
+    The moments are spread evenly over what a report takes, in a random order; when it is done
+    early, what is left to disturb is shorter.
+    """
     report, rng = Report(tmp_path), random.Random(0)
-    kills, longest = 0, 25.0
+    moments, longest = rng.sample(range(KILLS), KILLS), whole.seconds
     while True:
         process, started = report.start(), time.monotonic()
-        patience = rng.uniform(0, longest) if kills < KILLS else None
+        moment = (moments[-1] + rng.random()) / KILLS * longest if moments else None
         try:
-            output, _ = process.communicate(timeout=patience)
+            output, _ = process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
             kill(process)
-            kills += 1
+            moments.pop()
             continue
         assert process.returncode == 0, output
-        if kills >= KILLS:
+        if not moments:
             break
-        # Done before its time: what is left to disturb is shorter.
         longest = time.monotonic() - started
     assert report.models() == whole.models()
     assert report.results() == whole.results()
