@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from dlcvlib.evaluation import features, latent, metrics
@@ -90,16 +89,6 @@ def test_nearest_against_a_loop():
     assert distance.tolist() == pytest.approx([d for d, _ in slow], abs=1e-3)
 
 
-def test_probe_finds_what_is_there_and_nothing_else():
-    torch.manual_seed(0)
-    x, labels = torch.randn(600, 10), torch.randint(0, 2, (600,))
-    known = x.clone()
-    known[:, 3] += 2.5 * labels
-    assert latent.probe_auc(known[:400], labels[:400], known[400:], labels[400:]) > 0.9
-    assert 0.35 < latent.probe_auc(x[:400], labels[:400], x[400:], labels[400:]) < 0.65
-    assert math.isnan(latent.probe_auc(x, torch.ones(600), x, labels))
-
-
 def test_sharpness_and_diversity():
     images = torch.rand(8, 3, 32, 32)
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
@@ -118,23 +107,6 @@ def test_slerp_keeps_the_length_of_noise():
     torch.testing.assert_close(walk.norm(dim=1), torch.full((4,), 10.0))
     torch.testing.assert_close(walk[0], a)
     torch.testing.assert_close(walk[-1], b)
-
-
-def test_pixel_components_are_those_of_scikit_learn_a_piece_at_a_time(monkeypatch):
-    torch.manual_seed(0)
-    splits = {
-        name: torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8)
-        for name, n in (("train", 60), ("test", 90))
-    }
-    whole = latent.pixel_components(splits, 5)
-    flat = {name: images.flatten(1).numpy() / 255 for name, images in splits.items()}
-    pca = PCA(5, svd_solver="full").fit(flat["train"])
-    spread = pca.transform(flat["test"]).std(0)
-    assert whole["test"].std(0, correction=0).numpy() == pytest.approx(spread, rel=0.05)
-    monkeypatch.setattr(latent, "AT_ONCE", 60)
-    pieces = latent.pixel_components(splits, 5)
-    assert {name: len(found) for name, found in pieces.items()} == {"train": 60, "test": 90}
-    torch.testing.assert_close(pieces["test"], whole["test"], atol=1e-4, rtol=1e-4)
 
 
 def test_tsne_keeps_neighbours(tmp_path):

@@ -5,7 +5,7 @@ References:
     [2] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -34,8 +33,6 @@ from dlcvlib.utils.stopwatch import timed
 PCA_DIMENSIONS = 50
 ITERATIONS = 500
 """Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
-AT_ONCE = 5000
-"""Images whose pixels become floats at a time, some 250 MB: a whole set can take gigabytes."""
 
 
 def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
@@ -114,35 +111,6 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     angle = torch.arccos(cosine)
     ends = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
     return ends / torch.sin(angle)
-
-
-def pixel_components(images: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Principal components of the pixels, fitted to the first of "train": each (N, count)."""
-
-    def flat(some: Tensor) -> np.ndarray:
-        return some.flatten(1).float().div_(255).numpy()
-
-    first = flat(images["train"][:AT_ONCE])
-    # By itself scikit-learn takes seven rounds: three times as long, for as much of the variance.
-    pca = PCA(
-        min(count, *first.shape), svd_solver="randomized", iterated_power=3, random_state=0
-    ).fit(first)
-    return {
-        name: torch.cat([torch.from_numpy(pca.transform(flat(p))) for p in split.split(AT_ONCE)])
-        for name, split in images.items()
-    }
-
-
-def probe_auc(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Area under the ROC curve of a logistic regression on features (N, D); 0.5 is chance.
-
-    NaN if a split has one class only.
-    """
-    if len(train_labels.unique()) < 2 or len(test_labels.unique()) < 2:
-        return float("nan")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    probe.fit(train.numpy(), train_labels.numpy())
-    return float(roc_auc_score(test_labels.numpy(), probe.decision_function(test.numpy())))
 
 
 @dataclass(frozen=True)
