@@ -131,7 +131,7 @@ def test_code_that_trains_decides_a_run_and_no_other(module, affected, monkeypat
     """Nor do comments and docstrings."""
 
     def codes():
-        return {name: runs.identity_of(class_of(name), settings_of(name), SimpleNamespace(fingerprint="d"))["code"] for name in METHODS}
+        return {name: identity(method=name)["code"] for name in METHODS}
 
     path, before = fingerprints.PACKAGE / f"{module}.py", codes()
     source = path.read_text()
