@@ -159,7 +159,7 @@ def other(kind, name, value):
     """Another value of a setting."""
     annotation = kind.model_fields[name].annotation
     if get_origin(annotation) is Literal:
-        return next(choice for choice in get_args(annotation) if choice != value)
+        return [choice for choice in get_args(annotation) if choice != value][-1]
     if name in OTHERS:
         return OTHERS[name]
     if isinstance(value, bool):
