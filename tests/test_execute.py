@@ -8,6 +8,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import joblib
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -383,13 +384,13 @@ def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeyp
     ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
 )
 def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(execute, "cores", lambda: cores)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     assert execute.side_by_side(gpu) == jobs
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
     assert small.make(jobs=4)
@@ -397,7 +398,7 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
 def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     with execute._kernel_environment(2, tmp_path):
         assert os.environ["OMP_NUM_THREADS"] == had

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -28,7 +29,7 @@ from dlcvlib.report.exhibits import MIME, options
 from dlcvlib.report.uptodate import Task, declared, plan, why
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
@@ -155,7 +156,7 @@ def side_by_side(gpu: bool) -> int:
     """How many notebooks to run at once: one a core, at most `JOBS_MAX`; one with a GPU."""
     # A small network gains less from a second thread than two of them from one each; more of a
     # chapter's notebooks would mostly wait for each other's training, and each takes memory.
-    return 1 if gpu else min(cores(), JOBS_MAX)
+    return 1 if gpu else min(joblib.cpu_count(), JOBS_MAX)
 
 
 def _run(
@@ -332,7 +333,7 @@ def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
     if not TUNED & before.keys():
         os.environ.update(ALLOCATOR)
     if jobs > 1:
-        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, cores() // jobs)
+        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
         os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
     try:
         yield
