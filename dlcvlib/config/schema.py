@@ -202,3 +202,18 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
             target_augmentation="geometric",
             **_values(AdaMatchFields, self),
         )
+
+
+CHAPTERS: dict[str, type[Chapter]] = {
+    kind.chapter: kind for kind in (VAEParams, GANParams, DANNParams, PixelDAParams)
+}
+
+
+def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The parameters of a chapter, such as "vae": see `Chapter.from_profile`."""
+    return CHAPTERS[chapter].from_profile(profile, changes or {})
+
+
+def as_text(value: Any) -> str:
+    """A value on one line, as YAML would have it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
