@@ -1,13 +1,16 @@
 """Running notebooks: which and why, side by side or not, what fails, and what is reused."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -246,6 +249,14 @@ def test_a_kernel_that_does_not_start_is_tried_again(small, monkeypatch, capsys)
     assert not small.make()
     assert "was not run: RuntimeError: Kernel died" in capsys.readouterr().err
 
+    def full_disk(source, target, **_):
+        Path(target).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", full_disk)
+    assert not small.make()
+    assert "was not run: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
@@ -383,13 +394,13 @@ def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeyp
     ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
 )
 def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(execute, "cores", lambda: cores)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     assert execute.side_by_side(gpu) == jobs
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
     assert small.make(jobs=4)
@@ -397,7 +408,7 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
 def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     with execute._kernel_environment(2, tmp_path):
         assert os.environ["OMP_NUM_THREADS"] == had

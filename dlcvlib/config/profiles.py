@@ -1,26 +1,17 @@
-"""Profiles: a chapter's parameters as files, command lines and notebooks hold them.
+"""A chapter's parameters as command lines and notebooks hold them.
 
 Every notebook's `parameters` cell holds the values of `quick`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from dlcvlib.config import paths
-from dlcvlib.config.schema import Chapter, DANNParams, GANParams, PixelDAParams, VAEParams
+from dlcvlib.config.schema import CHAPTERS, load
 from dlcvlib.utils.errors import UserError
-
-CHAPTERS: dict[str, type[Chapter]] = {
-    kind.chapter: kind for kind in (VAEParams, GANParams, DANNParams, PixelDAParams)
-}
-
-
-def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """The parameters of a chapter, such as "vae": see `Chapter.from_profile`."""
-    return CHAPTERS[chapter].from_profile(profile, changes or {})
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -76,8 +67,3 @@ def write_parameters_cells(chapter: str) -> int:
             nbformat.write(notebook, path)
             changed += 1
     return changed
-
-
-def as_text(value: Any) -> str:
-    """A value on one line, as YAML would have it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dlcvlib.config import profiles, schema
+from dlcvlib.config.schema import as_text, load
+from dlcvlib.config.settings import Parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ def accuracies() -> dict[str, dict[str, float]]:
 
 
 def settings_beside(
-    chapter: str, settings: schema.Parameters, names: Sequence[str] = ()
+    chapter: str, settings: Parameters, names: Sequence[str] = ()
 ) -> "pd.DataFrame":
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
@@ -39,7 +40,7 @@ def settings_beside(
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
     import pandas as pd
 
-    theirs = profiles.load("original", chapter)
+    theirs = load("original", chapter)
     known: dict[str, Any] = {}
     for source in (*theirs.uses.values(), theirs):
         known |= dict(source)
@@ -47,8 +48,8 @@ def settings_beside(
     rows = [
         (
             name,
-            profiles.as_text(getattr(settings, name)),
-            profiles.as_text(known[name]),
+            as_text(getattr(settings, name)),
+            as_text(known[name]),
             fields[name].description,
         )
         for name in names or [name for name in fields if name in known]

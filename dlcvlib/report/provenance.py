@@ -9,8 +9,8 @@ from typing import Any
 
 from dlcvlib import __version__
 from dlcvlib.config.paths import ROOT
-from dlcvlib.config.profiles import CHAPTERS
-from dlcvlib.config.schema import Parameters
+from dlcvlib.config.schema import CHAPTERS
+from dlcvlib.config.settings import Parameters
 from dlcvlib.utils import environment, fingerprints, stopwatch, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")

@@ -15,8 +15,7 @@ from typing import Any
 import nbformat
 
 from dlcvlib.config.paths import NOTEBOOKS
-from dlcvlib.config.profiles import CHAPTERS, load
-from dlcvlib.config.schema import Chapter
+from dlcvlib.config.schema import CHAPTERS, Chapter, load
 from dlcvlib.report.exhibits import Exhibit, check
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError

@@ -48,7 +48,7 @@ class Method(nn.Module):
 
     Attributes:
         name: begins the name of the run's folder.
-        settings: a `config.schema.TrainingSettings`: what decides a run, besides data and code.
+        settings: a `config.settings.TrainingSettings`: what decides a run, besides data and code.
         step: optimisation steps taken so far, which schedules depend on.
     """
 

@@ -1,4 +1,4 @@
-"""Processes: how many cores there are for them, work in one of its own, the memory they take."""
+"""Work in a process of its own, and the memory that processes take."""
 
 import os
 import pkgutil
@@ -11,16 +11,10 @@ from contextlib import suppress
 from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
-import joblib
 import psutil
 
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-
-
-def cores() -> int:
-    """Processors that this process may use, by its affinity and its container's share of time."""
-    return joblib.cpu_count()
 
 
 def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
