@@ -39,20 +39,14 @@ def _unmet(requirements: Iterable[str]) -> Iterator[tuple["Requirement", str]]:
 
     for requirement in map(Requirement, requirements):
         try:
-            installed = _version(requirement.name)
+            own = requirement.name == "python"
+            installed = (
+                ".".join(map(str, sys.version_info[:3])) if own else version(requirement.name)
+            )
         except PackageNotFoundError:
             installed = ""
         if not installed or not requirement.specifier.contains(installed, prereleases=True):
             yield requirement, installed
-
-
-def _version(name: str) -> str:
-    return python_version() if name == "python" else version(name)
-
-
-def python_version() -> str:
-    """Such as "3.11.7"."""
-    return ".".join(map(str, sys.version_info[:3]))
 
 
 if __name__ == "__main__":

@@ -48,14 +48,9 @@ def _is_bare_string(node: ast.stmt) -> bool:
     )
 
 
-def modules(*names: str) -> list[Path]:
-    """Source files of this package's modules: `modules("vae", "data/images")`."""
-    return [PACKAGE / f"{name}.py" for name in names]
-
-
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
-    """Hex digests, as of `source_hash`, of this package's modules, by name as in `modules`."""
-    return {name: source_hash(modules(name)) for name in sorted(names)}
+    """`source_hash` of modules of this package, by name, such as "methods/vae"."""
+    return {name: source_hash([PACKAGE / f"{name}.py"]) for name in sorted(names)}
 
 
 def imported(source: str) -> list[Path]:
