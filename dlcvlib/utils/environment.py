@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 def missing(extra: str = "") -> list[str]:
@@ -39,10 +40,7 @@ def _unmet(requirements: Iterable[str]) -> Iterator[tuple["Requirement", str]]:
 
     for requirement in map(Requirement, requirements):
         try:
-            own = requirement.name == "python"
-            installed = (
-                ".".join(map(str, sys.version_info[:3])) if own else version(requirement.name)
-            )
+            installed = PYTHON if requirement.name == "python" else version(requirement.name)
         except PackageNotFoundError:
             installed = ""
         if not installed or not requirement.specifier.contains(installed, prereleases=True):

@@ -50,7 +50,7 @@ def _is_bare_string(node: ast.stmt) -> bool:
 
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
     """`source_hash` of modules of this package, by name, such as "methods/vae"."""
-    return {name: source_hash([PACKAGE / f"{name}.py"]) for name in sorted(names)}
+    return hashes(PACKAGE / f"{name}.py" for name in names)
 
 
 def imported(source: str) -> list[Path]:
@@ -70,7 +70,11 @@ def import_hashes(*entries: Path) -> dict[str, str]:
     Returns:
         By name: "methods/vae" for a module of this package, the file's name for any other.
     """
-    paths = {*entries, *(path for entry in entries for path in imported(_text(entry)))}
+    return hashes({*entries, *(path for entry in entries for path in imported(_text(entry)))})
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """`source_hash` of each file, by name as in `import_hashes`."""
     return {_name(path): source_hash([path]) for path in sorted(paths)}
 
 

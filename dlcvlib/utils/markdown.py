@@ -14,7 +14,7 @@ def escaped(text: str) -> str:
 
 def minus(text: str) -> str:
     """Text with a true minus (U+2212) for the hyphen in front of a negative number."""
-    return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+    return re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
 
 
 def fenced(text: str, language: str = "") -> str:
