@@ -1,11 +1,13 @@
 """Running notebooks: which and why, side by side or not, what fails, and what is reused."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import joblib
@@ -245,6 +247,14 @@ def test_a_kernel_that_does_not_start_is_tried_again(small, monkeypatch, capsys)
     tried.clear()
     assert not small.make()
     assert "was not run: RuntimeError: Kernel died" in capsys.readouterr().err
+
+    def full_disk(source, target, **_):
+        Path(target).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", full_disk)
+    assert not small.make()
+    assert "was not run: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

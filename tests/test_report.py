@@ -125,7 +125,7 @@ def flat(outline):
 
 def test_results(smoke_report):
     results = json.loads((smoke_report[0] / "results.json").read_text())
-    assert results["version"] == 2
+    assert results["version"] == 3
     assert len(results["1-3"]["mse_sum"]) == 10
     assert 0 < results["1-3"]["test_mse_per_pixel_mean"] < 1
     assert results["1-3"]["ten_errors"]["ours"] == pytest.approx(results["1-3"]["mse_sum"])

@@ -225,8 +225,10 @@ def execute(task: Task, board: "_Board", cell_timeout: int | None = None) -> Out
     with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
         temporary = Path(folder) / task.target.name
         cut_short = _papermill(task, temporary, cell_timeout)
-        # What papermill could not write was not run.
-        notebook = nbformat.read(temporary if temporary.is_file() else task.source, as_version=4)
+        try:
+            notebook = nbformat.read(temporary, as_version=4)
+        except (OSError, ValueError):  # papermill could not write all of it: none of it counts
+            notebook = nbformat.read(task.source, as_version=4)
     seconds = time.monotonic() - started
     error = unfinished(notebook, cut_short)
     clean(notebook)
@@ -295,17 +297,14 @@ def unfinished(notebook: nbformat.NotebookNode, cut_short: str = "") -> str:
             if output.output_type == "error":
                 return f"{_name(cell)} ended with {output.ename}: {output.evalue}"
         shown = {output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs}
-        if cell.execution_count and _labelled(cell) and not {"figure", "table"} & shown:
+        labelled = "label" in options(cell.source)
+        if cell.execution_count and labelled and not {"figure", "table"} & shown:
             return f"{_name(cell)} shows no figure or table: its value must be one"
     if cut_short:
         begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
         return f"{_name(begun[-1]) if begun else 'the first cell'} {cut_short}"
     never = [cell for cell in cells if cell.execution_count is None]
     return f"{_name(never[0])} was never run" if never else ""
-
-
-def _labelled(cell: nbformat.NotebookNode) -> bool:
-    return "label" in options(cell.source)
 
 
 def _name(cell: nbformat.NotebookNode) -> str:

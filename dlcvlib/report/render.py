@@ -33,7 +33,7 @@ from dlcvlib.utils.stopwatch import timed
 TITLE = "Image models, repeated"
 TEMPLATE = Path(__file__).with_name("template")
 READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
 PICTURES = {"image/svg+xml": "svg", "image/png": "png"}
