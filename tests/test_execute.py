@@ -41,7 +41,7 @@ def test_only_what_changed_runs_again_and_why_is_said(small, capsys):
     assert explained() == ["1-1 is reused", "1-2 is reused"]
     assert explained(steps=13)[0] == "1-1 runs: parameters changed: steps"
     small.write(p1_2=["from dlcvlib.evaluation import metrics, significance"])
-    reason = "notebook changed: text; code changed: evaluation/significance.py"
+    reason = "notebook changed: text; code changed: evaluation/significance"
     assert explained() == ["1-1 is reused", f"1-2 runs: {reason}"]
     target = small.out / "notebooks" / "1-1-test.ipynb"
     whole = target.read_text()
@@ -70,13 +70,12 @@ def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monke
         real = fingerprints.versions
         patch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
         assert reasons() == ["versions changed: torch"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate, "STYLE", tmp_path / uptodate.STYLE.name)
-        uptodate.STYLE.write_text("font.size: 5")
-        assert reasons() == [f"code changed: {uptodate.STYLE.name}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate.original, "report", lambda: {"vae": 0})
-        assert reasons() == ["original changed: report"]
+    for n, path in enumerate(uptodate.FILES):
+        (tmp_path / path.name).write_text("another")
+        with monkeypatch.context() as patch:
+            files = [*uptodate.FILES[:n], tmp_path / path.name, *uptodate.FILES[n + 1 :]]
+            patch.setattr(uptodate, "FILES", files)
+            assert reasons() == [f"files changed: {path.name}"]
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -92,11 +91,11 @@ def test_a_record_that_lacks_a_part_is_an_older_versions(small, part):
 
 
 def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path, monkeypatch):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, smoke().settings, faces, tmp_path)
     assert uptodate.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
-    real = fingerprints.module_hashes
+    real = fingerprints.hashes
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprints, "module_hashes", lambda names: real(names) | {"vae": "other"})
+        patch.setattr(fingerprints, "hashes", lambda paths: real(paths) | {"vae": "other"})
         first, second = uptodate.explain_runs(tmp_path).splitlines()
     assert first.endswith("that can be used: 0")
     assert second == f"{run.name} is stale: code changed: vae"
@@ -108,7 +107,7 @@ def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path,
         assert uptodate.explain_runs(tmp_path).splitlines()[1] == stale
     mark.unlink()
     storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
-    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
+    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} continues at step 7"
 
 
 def test_what_another_chapter_decides_decides_too(small):
@@ -177,7 +176,7 @@ def test_magics_do_not_end_the_search_for_imports(small):
     """A cell that is not Python even so imports nothing; the others count."""
     small.write(p1_1=[*MAGICS, "%matplotlib inline\nfrom dlcvlib.evaluation import metrics"])
     (task,) = small.plan()
-    assert "evaluation/metrics.py" in task.identity["code"]
+    assert "evaluation/metrics" in task.identity["code"]
 
 
 @pytest.mark.parametrize(

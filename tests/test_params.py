@@ -97,7 +97,11 @@ def test_original_is_the_homeworks_setting(chapter, settings):
         ("gan", {"soft_labels": [0.9, 0.7]}, "soft_labels: the range must rise"),
         ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
         ("dann", {"seeds": [2, 2]}, "named twice"),
-        ("dann", {"pairs": ["usps->cats"]}, "unknown pair 'usps->cats'; the known ones are usps"),
+        (
+            "dann",
+            {"pairs": ["usps->cats"]},
+            "'pairs.0': input should be 'usps->mnistm', .*got 'usps->cats'",
+        ),
         ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
     ],
 )

@@ -236,7 +236,7 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, caps
 
 
 def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tmp_path):
-    run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path / "runs")
+    run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path / "runs")
     handed = f"types.SimpleNamespace(handed_out=[{run.name!r}])"
     cell = f"import sys, types\nsys.modules['dlcvlib.training.runs'] = {handed}"
     small.write(p1_1=[cell, GOOD], p1_2=["1"])
@@ -244,7 +244,7 @@ def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tm
     assert "threads" in small.results()["provenance"]["device"]
     (run.folder / "provenance.json").unlink()
     assert small.make()
-    assert "records of 1 training runs are gone" in small.results()["provenance"]["device"]
+    assert "training runs without a record: 1" in small.results()["provenance"]["device"]
 
 
 def test_figures_of_earlier_reports_go(small):

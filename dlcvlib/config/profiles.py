@@ -5,7 +5,7 @@ Every notebook's `parameters` cell holds the values of `quick`.
 
 import json
 from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 
@@ -40,17 +40,10 @@ def parameters_cell(chapter: str) -> str:
     """Source of the `parameters` cell of a chapter's notebooks: the values of `quick`."""
     lines = []
     for name, value in load("quick", chapter).model_dump().items():
-        field = CHAPTERS[chapter].model_fields[name]
+        meaning = CHAPTERS[chapter].model_fields[name].description
         literal = json.dumps(value) if isinstance(value, str | list) else repr(value)
-        lines.append(f"{name}: {_annotation(field.annotation)} = {literal}  # {field.description}")
+        lines.append(f"{name}: {type(value).__name__} = {literal}  # {meaning}")
     return "\n".join(lines)
-
-
-def _annotation(type_: Any) -> str:
-    """A type as papermill's `--help-notebook` shows it: the plain type behind the constraints."""
-    if get_origin(type_) is Literal:
-        type_ = type(get_args(type_)[0])
-    return (get_origin(type_) or type_).__name__
 
 
 def write_parameters_cells(chapter: str) -> int:

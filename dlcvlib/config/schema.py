@@ -46,53 +46,30 @@ class Chapter(Parameters):
 
     Attributes:
         chapter: its name, as in `params/<profile>/<chapter>.yaml`.
+        used: names of the other chapters whose runs this one uses; each is a property too.
     """
 
     chapter: ClassVar[str]
+    used: ClassVar[tuple[str, ...]] = ()
 
     @property
     def uses(self) -> dict[str, "Chapter"]:
-        """Other chapters whose runs this one uses: chapter -> their parameters.
+        """The parameters of the chapters that this one uses, by name.
 
         Raises:
             UserError: if `<chapter>_changes` holds what that chapter refuses.
         """
-        return {}
+        return {chapter: getattr(self, chapter) for chapter in self.used}
 
     @model_validator(mode="after")
     def _uses_are_valid(self) -> Self:
         _ = self.uses
         return self
 
-    @classmethod
-    def from_profile(cls, profile: str, changes: Mapping[str, Any]) -> Self:
-        """The chapter's parameters under a profile, with some of them changed.
-
-        Raises:
-            UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
-        """
-        if profile not in PROFILES:
-            raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-        values = {}
-        for name in dict.fromkeys(("quick", profile)):
-            values |= _read(paths.PARAMS / name / f"{cls.chapter}.yaml")
-        return cls.parse(values | dict(changes), f"profile {profile}, chapter {cls.chapter}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of 'name: value'")
-    return values
-
 
 def _values(cls: type[Parameters], params: Parameters) -> dict[str, Any]:
     """Those of the parameters that a class has too, by name."""
-    shared = [name for name in cls.model_fields if name in type(params).model_fields]
-    return {name: getattr(params, name) for name in shared}
+    return params.model_dump(include=set(cls.model_fields))
 
 
 def _part(cls: type[P], params: Parameters, **more: Any) -> P:
@@ -120,6 +97,7 @@ class GANParams(FaceParams, GANSettings, Chapter):
     """Chapter 2."""
 
     chapter = "gan"
+    used = ("vae",)
     ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Positive = means("width of the networks of 2-3")
@@ -136,13 +114,7 @@ class GANParams(FaceParams, GANSettings, Chapter):
     @cached_property
     def vae(self) -> VAEParams:
         """Chapter 1's parameters, on this chapter's faces; as they were when this was made."""
-        faces = _values(FaceParams, self)
-        return VAEParams.from_profile(self.vae_profile, self.vae_changes | faces)
-
-    @property
-    def uses(self) -> dict[str, Chapter]:
-        """Chapter 1."""
-        return {"vae": self.vae}
+        return load(self.vae_profile, "vae", self.vae_changes | _values(FaceParams, self))
 
 
 class DANNParams(DigitParams, DANNFields, Chapter):
@@ -165,6 +137,7 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     chapter = "pixelda"
+    used = ("dann",)
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
@@ -176,13 +149,7 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     @cached_property
     def dann(self) -> DANNParams:
         """Chapter 3's parameters, on this chapter's digits; as they were when this was made."""
-        digits = _values(DigitParams, self)
-        return DANNParams.from_profile(self.dann_profile, self.dann_changes | digits)
-
-    @property
-    def uses(self) -> dict[str, Chapter]:
-        """Chapter 3."""
-        return {"dann": self.dann}
+        return load(self.dann_profile, "dann", self.dann_changes | _values(DigitParams, self))
 
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
@@ -204,14 +171,33 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
         )
 
 
-CHAPTERS: dict[str, type[Chapter]] = {
-    kind.chapter: kind for kind in (VAEParams, GANParams, DANNParams, PixelDAParams)
-}
+KINDS: list[type[Chapter]] = [VAEParams, GANParams, DANNParams, PixelDAParams]
+CHAPTERS = {kind.chapter: kind for kind in KINDS}
 
 
 def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """The parameters of a chapter, such as "vae": see `Chapter.from_profile`."""
-    return CHAPTERS[chapter].from_profile(profile, changes or {})
+    """The parameters of a chapter, such as "vae", under a profile, with some of them changed.
+
+    Raises:
+        UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    values = {}
+    for name in dict.fromkeys(("quick", profile)):
+        values |= _read(paths.PARAMS / name / f"{chapter}.yaml")
+    where = f"profile {profile}, chapter {chapter}"
+    return CHAPTERS[chapter].parse(values | dict(changes or {}), where)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines of 'name: value'")
+    return values
 
 
 def as_text(value: Any) -> str:

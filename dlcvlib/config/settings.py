@@ -3,7 +3,6 @@
 A `…Settings` model decides a trained run. The chapters, in `schema`, are composed of sections.
 """
 
-import difflib
 import itertools
 import os
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from pydantic import (
 )
 
 from dlcvlib.config import paths
-from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.errors import UserError, nearest
 
 Profile = Literal["smoke", "quick", "full", "original"]
 PROFILES: tuple[str, ...] = get_args(Profile)
@@ -37,18 +36,10 @@ def _distinct(values: list) -> list:
     return values
 
 
-def _known_pairs(pairs: list[str]) -> list[str]:
-    for pair in pairs:
-        if pair not in PAIRS:
-            raise ValueError(f"unknown pair {pair!r}; the known ones are {', '.join(PAIRS)}")
-    return pairs
-
-
 def _absolute_source(data: str) -> str:
     """`folder:mine` is relative to the working directory of whoever reads the parameters."""
-    kind, colon, path = data.partition(":")
-    # os.path leaves a "~name" of nobody as it is, where Path.expanduser raises.
-    return kind + colon + os.path.abspath(os.path.expanduser(path)) if path else data  # noqa: PTH100, PTH111
+    kind, _, path = data.partition(":")
+    return f"{kind}:{paths.absolute(path)}" if path else data
 
 
 def _absolute_runs_dir(path: str) -> str:
@@ -77,9 +68,7 @@ Blur = Annotated[float, Field(ge=0, le=8)]
 Perplexity = Annotated[float, Field(ge=2, le=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Pairs = Annotated[
-    list[str], Field(min_length=1), AfterValidator(_known_pairs), AfterValidator(_distinct)
-]
+Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[list[Positive], Field(min_length=1, max_length=5)]
 Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Label], Field(min_length=2, max_length=2)]
@@ -128,10 +117,8 @@ class Parameters(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _switches_are_not_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        switch = cls.model_fields[info.field_name].annotation is bool
-        if not switch and any(
-            isinstance(v, bool) for v in (value if isinstance(value, list) else [value])
-        ):
+        types = set(map(type, value if isinstance(value, list) else [value]))
+        if bool in types and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError(f"{value} is a switch, where none is asked for")
         return value
 
@@ -141,20 +128,17 @@ class Parameters(BaseModel):
 
 
 def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, cls.model_fields, n=1)
-        return f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
-    if error["type"] == "missing":
-        return f"parameter {name!r} is missing"
-    if error["type"] == "invalid_key":
-        key = error["input"]
-        return f"{key!r} is not a parameter's name (YAML reads on, off, yes and no as switches)"
-    if not name:
-        return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"parameter {name!r}: {error['msg'].removeprefix('Value error, ')}"
-    return f"parameter {name!r}: {error['msg'].lower()} (got {error['input']!r})"
+    name, given = ".".join(map(str, error["loc"])), repr(error["input"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
+        case "missing":
+            return f"parameter {name!r} is missing"
+        case "invalid_key":
+            return f"{given} is not a parameter's name (YAML reads on, off, yes and no as switches)"
+        case "value_error":  # one of ours; those about several parameters name them
+            return (f"parameter {name!r}: " if name else "") + str(error["ctx"]["error"])
+    return f"parameter {name!r}: {error['msg'].lower()} (got {given})"
 
 
 class Seeded(Parameters):

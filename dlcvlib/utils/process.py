@@ -39,7 +39,7 @@ def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
         except BrokenProcessPool:
             raise UserError(
                 f"the process that ran {function!r} ended without an answer (killed, perhaps for "
-                "its memory); run the same command again to go on"
+                "its memory); run the same command again to continue"
             ) from None
         except KeyboardInterrupt:
             # Ctrl-C reaches the other process too, a signal to this one alone does not.
@@ -59,7 +59,7 @@ def _call(
 def end_with_parent() -> None:
     """End this process as soon as the one that has started it has ended, in whatever way.
 
-    A pool's worker would wait for ever; other work would go on without its parent's locks.
+    A pool's worker would wait for ever; other work would continue without its parent's locks.
     """
 
     def wait() -> None:
