@@ -42,6 +42,6 @@ def settings_beside(
     fields = type(settings).model_fields
     rows = []
     for name in names or [name for name in fields if name in known]:
-        here, original = as_text(getattr(settings, name)), profiles.as_text(known[name])
+        here, original = as_text(getattr(settings, name)), as_text(known[name])
         rows.append((name, here, original, fields[name].description))
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])
