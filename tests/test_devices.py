@@ -3,23 +3,42 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, class_of, flip, same, settings_of, weights
 from torch import nn
 
 from dlcvlib.training import device
 
 
+@pytest.fixture
+def untrained():
+    torch.manual_seed(0)
+    return class_of("vae")(settings_of("vae", precision="auto"))
+
+
+@pytest.fixture
+def trials(monkeypatch, tmp_path):
+    """On a CPU with bfloat16: trials that find it twice as fast, counted, none made before."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(device.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
+    made = []
+    monkeypatch.setattr(device, "_trial", lambda *_: made.append(1) or 2.0)
+    return made
+
+
 @pytest.mark.parametrize("requested", ["bf16", "fp32"])
 def test_a_requested_precision_is_taken(requested):
-    assert device.precision_for(requested) == (requested, "requested")
+    method = class_of("vae")(settings_of("vae", precision=requested))
+    assert device.choose(method, None) == (requested, "requested")
 
 
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
-def test_auto_is_bfloat16_where_the_device_has_it(monkeypatch, accelerator, has):
+def test_auto_goes_by_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
     """An accelerator that is not CUDA is not judged by the CPU beside it."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
@@ -27,7 +46,45 @@ def test_auto_is_bfloat16_where_the_device_has_it(monkeypatch, accelerator, has)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     chosen = "bf16" if has and accelerator != "mps" else "fp32"
-    assert device.precision_for("auto")[0] == chosen
+    assert device.choose(untrained, None)[0] == chosen
+    assert len(trials) == (has and accelerator == "none")
+
+
+def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):
+    first = device.choose(untrained, None)
+    assert device.choose(untrained, None) == first == ("bf16", "2 times as fast as fp32")
+    assert len(trials) == 1
+    wider = class_of("vae")(settings_of("vae", precision="auto", latent_dim=9))
+    device.choose(wider, None)
+    assert len(trials) == 2
+
+
+def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
+    trials, untrained, tmp_path, disk_full_beyond
+):
+    with disk_full_beyond(0):
+        assert device.choose(untrained, None)[0] == "bf16"
+    for _ in range(2):
+        assert device.choose(untrained, None)[0] == "bf16"
+    assert len(trials) == 2
+    (outcome,) = tmp_path.glob("cache/*.json")
+    flip(outcome)
+    assert device.choose(untrained, None)[0] == "bf16"
+    assert len(trials) == 3
+
+
+def test_several_processes_make_no_trial(monkeypatch, trials, untrained):
+    """Each of its steps would wait for processes that wait for the trial."""
+    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    assert device.choose(untrained, None)[0] == "bf16"
+    assert trials == []
+
+
+def test_a_trial_leaves_the_method_as_it_was(untrained):
+    images = torch.rand(8, 3, 64, 64, device=device.default())
+    before = weights(untrained)
+    assert device._trial(untrained, lambda step: (images,)) > 0
+    assert same(untrained, before)
 
 
 def test_precisions_take_turns_in_one_process():

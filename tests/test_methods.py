@@ -159,7 +159,7 @@ def other(kind, name, value):
     """Another value of a setting."""
     annotation = kind.model_fields[name].annotation
     if get_origin(annotation) is Literal:
-        return next(choice for choice in get_args(annotation) if choice != value)
+        return next(c for c in get_args(annotation) if c not in (value, "auto"))
     if name in OTHERS:
         return OTHERS[name]
     if isinstance(value, bool):

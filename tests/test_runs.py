@@ -131,7 +131,7 @@ def test_code_that_trains_decides_a_run_and_no_other(module, affected, monkeypat
     """Nor do comments and docstrings."""
 
     def codes():
-        return {name: runs.deciding_code(class_of(name)) for name in METHODS}
+        return {name: identity(method=name)["code"] for name in METHODS}
 
     path, before = fingerprints.PACKAGE / f"{module}.py", codes()
     source = path.read_text()
@@ -170,17 +170,17 @@ def test_what_is_damaged_is_trained_again(train, fitted, capsys, file):
 def test_a_snapshot_that_is_lost_leaves_the_model_alone(train, fitted, capsys, harm):
     changes = {"steps": 6, "ema_decay": 0.9, "keep_snapshots": True}
     run, z = train("dcgan", **changes), torch.randn(4, 8)
-    assert run.snapshots == [3, 6]
-    early, late = (run.at(step).sample(z) for step in run.snapshots)
+    assert list(run.snapshots) == [3, 6]
+    early, late = (method.sample(z) for method in run.snapshots.values())
     torch.testing.assert_close(late, run.method.sample(z), atol=0.01, rtol=0)
     assert not torch.equal(early, late)
     harm(run.folder / "snapshot-3.safetensors")
     again = train("dcgan", **changes)
     assert fitted == [0]
     assert same(again.method, run.method)
-    assert again.snapshots == [6]
+    assert list(again.snapshots) == [6]
     assert "snapshot-3.safetensors is" in capsys.readouterr().out
-    assert torch.equal(again.at(6).sample(z), late)
+    assert torch.equal(again.snapshots[6].sample(z), late)
 
 
 def test_checkpoints_that_a_kill_at_the_end_has_left_go(train):

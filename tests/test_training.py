@@ -254,7 +254,7 @@ def test_an_interrupt_waits_for_the_step_and_loses_none(train, before_step, monk
 def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
     """Also where this machine would choose another one by then."""
     chosen = ["bf16"]
-    monkeypatch.setattr(device, "precision_for", lambda _: (chosen[-1], "for a test"))
+    monkeypatch.setattr(device, "choose", lambda *_: (chosen[-1], "for a test"))
     whole = train("vae", "whole", steps=9, precision="auto")
     stop_at(4, before_step, train, "stopped", precision="auto")
     chosen.append("fp32")

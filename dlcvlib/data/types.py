@@ -50,10 +50,6 @@ class FaceData:
     notes: tuple[str, ...]
     fingerprint: str
 
-    def images(self) -> dict[str, Tensor]:
-        """Images of the training and the test split by name."""
-        return {"train": self.train.images, "test": self.test.images}
-
     def summary(self) -> str:
         """Markdown: a sentence or two on what the data are, how many, and what to know of them."""
         return f"Data: {_summary(self)}"

@@ -152,8 +152,9 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been changed
     there; which images are used is their own.
     """
-    from dlcvlib.config.profiles import load, parse_assignments
-    from dlcvlib.config.schema import DigitParams, FaceParams
+    from dlcvlib.config.profiles import parse_assignments
+    from dlcvlib.config.schema import load
+    from dlcvlib.config.settings import DigitParams, FaceParams
 
     given = {name: getattr(arguments, name) for name in ("data", "runs_dir")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -172,7 +173,7 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
 
 def _seeds(arguments: argparse.Namespace, chapter: str) -> dict[str, Any]:
     """`--seed` as a chapter has it: where it has several, they count up from it."""
-    from dlcvlib.config.profiles import load
+    from dlcvlib.config.schema import load
 
     if (first := arguments.seed) is None:
         return {}
@@ -195,8 +196,9 @@ def _report(arguments: argparse.Namespace) -> int:
     # A folder may well hold faces only, or digits only.
     numbers = {int(problem[0]) for problem in uptodate.chosen(only)}
     used = {name: params[name] for number, name in enumerate(params, 1) if number in numbers}
+    uptodate.declared()  # mistakes in exhibits and a wrong folder, before the data are prepared
     if not arguments.explain:
-        execute.refuse(out)  # before the data, which may take long
+        execute.refuse(out)
     # torch and the images take hundreds of megabytes; what follows needs neither.
     fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used)
     if arguments.explain:
@@ -235,25 +237,26 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
-    """Goes with `dlcvlib.evaluation.adaptation.main_runs`."""
+    """The runs that the notebooks of a chapter share, trained or loaded."""
     from dlcvlib.evaluation import adaptation, features
-    from dlcvlib.methods import dcgan, vae
+    from dlcvlib.methods.dcgan import DCGAN
+    from dlcvlib.methods.vae import VAE
+    from dlcvlib.training.runs import train_or_load
 
     if chapter == "vae":
-        return [vae.train_or_load(params.settings, data, params.runs_dir)]
+        return [train_or_load(VAE, params.settings, data, params.runs_dir)]
     if chapter == "gan":
-        extractor = features.extractor(params, data)
-        return [dcgan.train_or_load(params.settings, data, extractor, params.runs_dir)]
-    if chapter == "pixelda":
-        scores = adaptation.all_methods(params, data)
-    else:
-        methods = (adaptation.source_only, adaptation.adversarial, adaptation.target_only)
-        scores = [method(params, data) for method in methods]
-    return list({run.name: run for found in scores for run in found.runs}.values())
+        measured = features.measured(params, data)
+        return [train_or_load(DCGAN, params.settings, measured, params.runs_dir)]
+    methods = adaptation.ALL if chapter == "pixelda" else adaptation.CHAPTER_3
+    return list(
+        {run.name: run for run in adaptation.train(params, data, methods).values()}.values()
+    )
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from dlcvlib.config.profiles import as_text, write_parameters_cells
+    from dlcvlib.config.profiles import write_parameters_cells
+    from dlcvlib.config.schema import as_text
 
     if arguments.write_notebooks:
         print(f"{write_parameters_cells(arguments.chapter)} notebooks changed")

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import joblib
 import platformdirs
 import torch
 from accelerate import Accelerator, PartialState
@@ -20,14 +21,11 @@ from accelerate.state import AcceleratorState
 from dlcvlib.training.method import Batch, Method
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores
 from dlcvlib.utils.stopwatch import timed
 
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3
 """Of each round and precision; the first is not timed."""
-CLEAR = 1.15
-"""Ratio of speeds that, found twice, makes a third round of the trial unnecessary."""
 
 
 def setup() -> None:
@@ -37,8 +35,8 @@ def setup() -> None:
     # Else a GPU would round the factors of "fp32" to ten bits.
     torch.backends.cudnn.allow_tf32 = False
     # torch counts a machine's processors, also where a container has a share of them.
-    if cores() < torch.get_num_threads():
-        torch.set_num_threads(cores())
+    if joblib.cpu_count() < torch.get_num_threads():
+        torch.set_num_threads(joblib.cpu_count())
 
 
 def accelerator_for(precision: str) -> Accelerator:
@@ -96,14 +94,14 @@ def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
     if PartialState().num_processes > 1:
         # A trial's steps would wait for processes that wait for the trial.
         return "bf16", "this CPU supports it; several processes make no trial"
-    gain = _cached_gain(method, batch)
+    gain = _gain(method, batch)
     if gain > 1:
         return "bf16", f"{gain:.2g} times as fast as fp32"
     return "fp32", f"{1 / gain:.2g} times as fast as bf16"
 
 
-def _cached_gain(method: Method, batch: Callable[[int], Batch]) -> float:
-    """The outcome of a trial on this machine, made now or earlier."""
+def _gain(method: Method, batch: Callable[[int], Batch]) -> float:
+    """How many times as fast bf16 is as fp32, tried now or earlier on this machine."""
     machine = {
         "host": platform.node(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -118,21 +116,16 @@ def _cached_gain(method: Method, batch: Callable[[int], Batch]) -> float:
     path = platformdirs.user_cache_path("dlcv-report") / (
         f"precision-{fingerprints.json_hash(machine | what)[:16]}.json"
     )
-    try:
-        storage.make_dir(path.parent)
-    except UserError:
-        return _gain(method, batch)  # it will be tried again the next time
-    with storage.exclusive_lock(path.with_suffix(""), "tried"):
-        with contextlib.suppress(storage.DamagedFileError):
-            return storage.read_sealed(path)["gain"]
-        gain = _gain(method, batch)
-        with contextlib.suppress(UserError):  # a full disk there is no reason not to train
-            storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
-        return gain
+    with contextlib.suppress(storage.DamagedFileError):
+        return storage.read_sealed(path)["gain"]
+    gain = _trial(method, batch)
+    with contextlib.suppress(UserError):  # a full disk there is no reason not to train
+        storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
+    return gain
 
 
 @timed("trying precisions")
-def _gain(method: Method, batch: Callable[[int], Batch]) -> float:
+def _trial(method: Method, batch: Callable[[int], Batch]) -> float:
     """How many times as fast bf16 is as fp32: median over rounds in which they alternate."""
     copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}
     for precision, one in copies.items():
@@ -141,8 +134,6 @@ def _gain(method: Method, batch: Callable[[int], Batch]) -> float:
     for _ in range(TRIAL_ROUNDS):
         seconds = {precision: _seconds(one, batch(0)) for precision, one in copies.items()}
         gains.append(seconds["fp32"] / seconds["bf16"])
-        if len(gains) > 1 and (min(gains) > CLEAR or max(gains) < 1 / CLEAR):
-            break
     return statistics.median(gains)
 
 

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dlcvlib.training.method import Batch, Method, Progress, Settings, gradient_norms
+from dlcvlib.training.method import Batch, Method, Progress, gradient_norms
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
@@ -113,7 +113,7 @@ def fit(
             # 1. One step, whose randomness depends on seed and step alone.
             method.step = progress.step
             seed_step(settings.seed, progress.step * processes + rank)
-            factor = _set_learning_rate(method, settings)
+            factor = _set_learning_rate(method)
             losses = method.training_step(_share(batch(progress.step), rank, processes))
             norms = gradient_norms(method.optimizers)
             losses |= {GRADIENT + name: norm for name, norm in norms.items()}
@@ -147,16 +147,13 @@ def fit(
                 )
 
 
-def _groups(method: Method) -> Iterator[dict[str, Any]]:
-    for optimizer in method.optimizers.values():
-        yield from optimizer.param_groups
-
-
-def _set_learning_rate(method: Method, settings: Settings) -> float:
+def _set_learning_rate(method: Method) -> float:
     """Set the learning rate of the method's step; its share of the peak."""
+    settings = method.settings
     factor = learning_rate_factor(settings.learning_rate_schedule, method.step / settings.steps)
-    for group in _groups(method):
-        group["lr"] = factor * group["initial_lr"]
+    for optimizer in method.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = factor * settings.learning_rate
     return factor
 
 

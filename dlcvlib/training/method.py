@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,19 +18,6 @@ from torch.optim import Adam, Optimizer
 from dlcvlib.data.batches import float_chunks
 
 Batch = tuple[Tensor, ...]
-
-
-class Settings(Protocol):
-    """The settings that every method has (`config.schema.TrainingSettings`)."""
-
-    seed: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    learning_rate_schedule: str
-    adam_betas: list[float]
-    weight_decay: float
-    precision: str
 
 
 @dataclass
@@ -61,13 +48,13 @@ class Method(nn.Module):
 
     Attributes:
         name: begins the name of the run's folder.
-        settings: everything that decides a run, besides data and code.
+        settings: a `config.settings.TrainingSettings`: what decides a run, besides data and code.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Any) -> None:
         super().__init__()
         self.settings = settings
         self.step = 0
@@ -136,7 +123,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.requires_grad_(True)
 
 
-def adam(modules: Iterable[nn.Module], settings: Settings) -> Adam:
+def adam(modules: Iterable[nn.Module], settings: Any) -> Adam:
     """Adam over the parameters of several modules."""
     return Adam(
         [parameter for module in modules for parameter in module.parameters()],

@@ -30,7 +30,7 @@ import yaml
 from accelerate import PartialState
 
 from dlcvlib.training import checkpoint, device, loop
-from dlcvlib.training.method import Method, Progress, Settings
+from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
@@ -64,34 +64,27 @@ class Run(Generic[M]):
 
     name: str
     method: M
-    settings: Settings
+    settings: Any
     history: pd.DataFrame
     provenance: dict[str, Any]
     folder: Path
 
     @property
-    def snapshots(self) -> list[int]:
-        """Steps at which networks were kept, as far as their files are intact."""
-        steps = self.provenance["snapshots"]
-        return [step for step in steps if self._intact(_snapshot(step))]
-
-    def _intact(self, file: str) -> bool:
-        try:
-            storage.check(self.folder / file, self.provenance["files"][file])
-        except storage.DamagedFileError as error:
-            print(f"{error}; it is left out")
-            return False
-        return True
-
-    def at(self, step: int) -> M:
-        """The method with its kept networks as they were after a step of `snapshots`."""
-        file = _snapshot(step)
-        tensors, _ = storage.read_tensors(self.folder / file, self.provenance["files"][file])
-        method = copy.deepcopy(self.method)
-        for name in {key.split(".")[0] for key in tensors}:
-            weights = {k.removeprefix(f"{name}."): v for k, v in tensors.items()}
-            method.get_submodule(name).load_state_dict(weights)
-        return method
+    def snapshots(self) -> dict[int, M]:
+        """Step -> the method with its kept networks as they were; damaged ones are left out."""
+        methods = {}
+        for step in self.provenance["snapshots"]:
+            file = _snapshot(step)
+            try:
+                tensors, _ = storage.read_tensors(
+                    self.folder / file, self.provenance["files"][file]
+                )
+            except storage.DamagedFileError as error:
+                print(f"{error}; it is left out")
+                continue
+            methods[step] = copy.deepcopy(self.method)
+            methods[step].load_state_dict(tensors, strict=False)
+        return methods
 
     @property
     def device(self) -> torch.device:
@@ -104,29 +97,25 @@ class Run(Generic[M]):
         return self.provenance["seconds"]
 
 
-def deciding_code(method: type[Method]) -> dict[str, str]:
-    """Content hashes of the modules that train a method: all of `ROOMS` that it or the loop import.
+def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, Any]:
+    """Everything that decides a trained model.
 
-    Comments and docstrings do not count.
+    The code is hashed module by module, without comments and docstrings: the method's own, and
+    all in `ROOMS` that it, the loop, devices and checkpoints import.
     """
-    own, shared = (Path(inspect.getfile(part)) for part in (method, loop))
-    hashes = fingerprints.import_hashes(own, shared)
-    return {n: digest for n, digest in hashes.items() if n.startswith(ROOMS) or n == own.name}
-
-
-def identity_of(method: type[Method], settings: Settings, data: Data) -> dict[str, Any]:
-    """Everything that decides a trained model."""
+    own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
+    hashes = fingerprints.import_hashes(own, *shared)
     return {
         "settings": settings.model_dump(),
         "data": data.fingerprint,
-        "code": deciding_code(method),
+        "code": {n: h for n, h in hashes.items() if n.startswith(ROOMS) or n == own.name},
         **fingerprints.versions("torch", "accelerate"),
     }
 
 
 def train_or_load(
     method: type[M],
-    settings: Settings,
+    settings: Any,
     data: Data,
     runs_dir: Path | str,
     *,
@@ -171,7 +160,7 @@ def train_or_load(
 
 
 def train_all(
-    requested: Mapping[K, tuple[type[M], Settings, Data]], runs_dir: Path | str
+    requested: Mapping[K, tuple[type[M], Any, Data]], runs_dir: Path | str
 ) -> dict[K, Run[M]]:
     """`train_or_load` for each, those that another process is training last.
 
@@ -208,7 +197,7 @@ def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
 def _train(
     folder: Path,
     kind: type[Method],
-    settings: Settings,
+    settings: Any,
     data: Data,
     identity: Mapping[str, Any],
 ) -> None:
@@ -278,9 +267,6 @@ def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], No
     # A run keeps the precision it began with, whatever a trial would choose today.
     precision = found[1]["precision"] if found else device.choose(method, batch)
     accelerator = device.prepare(method, precision[0])
-    for optimizer in method.optimizers.values():
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
     if found:
         progress = checkpoint.restore(*found, method)
     else:
@@ -300,13 +286,13 @@ def _snapshot(step: int) -> str:
     return f"snapshot-{step}.safetensors"
 
 
-def _create(method: type[M], settings: Settings) -> M:
+def _create(method: type[M], settings: Any) -> M:
     """The untrained method; its initial weights depend on the seed alone."""
     torch.manual_seed(settings.seed)
     return method(settings)
 
 
-def _load(folder: Path, kind: type[M], settings: Settings) -> Run[M] | None:
+def _load(folder: Path, kind: type[M], settings: Any) -> Run[M] | None:
     """The finished run in `folder`, or None if there is none that is intact."""
     mark = folder / "provenance.json"
     if not mark.is_file():
