@@ -19,6 +19,7 @@ from conftest import PROBLEMS, ROOT
 from dlcvlib.config import profiles, schema
 from dlcvlib.methods import vae
 from dlcvlib.report import execute, uptodate
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
