@@ -1,8 +1,8 @@
 """AdaMatch, chapter 4: pseudo-labels for the target, selected by the source's confidence.
 
 The classifier's prediction for a weakly augmented target image, after its class frequencies are
-aligned with the source's, becomes the label of the same image strongly augmented, wherever it is
-confident enough; the source's own confidence sets the threshold:
+aligned with the source's, becomes the label of a strongly augmented view of the same image if it
+is confident enough; the source's own confidence sets the threshold:
 
     loss = cross-entropy on the source + mu(t) * masked cross-entropy on the target
 
@@ -11,9 +11,9 @@ References:
         Adaptation. ICLR 2022. arXiv:2106.04732
     [2] Sohn et al.: FixMatch. NeurIPS 2020. arXiv:2001.07685 (weak and strong views)
 
-As in [1], predictions are made by an average of the weights over the last steps. Departures from
-its published code: distribution alignment compares the means of the two current batches, not
-running ones, and both batches are of one size.
+As in [1], predictions use a moving average of the weights. Departures from its published code:
+distribution alignment compares the means of the two current batches, not running means, and both
+batches have the same size.
 """
 
 import math
@@ -32,13 +32,10 @@ from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.classifier import Classifier, networks, two_domains
 from dlcvlib.training.method import Batch, Method, adam, update
 
-THRESHOLD = 0.9
-"""Share of the source's confidence from which [1] keeps a pseudo-label."""
-
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch meanwhile, but leaves its running statistics alone."""
+    """Within it, BatchNorm normalises by the batch but does not update its running statistics."""
     layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [layer.momentum for layer in layers]
     for layer in layers:
@@ -51,19 +48,19 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def interpolate(joint: Tensor, alone: Tensor) -> Tensor:
-    """Random logit interpolation ([1]): each value somewhere between the two, same shape."""
+    """Random logit interpolation ([1]): each value drawn uniformly between the two."""
     return torch.lerp(alone, joint, torch.rand_like(joint))
 
 
 def align(target: Tensor, source: Tensor) -> Tensor:
-    """Distribution alignment ([1]): the target's mean becomes the source's.
+    """Distribution alignment ([1]): scale the target's mean prediction to the source's.
 
     Args:
         target: class probabilities (M, 10).
         source: class probabilities (N, 10).
 
     Returns:
-        The target's times the ratio of the means, each row made to sum to 1 again.
+        The target's probabilities times the ratio of the means, each row renormalised to sum to 1.
     """
     ratio = source.mean(0) / target.mean(0).clamp_min(1e-6)
     return F.normalize(target * ratio, p=1, dim=1)
@@ -72,39 +69,39 @@ def align(target: Tensor, source: Tensor) -> Tensor:
 def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
     """Relative confidence threshold ([1]): which rows are confident, (M,) bool.
 
-    Their highest probability reaches `threshold` times the source's mean confidence.
+    Those whose highest probability reaches `threshold` times the source's mean confidence.
     """
     return target.amax(1) >= threshold * source.amax(1).mean()
 
 
 def warm_up(progress: float) -> float:
-    """Weight mu of the target's loss ([1]): from 0 to 1 at half of the run."""
+    """Weight mu of the target's loss ([1]): it rises from 0 to 1 over the first half of the run."""
     return 0.5 - 0.5 * math.cos(min(math.pi, 2 * math.pi * progress))
 
 
 class AdaMatch(Classifier):
-    """F and L in training, and their average, which predicts and is measured."""
+    """F and L, and their moving average, which makes the predictions."""
 
     name = "adamatch"
 
     def __init__(self, settings: AdaMatchSettings) -> None:
-        Method.__init__(self, settings)  # the classifier's own networks are the two below
+        Method.__init__(self, settings)  # not Classifier's: its networks are these two
         self.trained = nn.Sequential(*networks(settings))
         self.averaged = averaged(self.trained, settings.ema_decay)
 
     @property
     def extractor(self) -> nn.Module:
-        """The average's F."""
+        """F of the moving average."""
         return self.averaged.module[0]
 
     @property
     def classifier(self) -> nn.Module:
-        """The average's L."""
+        """L of the moving average."""
         return self.averaged.module[1]
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """That of the networks in training."""
+        """One Adam for the networks being trained."""
         return {"trained": adam([self.trained], self.settings)}
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
@@ -116,32 +113,32 @@ class AdaMatch(Classifier):
         x_s, y_s, x_t = batch
         weak = AUGMENTATIONS[self.settings.target_augmentation]
         strong = AUGMENTATIONS[self.settings.augmentation]
-        # 1. Logits of all views together, and of the source's alone, for BatchNorm's sake.
+        # 1. Logits of all views in one batch, and of the source's alone: BatchNorm differs.
         source = torch.cat([weak(x_s), strong(x_s)])
         joint = self.trained(torch.cat([source, weak(x_t), strong(x_t)]))
         with frozen_statistics(self.trained):
             alone = self.trained(source)
         on_source = interpolate(joint[: len(source)], alone)
         on_weak, on_strong = joint[len(source) :].chunk(2)
-        # 2. Pseudo-labels of the target, and which of them are confident.
+        # 2. Pseudo-labels for the target, and which of them are confident.
         with torch.no_grad():
-            known = on_source[: len(x_s)].softmax(1)
-            pseudo = align(on_weak.softmax(1), known)
-            mask = confident(pseudo, known, self.settings.threshold).float()
+            reference = on_source[: len(x_s)].softmax(1)
+            pseudo = align(on_weak.softmax(1), reference)
+            mask = confident(pseudo, reference, self.settings.threshold).float()
         # 3. Both losses.
         source_loss = F.cross_entropy(on_source, torch.cat([y_s, y_s]))
-        each = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
-        target_loss = (mask * each).mean()
+        losses = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
+        target_loss = (mask * losses).mean()
         update(source_loss + self.target_weight() * target_loss, self.optimizers.values())
         self.averaged.update_parameters(self.trained)
         return {"class": source_loss, "target": target_loss, "kept": mask.mean()}
 
     def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """The average's accuracy on the source's validation images."""
+        """Accuracy of the averaged networks on the source's validation images."""
         return {"accuracy": self.accuracy(data.source_validation)}
 
     def pseudo_labels(self, data: Adaptation) -> tuple[Tensor, Tensor]:
-        """The average's labels for the target's training images, and which are confident.
+        """The averaged networks' labels for the target's training images, and which are confident.
 
         Returns:
             Labels (M,) int64 and (M,) bool, on the CPU.

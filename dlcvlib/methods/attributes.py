@@ -1,4 +1,4 @@
-"""A small classifier of the faces' own attributes, whose hidden layer serves as image features.
+"""A small classifier of the faces' attributes, whose hidden layer provides image features.
 
 Distances in its feature space (KID, FID) are comparable within one data set and one trained
 network, not with published values.
@@ -17,7 +17,7 @@ from dlcvlib.training.method import Batch, Method, update
 
 
 class AttributeNet(nn.Module):
-    """Strided convolutions to a feature vector, and a linear layer to the attributes' logits."""
+    """Strided convolutions to a feature vector, then a linear layer to the attributes' logits."""
 
     def __init__(self, attributes: int, channels: Sequence[int] = (32, 64, 128, 128)) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class AttributeClassifier(Method):
         self.net = AttributeNet(len(settings.attributes))
 
     def batches(self, data: FaceData, device: torch.device) -> Callable[[int], Batch]:
-        """Training images (N, 3, 64, 64) in 0..1, mirrored at random, attributes (N, A) of 0, 1."""
+        """Training images (N, 3, 64, 64) in 0..1, mirrored at random, attributes (N, A), 0 or 1."""
         settings = self.settings
         columns = [data.train.attributes[name] for name in settings.attributes]
         tensors = [data.train.images, torch.stack(columns, dim=1).float()]

@@ -1,4 +1,4 @@
-"""Averages of weights over training, which sample and predict better than the last step's.
+"""Moving averages of weights, which sample and predict better than the last step's weights.
 
 References:
     [1] Yazici et al.: The Unusual Effectiveness of Averaging in GAN Training. ICLR 2019
@@ -16,8 +16,8 @@ def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a module's weights and buffers, itself never trained.
 
     Args:
-        module: what is averaged.
-        decay: the highest (see `decay_after`).
+        module: the network to average.
+        decay: maximum decay (see `decay_after`).
     """
     return AveragedModel(module, multi_avg_fn=_average(decay), use_buffers=True).requires_grad_(
         False
@@ -25,7 +25,7 @@ def averaged(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def decay_after(updates: int, highest: float) -> float:
-    """The decay of the update that follows so many: the memory is short at first."""
+    """Decay of the update that follows `updates` others: ramped up to `highest`."""
     return min(highest, (1 + updates) / (10 + updates))
 
 

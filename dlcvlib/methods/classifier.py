@@ -1,7 +1,7 @@
 """The digit classifier that chapters 3 and 4 share: a feature extractor F and a label classifier L.
 
-Trained on the labels of one domain alone it is what adaptation is measured against: on the source's
-it is *source only*, on the target's *target only*.
+Trained on the labels of a single domain, it is the baseline for adaptation: *source only* on the
+source's labels, *target only* on the target's.
 
 Departures from the original homework: F has the four blocks that its report describes, not the
 five of its code; images may be normalised one by one (`instance_norm`), which removes brightness
@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
 
     Args:
         channels: output channels of the blocks; each halves the image.
-        instance_norm: normalise each channel of each image by its own mean and deviation first.
+        instance_norm: first normalise each channel of each image by its own mean and deviation.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Classifier(Method):
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """F's and L's."""
+        """One Adam for F and L."""
         return {"classifier": adam([self.extractor, self.classifier], self.settings)}
 
     def batches(self, data: Domain, device: torch.device) -> Callable[[int], Batch]:
@@ -116,22 +116,22 @@ class Classifier(Method):
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        """Output of `features`, (N, size) -> labels (N,) int64 on the CPU, as `predict`'s."""
+        """Output of `features`, (N, size) -> labels (N,) int64 on the CPU, as from `predict`."""
         return self.classifier(features.to(self.device)).argmax(1).cpu()
 
     def accuracy(self, data: LabelledImages) -> float:
-        """Share of images whose label is predicted, 0 to 1."""
+        """Share of correctly classified images, 0 to 1."""
         return (self.predict(data.images) == data.labels).float().mean().item()
 
 
 def networks(settings: ClassifierSettings) -> tuple[FeatureExtractor, LabelClassifier]:
-    """F and L of these settings."""
+    """F and L with these settings."""
     extractor = FeatureExtractor(settings.channels, settings.instance_norm)
     return extractor, LabelClassifier(extractor.size, settings.classifier_width)
 
 
 def learned(class_loss: Tensor) -> Tensor:
-    """How far a class loss lies below that of guessing: from 0 (it guesses, or worse) to 1."""
+    """How far a class loss is below chance: from 0 (at chance, or worse) to 1 (a loss of 0)."""
     return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
 
 
@@ -145,6 +145,6 @@ def two_domains(
     """step -> source images, source labels, target images; the domains are drawn independently."""
     tensors, seed = [data.source.images, data.source.labels], settings.seed
     source = Batches(tensors, settings.batch_size, seed, device, augment_source)
-    # Another order than the source's, even where both are of one size.
+    # In a different order from the source's, even if both have the same size.
     target = Batches([data.target], settings.batch_size, ~seed, device, augment_target)
     return lambda step: (*source(step), *target(step))

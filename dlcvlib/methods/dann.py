@@ -1,12 +1,12 @@
-"""DANN, chapter 3: features that separate the digits and not the domains.
+"""DANN, chapter 3: features that separate the digits but not the domains.
 
-A domain classifier D predicts from F's features which domain an image is from; F is trained so that
-the label classifier L succeeds and D fails:
+A domain classifier D predicts from F's features which domain an image comes from; F is trained so
+that the label classifier L succeeds and D fails:
 
     L and F minimise  class loss - weight * domain loss,   D minimises  domain loss
 
 where the class loss is the cross-entropy on the source's labels and the domain loss D's binary
-cross-entropy on images of both domains. A gradient reversal layer makes one step of it.
+cross-entropy on images of both domains. A gradient reversal layer does both in one step.
 
 References:
     [1] Ganin, Lempitsky: Unsupervised Domain Adaptation by Backpropagation. ICML 2015.
@@ -14,11 +14,11 @@ References:
     [2] Ganin et al.: Domain-Adversarial Training of Neural Networks. JMLR 2016. arXiv:1505.07818
 
 Both domains' images pass through F in one batch, as in the original's code, so that BatchNorm sees
-their mixture, in training and through its running statistics in evaluation too. Where we depart
-from the original: the two domains are drawn independently, so that an epoch does not end with the
+their mixture in training and, through its running statistics, in evaluation too. Departure from
+the original: the two domains are drawn independently, so that an epoch does not end with the
 shorter one. Departure from the papers: a "patient" schedule (a label warm-up), because D separates
-the domains at once, and its reversed gradient can flatten the features before L has learned any
-digit.
+the domains almost immediately, and its reversed gradient can flatten the features before L has
+learned any digit.
 """
 
 import math
@@ -53,17 +53,17 @@ def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def rising(progress: float) -> float:
-    """The schedule of [1], section 4: 0 at a progress of 0, nearly 1 from its middle on."""
+    """The schedule of [1], section 4: 0 at the start, nearly 1 from the middle of the run."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
 class DomainClassifier(nn.Module):
-    """D: fully connected layers with BatchNorm and ReLU, then a logit of "this is the source".
+    """D: fully connected layers with BatchNorm and ReLU, then a logit of being from the source.
 
     Args:
         features: length of F's output.
         width: of the hidden layers.
-        layers: how many hidden layers.
+        layers: number of hidden layers.
     """
 
     def __init__(self, features: int, width: int = 512, layers: int = 4) -> None:
@@ -91,7 +91,7 @@ class DANN(Classifier):
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """F's and L's, and D's."""
+        """One Adam for F and L, and one for D."""
         return super().optimizers | {"domain": adam([self.domain], self.settings)}
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
@@ -103,7 +103,7 @@ class DANN(Classifier):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One joint step of F, L and D.
 
-        "alternating" first trains D alone, on features that stay as they are.
+        "alternating" first trains D alone, with F fixed.
         """
         x_s, y_s, x_t = batch
         features = self.extractor(torch.cat([x_s, x_t]))
@@ -129,8 +129,8 @@ class DANN(Classifier):
     def domain_weight(self, class_loss: Tensor) -> Tensor:
         """The weight of the reversed gradient at the current step: scalar.
 
-        Fixed, or `rising`, or "patient": rising, times how far the batch's class loss shows the
-        labels to be `learned`.
+        Fixed, `rising`, or "patient" (a label warm-up): rising, times how far the labels are
+        `learned` by the batch's class loss.
         """
         settings = self.settings
         weight = torch.full_like(class_loss, settings.domain_weight)
@@ -145,7 +145,7 @@ class DANN(Classifier):
         return ((logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()).item() / 2
 
     def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """On validation images: the source's accuracy and D's; no target label is used."""
+        """Accuracy on the source's validation images, and D's accuracy; no target label is used."""
         images = data.source_validation.images
         return {
             "accuracy": self.accuracy(data.source_validation),

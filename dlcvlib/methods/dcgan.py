@@ -1,7 +1,7 @@
-"""The DCGAN of chapter 2, the original's tricks to train it, and today's remedies.
+"""The DCGAN of chapter 2, the original's training tricks, and later remedies.
 
-A generator G maps noise z to an image, a discriminator D tells real images from G's, and they are
-trained against each other:
+A generator G maps noise z to an image, a discriminator D distinguishes real images from G's, and
+they are trained against each other:
 
     D minimises  -log D(x) - log(1 - D(G(z))),   G minimises  -log D(G(z)),   z ~ N(0, I)
 
@@ -15,8 +15,8 @@ References:
     [6] Yazici et al.: The Unusual Effectiveness of Averaging in GAN Training. ICLR 2019
     [7] Zhao et al.: Differentiable Augmentation. NeurIPS 2020. arXiv:2006.10738
 
-Departures from the original homework: D ends in a logit, and the loss holds the Sigmoid, so
-that neither overflows; labels are flipped image by image, not batch by batch.
+Departures from the original homework: D outputs a logit and the loss contains the Sigmoid, for
+numerical stability; labels are flipped per image, not per batch.
 """
 
 import functools
@@ -42,12 +42,12 @@ SIDE = IMAGE_SIZE >> STAGES
 
 
 class Generator(nn.Module):
-    """A linear layer to 4x4, then four ConvTranspose that double the side ([2], fig. 1).
+    """A linear layer to 4x4, then four ConvTranspose that each double the side ([2], fig. 1).
 
-    BatchNorm and ReLU after each but the last, which ends in Tanh.
+    BatchNorm and ReLU follow each but the last, which ends in Tanh.
 
     Args:
-        channels: width before the last stage; each stage before has twice as many.
+        channels: number before the last stage, doubled for each stage further back.
         latent_dim: length of z.
         kernel: side of the transposed convolutions, 4 or 5.
     """
@@ -80,12 +80,12 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Four Conv + BatchNorm + LeakyReLU of stride 2, no pooling, then a 4x4 convolution to a logit.
+    """Four stride-2 Conv + BatchNorm + LeakyReLU blocks, then a 4x4 convolution to a logit.
 
-    The first has no BatchNorm ([2], section 3).
+    No pooling, and no BatchNorm in the first block ([2], section 3).
 
     Args:
-        channels: width of the first convolution; each that follows has twice as many.
+        channels: number after the first convolution, doubled by each that follows.
         kernel: side of the convolutions, 4 or 5.
         spectral: spectral normalisation of every layer in place of BatchNorm ([5]).
     """
@@ -111,12 +111,12 @@ class Discriminator(nn.Module):
                     spectral_norm(layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, 64, 64) in -1..1 -> logits of "this one is real" (N,)."""
+        """Images (N, 3, 64, 64) in -1..1 -> logits of being real (N,)."""
         return self.layers(images)
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02) ([2], section 4), BatchNorm's scale from N(1, 0.02), as is usual."""
+    """Weights from N(0, 0.02) ([2], section 4), BatchNorm's scale from N(1, 0.02), as usual."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.02)
@@ -124,7 +124,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 1.0, 0.02)
 
 
-# --- losses, and what D sees --------------------------------------------------------------------
+# --- losses, and the blur on D's input ----------------------------------------------------------
 
 
 def labels(
@@ -134,8 +134,8 @@ def labels(
 
     Args:
         count: images of each kind.
-        soft: range that the label of a real image is drawn from ([3]); generated ones have 0.
-        flipped: chance that an image gets the other kind's label.
+        soft: range from which the labels of real images are drawn ([3]); generated ones have 0.
+        flipped: probability that an image gets the other kind's label.
     """
     real = torch.empty(count, device=device).uniform_(*soft)
     fake = torch.zeros(count, device=device)
@@ -146,8 +146,8 @@ def labels(
 def discriminator_loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
     """Mean loss of D on logits (N,) with targets (N,) in 0..1: scalar.
 
-    "bce" is binary cross-entropy with the Sigmoid inside; "hinge" asks for a margin of 1 on the
-    side that the target is nearer to ([5], eq. 16).
+    "bce" is binary cross-entropy with the Sigmoid inside; "hinge" requires a margin of 1 on the
+    side nearer to the target ([5], eq. 16).
     """
     if kind == "bce":
         return F.binary_cross_entropy_with_logits(logits, targets)
@@ -163,17 +163,17 @@ def generator_loss(kind: str, logits: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
-    """Images (N, C, H, W) under a Gaussian of so many pixels, cut off at `reach`, edges mirrored.
+    """Gaussian blur of images (N, C, H, W), cut off at `reach` pixels, with mirrored edges.
 
-    As two products of matrices: a GPU sums the gradient of a mirrored edge in another order each
-    time, and a run could not be repeated.
+    As two matrix products: a GPU sums the gradient of reflection padding in a different order each
+    time, and a run would not be reproducible.
     """
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
     weights = weights / weights.sum()
 
     def along(size: int) -> Tensor:
-        """What each pixel of a line takes of the others: (size, size)."""
+        """Weight of every pixel of a line in each blurred one: (size, size)."""
         last = size - 1
         places = (
             last
@@ -188,7 +188,7 @@ def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
 
 
 class DCGAN(Method):
-    """Both players and the generator's moving average; each player has an Adam of its own."""
+    """Generator, discriminator and the generator's moving average; G and D have an Adam each."""
 
     name = "dcgan"
 
@@ -202,7 +202,7 @@ class DCGAN(Method):
 
     @functools.cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Each player's."""
+        """One Adam for each network."""
         return {
             name: adam([self.get_submodule(name)], self.settings)
             for name in ("generator", "discriminator")
@@ -262,7 +262,7 @@ class DCGAN(Method):
     # The original's tricks at the current step.
 
     def flip_labels(self) -> float:
-        """Chance that a label of D is flipped."""
+        """Probability that one of D's labels is flipped."""
         return self.settings.flip_labels if self.step < self.settings.flip_labels_until else 0.0
 
     def generator_steps(self) -> int:
@@ -296,7 +296,7 @@ class DCGAN(Method):
 
         Args:
             z: the noise.
-            averaged: by the averaged generator, if there is one.
+            averaged: use the averaged generator, if there is one.
         """
         generator = self.averaged if averaged and self.settings.ema_decay else self.generator
         with evaluating(generator):
@@ -304,9 +304,9 @@ class DCGAN(Method):
         return (torch.cat(chunks) + 1) / 2
 
     def evaluate(self, data: MeasuredFaces) -> dict[str, float]:
-        """Distance from held-out faces of as many samples, from the same noise at every call.
+        """Quality of samples compared with as many held-out faces; the noise is always the same.
 
-        Of the generator, and under names that end in "_averaged" of its moving average.
+        Of the generator and, under names that end in "_averaged", of its moving average.
         """
         z = prior_samples(data.held_out, self.settings.latent_dim, seed=0)
         values = {}

@@ -1,4 +1,4 @@
-"""Differentiable augmentation: random changes of what D sees, real and generated alike.
+"""Differentiable augmentation: random changes to D's input, real and generated alike.
 
 References:
     [1] Zhao et al.: Differentiable Augmentation. NeurIPS 2020. arXiv:2006.10738
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def augment(images: Tensor, policy: Sequence[str]) -> Tensor:
-    """Random changes, independent per image, that gradients pass through ([1], section 3.2).
+    """Random changes, independent per image, through which gradients pass ([1], section 3.2).
 
     Args:
         images: (N, 3, H, W) in -1..1.
-        policy: of "color" (brightness, saturation, contrast), "translation" (by up to 1/8, zeros
-            moving in) and "cutout" (a square of half the side turned to zero).
+        policy: of "color" (brightness, saturation, contrast), "translation" (by up to 1/8, padded
+            with zeros) and "cutout" (a square of half the side set to zero).
     """
     for name in policy:
         images = POLICIES[name](images)

@@ -1,11 +1,11 @@
-"""PixelDA, chapter 4: source images translated to the target's style, and a classifier of both.
+"""PixelDA, chapter 4: source images translated to the target's style, and a classifier for both.
 
-A generator G maps a source image and noise to an image that a discriminator D should take for one
-of the target's; a task classifier T learns the source's labels on source images and on G's
+A generator G maps a source image and noise to an image that a discriminator D should mistake for a
+target image; a task classifier T learns the source's labels on source images and on G's
 translations:
 
     D minimises  adversarial loss,    T minimises  task loss,
-    G minimises  adversarial_weight * (loss of fooling D) + task_weight * task loss
+    G minimises  adversarial_weight * (loss of adversarial D) + task_weight * task loss
                  + content_weight * content loss
 
 References:
@@ -13,16 +13,16 @@ References:
         Networks. CVPR 2017. arXiv:1612.05424
     [2] Mao et al.: Least Squares Generative Adversarial Networks. ICCV 2017. arXiv:1611.04076
 
-T is the network of chapter 3, where the original has one of its own, of D's shape; source and
-generated images pass through it in one batch, so that BatchNorm sees both. Of a strong augmentation
-G and D see the geometric part, T the photometric part too: a generator should not learn to imitate
-augmented colours. Half of the source images keep their own colours for T as well; without any, it
-can stay at chance for most of a short run. Generated images are augmented again before T sees them,
-so that G and T cannot agree on patterns that are no digits. Departures from [1]: with `patient`
-(a label warm-up), generated images teach T only as far as it has `learned` the source's labels;
-G's early ones, which show no digit, would keep it from learning any. Source and generated images
-count half each in the task loss, where [1] adds them: a `task_weight` here is twice the one there.
-Two implementation errors of the original homework's code are parameters, off by default: a Softmax
+T is the network of chapter 3, whereas the original gives it D's architecture; source and generated
+images pass through it in one batch, so that BatchNorm sees both. Under strong augmentation, G and D
+see only the geometric part and T the photometric part too, since G should not learn to imitate
+augmented colours. Half of the source images that T sees keep their own colours; without them, T can
+stay at chance for most of a short run. Generated images are augmented again before T sees them, so
+that G and T cannot agree on patterns that are not digits. Departures from [1]: with `patient` (a
+label warm-up), generated images train T only as far as it has `learned` the source's labels; G's
+early images, which show no digit, would keep it from learning. The task loss is the mean of those
+on source and generated images, where [1] adds them: our `task_weight` is twice that of [1]. Two
+implementation errors of the original homework's code are parameters, off by default: a Softmax
 before a cross-entropy that contains one, and T in G's optimiser, where [1] updates it with D.
 """
 
@@ -56,17 +56,17 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) twice."""
+        """(N, channels, H, W) -> the same shape."""
         return x + self.layers(x)
 
 
 class Generator(nn.Module):
-    """G: the noise, spread over three channels, joins the image; residual blocks; Tanh.
+    """G: noise mapped to three channels beside the image's, then residual blocks and Tanh.
 
     Args:
         latent_dim: length of the noise vector.
         channels: width of the residual blocks.
-        blocks: how many.
+        blocks: number of residual blocks.
     """
 
     def __init__(self, latent_dim: int = 1024, channels: int = 64, blocks: int = 6) -> None:
@@ -89,14 +89,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: Conv of stride 2, normalisation, LeakyReLU, four times; then a logit a patch, 2x2 of them.
+    """D: four stride-2 Conv + normalisation + LeakyReLU blocks, then a logit for each of 4 patches.
 
-    The first has no normalisation.
+    The first block has no normalisation.
 
     Args:
-        channels: width of the first convolution; each that follows has twice as many.
-        norm: "instance" takes each image's own mean and deviation away, and with them its colours,
-            "batch" the batch's.
+        channels: number after the first convolution, doubled by each that follows.
+        norm: "instance" normalises by each image's own mean and deviation, which removes its
+            colours; "batch" by those of the batch.
     """
 
     def __init__(self, channels: int = 64, norm: str = "instance") -> None:
@@ -111,14 +111,14 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 32, 32) in 0..1 -> logits of "this patch is of the target" (N, 1, 2, 2)."""
+        """(N, 3, 32, 32) in 0..1 -> logits of being from the target, per patch (N, 1, 2, 2)."""
         return self.layers(2 * images - 1)
 
 
 def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
-    """Loss of D's logits against "all from the target", or "none of them": scalar.
+    """Loss of D's logits if all patches are from the target, or none of them: scalar.
 
-    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2, but for its halves), "bce" the
+    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2, without its factor 1/2), "bce" the
     cross-entropy of [1].
     """
     labels = torch.full_like(logits, float(target))
@@ -130,7 +130,7 @@ def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
 def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Tensor:
     """Cross-entropy of logits (N, 10) and labels (N,): scalar ([1], eq. 3).
 
-    `softmax_twice` takes the Softmax of the logits first. Whatever the logits, it cannot fall below
+    `softmax_twice` applies a Softmax to the logits first. Whatever the logits, it cannot fall below
     log(e + 9) - 1, or 1.46, and its gradient hardly distinguishes a confident prediction from a
     correct one.
     """
@@ -140,8 +140,8 @@ def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Te
 def content_loss(images: Tensor, others: Tensor) -> Tensor:
     """Pairwise mean squared error of images (N, 3, H, W) and others: scalar ([1], eq. 5).
 
-    A difference that is the same all over an image costs nothing. The paper masks the background;
-    these digits come without a mask.
+    A difference that is constant over an image costs nothing. The paper masks the background;
+    these digits have no mask.
     """
     difference = (images - others).flatten(1)
     return (difference.square().mean(1) - difference.mean(1).square()).mean()
@@ -163,7 +163,7 @@ class PixelDA(Classifier):
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """T's, G's and D's."""
+        """One Adam each for T, G and D."""
         return super().optimizers | {
             name: adam([self.get_submodule(name)], self.settings)
             for name in ("generator", "discriminator")
@@ -196,26 +196,27 @@ class PixelDA(Classifier):
 
     def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> None:
         on_source, on_fake = self._task_logits(x_s, fake)
-        known = learned(F.cross_entropy(on_source, y_s)) if self.settings.patient else 1.0
-        loss = self._task_loss(on_source, y_s) + known * self._task_loss(on_fake, y_s)
+        weight = learned(F.cross_entropy(on_source, y_s)) if self.settings.patient else 1.0
+        loss = self._task_loss(on_source, y_s) + weight * self._task_loss(on_fake, y_s)
         update(loss / 2, [self.optimizers["classifier"]])
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings, updated = self.settings, [self.optimizers["generator"]]
-        passive = [self.discriminator]
+        fixed = [self.discriminator]
         if settings.classifier_with_generator:
             updated.append(self.optimizers["classifier"])
         else:
-            passive += [self.extractor, self.classifier]
-        with frozen(*passive):
-            fooling = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
+            fixed += [self.extractor, self.classifier]
+        with frozen(*fixed):
+            logits = self.discriminator(fake)
+            adversarial = adversarial_loss(settings.adversarial_loss, logits, True)
             on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
             content = content_loss(x_s, fake)
-            loss = settings.adversarial_weight * fooling
+            loss = settings.adversarial_weight * adversarial
             loss = loss + settings.task_weight * (on_source + on_fake) / 2
             update(loss + settings.content_weight * content, updated)
         return {
-            "generator": fooling,
+            "generator": adversarial,
             "class": on_source,
             "class_generated": on_fake,
             "content": content,

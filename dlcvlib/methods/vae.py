@@ -12,8 +12,8 @@ References:
         (a density fitted to the latents after training)
 
 Departures from the original homework: both terms are summed over pixels and latents and averaged
-over the batch, so that neither batch size nor image size hides in the weight; the decoder's
-transposed convolutions may overlap (`decoder_kernel=4`), which its own 2x2 ones do not; the
+over the batch, so that the weight depends on neither batch size nor image size; the decoder's
+transposed convolutions may overlap (`decoder_kernel=4`), unlike the original's 2x2 ones; the
 log-variance is clamped to a range that training leaves only when it diverges.
 """
 
@@ -36,7 +36,7 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
 FITTED = 10_000
-"""Largest number of latents that a density is fitted to: more take gigabytes."""
+"""Maximum number of latents that a density is fitted to: more would take gigabytes."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
@@ -85,13 +85,13 @@ class Decoder(nn.Module):
     """A linear layer, then ConvTranspose + BatchNorm + activation blocks.
 
     Args:
-        channels: the encoder's channels; the decoder runs through them backwards.
+        channels: the encoder's channels, which the decoder uses in reverse order.
         latent_dim: length of z.
         kernel: side of the transposed convolutions, of stride 2: 2 (adjacent patches) or 4
             (overlapping ones).
         activation: "relu" or "leaky_relu".
         output: "sigmoid", or "tanh" rescaled to the same range.
-        normalise_output: BatchNorm before that, as in the original's code.
+        normalise_output: BatchNorm before the output activation, as in the original's code.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ def reparameterise(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def reconstruction_error(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Squared error summed over an image's values: (N, C, H, W) twice -> (N,)."""
+    """Squared error summed over each image's values: (N, C, H, W) twice -> (N,)."""
     return (images - reconstructions).square().flatten(1).sum(1)
 
 
@@ -222,13 +222,13 @@ class VAE(Method):
 
 def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
     """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
-    # Imported here: scikit-learn takes more than a second, and training does without it.
+    # Imported here: scikit-learn takes more than a second to import, and training needs none of it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=20, random_state=seed)
     with warnings.catch_warnings():
-        # Twenty rounds of EM are enough to sample from; convergence to 1e-3 is not needed.
+        # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(latents[:FITTED].double().numpy())
     z, _ = mixture.sample(count)
