@@ -131,7 +131,7 @@ def make_report(
                     try:
                         render(whole=False)
                     except Exception as error:
-                        # A page on the way is a convenience: the notebooks go on.
+                        # A page on the way is a convenience: the notebooks continue.
                         board(f"no page yet: {error}")
             board("writing the report")
             render(whole=True)
@@ -248,7 +248,7 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
 
     A kernel that does not start is tried again.
     """
-    for attempt in range(KERNEL_STARTS):
+    for left in reversed(range(KERNEL_STARTS)):
         try:
             papermill.execute_notebook(
                 _literal(task.source),
@@ -260,7 +260,7 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
                 start_timeout=120,
                 execution_timeout=cell_timeout,
                 # Else each kernel warns on the terminal that its local ports are not encrypted, and
-                # some that they are interrupted, which is how they are told to end.
+                # some that they are interrupted, which is how they are ended.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
                 shutdown_kernel="immediate",
@@ -274,11 +274,11 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
         except Exception as error:
             # A RuntimeError of the kernel's start: ports collide at times.
             starting = isinstance(error, RuntimeError) and "Kernel" in str(error)
-            if not starting or attempt + 1 == KERNEL_STARTS:
+            if not starting or not left:
                 return f"was not run: {type(error).__name__}: {error}"
         else:
-            return ""
-    raise AssertionError("the last attempt returns")
+            break
+    return ""
 
 
 def _literal(path: Path) -> str:
@@ -342,7 +342,7 @@ def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
 
 
 class _Board:
-    """The overall progress: one moving line on a terminal, plain lines elsewhere.
+    """The overall progress: a line a notebook, under them on a terminal a bar.
 
     Attributes:
         folder: where the kernels report.
@@ -355,10 +355,8 @@ class _Board:
         self.memory = 0
 
     def __call__(self, text: str) -> None:
-        if self.bar.disable:
-            print(f"{text}\n", end="", flush=True)  # in one piece: several threads write here
-        else:
-            self.bar.set_postfix_str(text)
+        self.bar.write(text)  # above the bar; several threads write here
+        sys.stdout.flush()
 
     def look(self) -> None:
         """Measure the memory in use, and show what the kernels last reported of their training."""
@@ -368,8 +366,7 @@ class _Board:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime < 10:
                     texts.append(path.read_text(encoding="utf-8"))
-        if texts and not self.bar.disable:
-            self.bar.set_postfix_str(" | ".join(texts))
+        self.bar.set_postfix_str(" | ".join(texts))
 
     def finished(self, outcome: Outcome) -> None:
         how = "unchanged" if outcome.reused else f"{outcome.seconds:.0f} s"
