@@ -6,6 +6,7 @@ machine meanwhile.
 """
 
 import argparse
+import platform
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks import growth, memory, speed
 from dlcvlib.training import device
-from dlcvlib.utils import environment, fingerprints, storage
+from dlcvlib.utils import fingerprints, storage
 
 HERE = Path(__file__).parent
 PARTS = ("speed", "growth", "memory")
@@ -61,7 +62,7 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "device": str(device.default()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "python": environment.python_version(),
+        "python": platform.python_version(),
         **fingerprints.versions("torch", "torchvision"),
     }
 

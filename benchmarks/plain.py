@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from dlcvlib.config.schema import (
+from dlcvlib.config.settings import (
     AdaMatchSettings,
     ClassifierFields,
     DANNSettings,

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, class_of, settings_of, weights
+from conftest import ROOT, class_of, flip, same, settings_of, weights
 from torch import nn
 
 from dlcvlib.training import device
@@ -20,7 +21,9 @@ def untrained():
 
 @pytest.fixture
 def trials(monkeypatch, tmp_path):
-    """Trials that find bf16 twice as fast, counted; none is remembered from before."""
+    """On a CPU with bfloat16: trials that find it twice as fast, counted, none made before."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(device.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
     made = []
     monkeypatch.setattr(device, "_trial", lambda *_: made.append(1) or 2.0)
@@ -47,8 +50,7 @@ def test_auto_goes_by_the_device_that_trains(monkeypatch, trials, untrained, acc
     assert len(trials) == (has and accelerator == "none")
 
 
-def test_a_trial_is_made_once_per_machine_and_network(monkeypatch, trials, untrained):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):
     first = device.choose(untrained, None)
     assert device.choose(untrained, None) == first == ("bf16", "2 times as fast as fp32")
     assert len(trials) == 1
@@ -57,11 +59,32 @@ def test_a_trial_is_made_once_per_machine_and_network(monkeypatch, trials, untra
     assert len(trials) == 2
 
 
+def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
+    trials, untrained, tmp_path, disk_full_beyond
+):
+    with disk_full_beyond(0):
+        assert device.choose(untrained, None)[0] == "bf16"
+    for _ in range(2):
+        assert device.choose(untrained, None)[0] == "bf16"
+    assert len(trials) == 2
+    (outcome,) = tmp_path.glob("cache/*.json")
+    flip(outcome)
+    assert device.choose(untrained, None)[0] == "bf16"
+    assert len(trials) == 3
+
+
+def test_several_processes_make_no_trial(monkeypatch, trials, untrained):
+    """Each of its steps would wait for processes that wait for the trial."""
+    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    assert device.choose(untrained, None)[0] == "bf16"
+    assert trials == []
+
+
 def test_a_trial_leaves_the_method_as_it_was(untrained):
-    images = torch.rand(8, 3, 64, 64)
+    images = torch.rand(8, 3, 64, 64, device=device.default())
     before = weights(untrained)
     assert device._trial(untrained, lambda step: (images,)) > 0
-    assert all(torch.equal(value, before[name]) for name, value in weights(untrained).items())
+    assert same(untrained, before)
 
 
 def test_precisions_take_turns_in_one_process():

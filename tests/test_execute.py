@@ -1,13 +1,16 @@
 """Running notebooks: which and why, side by side or not, what fails, and what is reused."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -38,7 +41,7 @@ def test_only_what_changed_runs_again_and_why_is_said(small, capsys):
     assert explained() == ["1-1 is reused", "1-2 is reused"]
     assert explained(steps=13)[0] == "1-1 runs: parameters changed: steps"
     small.write(p1_2=["from dlcvlib.evaluation import metrics, significance"])
-    reason = "notebook changed: text; code changed: evaluation/significance.py"
+    reason = "notebook changed: text; code changed: evaluation/significance"
     assert explained() == ["1-1 is reused", f"1-2 runs: {reason}"]
     target = small.out / "notebooks" / "1-1-test.ipynb"
     whole = target.read_text()
@@ -67,13 +70,12 @@ def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monke
         real = fingerprints.versions
         patch.setattr(fingerprints, "versions", lambda *names: real(*names) | {"torch": "0"})
         assert reasons() == ["versions changed: torch"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate, "STYLE", tmp_path / uptodate.STYLE.name)
-        uptodate.STYLE.write_text("font.size: 5")
-        assert reasons() == [f"code changed: {uptodate.STYLE.name}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(uptodate.original, "report", lambda: {"vae": 0})
-        assert reasons() == ["original changed: report"]
+    for n, path in enumerate(uptodate.FILES):
+        (tmp_path / path.name).write_text("another")
+        with monkeypatch.context() as patch:
+            files = [*uptodate.FILES[:n], tmp_path / path.name, *uptodate.FILES[n + 1 :]]
+            patch.setattr(uptodate, "FILES", files)
+            assert reasons() == [f"files changed: {path.name}"]
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -89,11 +91,11 @@ def test_a_record_that_lacks_a_part_is_an_older_versions(small, part):
 
 
 def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path, monkeypatch):
-    run = vae.train_or_load(smoke().settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, smoke().settings, faces, tmp_path)
     assert uptodate.explain_runs(tmp_path) == f"trained models in {tmp_path} that can be used: 1"
-    real = fingerprints.module_hashes
+    real = fingerprints.hashes
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprints, "module_hashes", lambda names: real(names) | {"vae": "other"})
+        patch.setattr(fingerprints, "hashes", lambda paths: real(paths) | {"vae": "other"})
         first, second = uptodate.explain_runs(tmp_path).splitlines()
     assert first.endswith("that can be used: 0")
     assert second == f"{run.name} is stale: code changed: vae"
@@ -105,7 +107,7 @@ def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path,
         assert uptodate.explain_runs(tmp_path).splitlines()[1] == stale
     mark.unlink()
     storage.write_sealed(tmp_path / run.name / "checkpoint.json", {"step": 7})
-    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} goes on at step 7"
+    assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} continues at step 7"
 
 
 def test_what_another_chapter_decides_decides_too(small):
@@ -174,7 +176,7 @@ def test_magics_do_not_end_the_search_for_imports(small):
     """A cell that is not Python even so imports nothing; the others count."""
     small.write(p1_1=[*MAGICS, "%matplotlib inline\nfrom dlcvlib.evaluation import metrics"])
     (task,) = small.plan()
-    assert "evaluation/metrics.py" in task.identity["code"]
+    assert "evaluation/metrics" in task.identity["code"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,14 @@ def test_a_kernel_that_does_not_start_is_tried_again(small, monkeypatch, capsys)
     tried.clear()
     assert not small.make()
     assert "was not run: RuntimeError: Kernel died" in capsys.readouterr().err
+
+    def full_disk(source, target, **_):
+        Path(target).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", full_disk)
+    assert not small.make()
+    assert "was not run: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -383,13 +393,13 @@ def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeyp
     ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
 )
 def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(execute, "cores", lambda: cores)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     assert execute.side_by_side(gpu) == jobs
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
     assert small.make(jobs=4)
@@ -397,7 +407,7 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
 def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     with execute._kernel_environment(2, tmp_path):
         assert os.environ["OMP_NUM_THREADS"] == had

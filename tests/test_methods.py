@@ -161,7 +161,7 @@ def other(kind, name, value):
     if name == "precision":
         return "bf16"  # "auto" may choose fp32, which the tests train in
     if get_origin(annotation) is Literal:
-        return next(choice for choice in get_args(annotation) if choice != value)
+        return next(c for c in get_args(annotation) if c not in (value, "auto"))
     if name in OTHERS:
         return OTHERS[name]
     if isinstance(value, bool):

@@ -119,7 +119,7 @@ def test_all_ran_headless_and_show_what_they_declare(executed):
     for problem, notebook in executed.items():
         assert all(cell.execution_count for cell in code(notebook) if cell.source.strip())
         shown = Counter(payload["kind"] for payload in payloads(notebook))
-        kinds = Counter(exhibit.kind for exhibit in declared if exhibit.problem == problem)
+        kinds = Counter(exhibit.label[:3] for exhibit in declared if exhibit.problem == problem)
         assert (shown["figure"], shown["table"]) == (kinds["fig"], kinds["tbl"])
 
 

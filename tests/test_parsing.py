@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import string
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcvlib.config import profiles, schema
+from dlcvlib.config.settings import PAIRS
 from dlcvlib.data import tables
 from dlcvlib.utils.errors import UserError
 
@@ -78,7 +78,7 @@ def test_an_unknown_parameter_is_named(name):
 
 # --- pairs ------------------------------------------------------------------------------------
 
-KNOWN = ["->".join(two) for two in itertools.permutations(schema.DOMAINS, 2)]
+KNOWN = PAIRS
 
 
 @given(st.lists(st.sampled_from(KNOWN) | st.text(max_size=15), max_size=4))

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections import Counter
 
-import joblib
 import psutil
 import pytest
 from conftest import ROOT
@@ -17,7 +16,7 @@ from conftest import ROOT
 from dlcvlib.report import execute
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 
 
 def test_it_answers_from_another_process(monkeypatch):
@@ -85,11 +84,6 @@ def test_chapters_do_without_torchvision():
     )
     environment = os.environ | {"TORCH_HOME": "/nowhere", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
-
-
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
-    assert cores() == 3
 
 
 # --- memory -----------------------------------------------------------------------------------

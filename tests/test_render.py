@@ -128,15 +128,13 @@ def test_ordinary_output_is_shown(tmp_path):
         {"text/plain": "<Figure size 700x300>", "image/png": png()},
     )
     cell.outputs.append(nbformat.v4.new_output("stream", text="printed\n"))
-    pasted = text("![mine](attachment:a.png)")
-    pasted["attachments"] = {"a.png": {"image/png": png()}}
-    made = Made(tmp_path, p1_1=[cell, pasted])
+    made = Made(tmp_path, p1_1=[cell])
     section = made.soup.select_one("section section")
     outputs = [pre.get_text().strip() for pre in section.select("pre") if "python" not in str(pre)]
     assert outputs == ["```\n<b>plain</b>", "printed"]
     assert [td.get_text() for td in section.select("td")] == ["0.500"]
     pictures = section.select("img")
-    assert [p["src"][:22] for p in pictures] == ["data:image/png;base64,"] * 2
+    assert [p["src"][:22] for p in pictures] == ["data:image/png;base64,"]
     assert "max-width: 7%" in pictures[0]["style"]
     assert "Figure size" not in made.html
     assert "printed" in made.pdf()

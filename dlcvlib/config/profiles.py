@@ -1,26 +1,17 @@
-"""Profiles: a chapter's parameters as files, command lines and notebooks hold them.
+"""A chapter's parameters as command lines and notebooks hold them.
 
 Every notebook's `parameters` cell holds the values of `quick`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterable
+from typing import Any
 
 import yaml
 
 from dlcvlib.config import paths
-from dlcvlib.config.schema import Chapter, DANNParams, GANParams, PixelDAParams, VAEParams
+from dlcvlib.config.schema import CHAPTERS, load
 from dlcvlib.utils.errors import UserError
-
-CHAPTERS: dict[str, type[Chapter]] = {
-    kind.chapter: kind for kind in (VAEParams, GANParams, DANNParams, PixelDAParams)
-}
-
-
-def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """The parameters of a chapter, such as "vae": see `Chapter.from_profile`."""
-    return CHAPTERS[chapter].from_profile(profile, changes or {})
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -49,17 +40,10 @@ def parameters_cell(chapter: str) -> str:
     """Source of the `parameters` cell of a chapter's notebooks: the values of `quick`."""
     lines = []
     for name, value in load("quick", chapter).model_dump().items():
-        field = CHAPTERS[chapter].model_fields[name]
+        meaning = CHAPTERS[chapter].model_fields[name].description
         literal = json.dumps(value) if isinstance(value, str | list) else repr(value)
-        lines.append(f"{name}: {_annotation(field.annotation)} = {literal}  # {field.description}")
+        lines.append(f"{name}: {type(value).__name__} = {literal}  # {meaning}")
     return "\n".join(lines)
-
-
-def _annotation(type_: Any) -> str:
-    """A type as papermill's `--help-notebook` shows it: the plain type behind the constraints."""
-    if get_origin(type_) is Literal:
-        type_ = type(get_args(type_)[0])
-    return (get_origin(type_) or type_).__name__
 
 
 def write_parameters_cells(chapter: str) -> int:
@@ -76,8 +60,3 @@ def write_parameters_cells(chapter: str) -> int:
             nbformat.write(notebook, path)
             changed += 1
     return changed
-
-
-def as_text(value: Any) -> str:
-    """A value on one line, as YAML would have it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -1,190 +1,44 @@
-"""The parameters of the four chapters: names, meaning and ranges, as pydantic models.
+"""The parameters of the four chapters, and how a profile's files set them.
 
-Each chapter has one flat model, composed of sections. A `…Settings` model is the part of it that
-decides a trained run. `params/<profile>/<chapter>.yaml` is a flat mapping that papermill takes as
-it is; what a profile does not set comes from `quick`.
+`params/<profile>/<chapter>.yaml` is a flat mapping that papermill takes as it is; what a profile
+does not set comes from `quick`.
 """
 
-import difflib
-import itertools
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from dlcvlib.config import paths
+from dlcvlib.config.settings import (
+    PROFILES,
+    AdaMatchFields,
+    AdaMatchSettings,
+    ClassifierSettings,
+    DANNFields,
+    DANNSettings,
+    DigitParams,
+    FaceParams,
+    GANSettings,
+    Parameters,
+    Perplexity,
+    PixelDAFields,
+    PixelDASettings,
+    Positive,
+    Profile,
+    Rate,
+    Seeds,
+    Several,
+    VAESettings,
+    Weights,
+    means,
+)
 from dlcvlib.utils.errors import UserError
 
-Profile = Literal["smoke", "quick", "full", "original"]
-PROFILES: tuple[str, ...] = get_args(Profile)
-DOMAINS = ("usps", "mnistm", "svhn")
-PAIRS = ["->".join(pair) for pair in itertools.permutations(DOMAINS, 2)]
-P = TypeVar("P", bound="Parameters")
-
-
-def _distinct(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is named twice: its runs would be the same")
-    return values
-
-
-def _known_pairs(pairs: list[str]) -> list[str]:
-    for pair in pairs:
-        if pair not in PAIRS:
-            raise ValueError(f"unknown pair {pair!r}; the known ones are {', '.join(PAIRS)}")
-    return pairs
-
-
-def _absolute_source(data: str) -> str:
-    """`folder:mine` is relative to the working directory of whoever reads the parameters."""
-    kind, colon, path = data.partition(":")
-    # os.path leaves a "~name" of nobody as it is, where Path.expanduser raises.
-    return kind + colon + os.path.abspath(os.path.expanduser(path)) if path else data  # noqa: PTH100, PTH111
-
-
-def _absolute_runs_dir(path: str) -> str:
-    return str(paths.ROOT / os.path.expanduser(path))  # noqa: PTH111
-
-
-def _portable_runs_dir(path: str) -> str:
-    """As it is written down: relative if it lies in the project."""
-    inside = Path(path).is_relative_to(paths.ROOT)
-    return str(Path(path).relative_to(paths.ROOT)) if inside else path
-
-
-def means(text: str) -> Any:
-    """A field with its meaning, which notebooks, `params` and the report show."""
-    return Field(description=text)
-
-
-Positive = Annotated[int, Field(gt=0)]
-Several = Annotated[int, Field(gt=1)]
-Count = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Label = Annotated[float, Field(gt=0.5, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Blur = Annotated[float, Field(ge=0, le=8)]
-Perplexity = Annotated[float, Field(ge=2, le=200)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Pairs = Annotated[
-    list[str], Field(min_length=1), AfterValidator(_known_pairs), AfterValidator(_distinct)
-]
-Channels = Annotated[list[Positive], Field(min_length=1, max_length=5)]
-Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
-Labels = Annotated[list[Label], Field(min_length=2, max_length=2)]
-Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
-Schedule = Literal["cosine", "halvings", "constant"]
-Precision = Literal["auto", "bf16", "fp32"]
-DomainSchedule = Literal["fixed", "rising", "patient"]
-Policy = Literal["color", "translation", "cutout"]
-Augmentation = Literal["none", "geometric", "strong"]
-Source = Annotated[str, AfterValidator(_absolute_source)]
-RunsDir = Annotated[
-    str,
-    Field(min_length=1),
-    AfterValidator(_absolute_runs_dir),
-    PlainSerializer(_portable_runs_dir),
-]
-
-
-class Parameters(BaseModel):
-    """A validated, immutable, flat set of parameters; unknown names are refused.
-
-    Paths are absolute in the attributes; `model_dump` has those within the project relative to it.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Validate a mapping.
-
-        Args:
-            values: name -> value.
-            where: what the values came from, for the message.
-
-        Raises:
-            UserError: naming every parameter that is unknown, missing or out of range.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            problems = [_problem(cls, item) for item in error.errors()]
-            raise UserError(f"{where}: " + "; ".join(problems)) from None
-
-    @property
-    def uses(self) -> dict[str, "Chapter"]:
-        """Other chapters whose runs this one uses: chapter -> their parameters.
-
-        Raises:
-            UserError: if `<chapter>_changes` holds what that chapter refuses.
-        """
-        return {}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _switches_are_not_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        switch = cls.model_fields[info.field_name].annotation is bool
-        if not switch and any(
-            isinstance(v, bool) for v in (value if isinstance(value, list) else [value])
-        ):
-            raise ValueError(f"{value} is a switch, where none is asked for")
-        return value
-
-    @model_validator(mode="after")
-    def _uses_are_valid(self) -> Self:
-        _ = self.uses
-        return self
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some parameters changed, validated again."""
-        return self.parse(self.model_dump() | changes, "replace")
-
-
-def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, cls.model_fields, n=1)
-        return f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
-    if error["type"] == "missing":
-        return f"parameter {name!r} is missing"
-    if error["type"] == "invalid_key":
-        key = error["input"]
-        return f"{key!r} is not a parameter's name (YAML reads on, off, yes and no as switches)"
-    if not name:
-        return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"parameter {name!r}: {error['msg'].removeprefix('Value error, ')}"
-    return f"parameter {name!r}: {error['msg'].lower()} (got {error['input']!r})"
-
-
-def _values(cls: type[Parameters], params: Parameters) -> dict[str, Any]:
-    """Those of the parameters that a class has too, by name."""
-    shared = [name for name in cls.model_fields if name in type(params).model_fields]
-    return {name: getattr(params, name) for name in shared}
-
-
-def _part(cls: type[P], params: Parameters, **more: Any) -> P:
-    """The parameters that a class of settings asks for."""
-    return cls(**_values(cls, params) | more)
+P = TypeVar("P", bound=Parameters)
 
 
 class Chapter(Parameters):
@@ -192,112 +46,35 @@ class Chapter(Parameters):
 
     Attributes:
         chapter: its name, as in `params/<profile>/<chapter>.yaml`.
+        used: names of the other chapters whose runs this one uses; each is a property too.
     """
 
     chapter: ClassVar[str]
+    used: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
-    def from_profile(cls, profile: str, changes: Mapping[str, Any]) -> Self:
-        """The chapter's parameters under a profile, with some of them changed.
+    @property
+    def uses(self) -> dict[str, "Chapter"]:
+        """The parameters of the chapters that this one uses, by name.
 
         Raises:
-            UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
+            UserError: if `<chapter>_changes` holds what that chapter refuses.
         """
-        if profile not in PROFILES:
-            raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-        values = {}
-        for name in dict.fromkeys(("quick", profile)):
-            values |= _read(paths.PARAMS / name / f"{cls.chapter}.yaml")
-        return cls.parse(values | dict(changes), f"profile {profile}, chapter {cls.chapter}")
+        return {chapter: getattr(self, chapter) for chapter in self.used}
+
+    @model_validator(mode="after")
+    def _uses_are_valid(self) -> Self:
+        _ = self.uses
+        return self
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of 'name: value'")
-    return values
+def _values(cls: type[Parameters], params: Parameters) -> dict[str, Any]:
+    """Those of the parameters that a class has too, by name."""
+    return params.model_dump(include=set(cls.model_fields))
 
 
-# --- sections ---------------------------------------------------------------------------------
-
-
-class Seeded(Parameters):
-    """The seed of one run; chapters that compare accuracies have `seeds` instead."""
-
-    seed: Seed = means("seed of initial weights, batches and noise")
-
-
-class TrainingFields(Parameters):
-    """What every training run needs to know, except the seed."""
-
-    steps: Positive = means("training steps, one batch each")
-    batch_size: Several = means("images per batch; of each domain where there are two")
-    learning_rate: Rate = means("Adam's peak learning rate")
-    learning_rate_schedule: Schedule = means("cosine with warm-up, halvings (original) or constant")
-    adam_betas: Betas = means("Adam's two decay rates")
-    weight_decay: Weight = means("Adam's weight decay")
-    precision: Precision = means("auto (the faster one on this machine), bf16 or fp32")
-
-
-class TrainingSettings(TrainingFields, Seeded):
-    """What decides a run, together with the method's own fields."""
-
-
-class AttributeSettings(TrainingSettings):
-    """Everything that decides a classifier of the faces' attributes."""
-
-    attributes: list[str] = means("the attributes, in the order of the network's outputs")
-
-
-class FaceParams(Parameters):
-    """Which faces, and where runs are kept."""
-
-    data: Source = means("embedded, folder:PATH or torchvision:PATH")
-    attribute: str = means("attribute that 1-5 colours, edits and classifies")
-    drawn_train: Positive = means("faces drawn for training (embedded data)")
-    drawn_test: Positive = means("faces drawn for testing (embedded data)")
-    image_limit: Count = means("most images read of a split (other data; 0: all)")
-    validation_size: Positive = means("training images held out for validation")
-    extractor_steps: Positive = means("training steps of the KID/FID features")
-    runs_dir: RunsDir = means("folder of trained runs and prepared data")
-
-
-class DigitParams(Parameters):
-    """Which digits, which pairs of domains, over which seeds, and where runs are kept."""
-
-    data: Source = means("embedded, folder:PATH or torchvision:PATH")
-    pairs: Pairs = means("each SOURCE->TARGET")
-    seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
-    drawn_train: Positive = means("street numbers drawn for training (embedded data)")
-    drawn_test: Positive = means("street numbers drawn for testing (embedded data)")
-    image_limit: Count = means("most images read of a split (other data; 0: all)")
-    validation_size: Positive = means("training images held out of each domain")
-    runs_dir: RunsDir = means("folder of trained runs and prepared data")
-    tsne_points: Annotated[int, Field(ge=20, le=2000)] = means(
-        "points in a t-SNE plot, half of each domain"
-    )
-    tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
-
-
-# --- chapter 1 --------------------------------------------------------------------------------
-
-
-class VAESettings(TrainingSettings):
-    """What decides a trained VAE."""
-
-    channels: Channels = means("channels of the encoder's blocks; the decoder mirrors them")
-    latent_dim: Positive = means("length of the latent vector z")
-    decoder_kernel: Literal[2, 4] = means("side of the decoder's stride-2 kernels")
-    normalise_heads: bool = means("BatchNorm on mean and log-variance")
-    activation: Literal["relu", "leaky_relu"] = means("the decoder's activation")
-    output: Literal["sigmoid", "tanh"] = means("the decoder's last non-linearity")
-    normalise_output: bool = means("BatchNorm before the last non-linearity")
-    kld_weight: Weight = means("weight of the KL divergence; both terms are sums per image")
-    horizontal_flip: bool = means("mirror training images at random")
-    vertical_flip: bool = means("turn training images upside down at random")
+def _part(cls: type[P], params: Parameters, **more: Any) -> P:
+    """The parameters that a class of settings asks for."""
+    return cls(**_values(cls, params) | more)
 
 
 class VAEParams(FaceParams, VAESettings, Chapter):
@@ -316,48 +93,11 @@ class VAEParams(FaceParams, VAESettings, Chapter):
         return _part(VAESettings, self)
 
 
-# --- chapter 2 --------------------------------------------------------------------------------
-
-
-class GANSettings(TrainingSettings):
-    """What decides a trained DCGAN."""
-
-    channels: Positive = means("width of both networks' outermost convolutions")
-    latent_dim: Positive = means("length of the noise vector z")
-    kernel: Literal[4, 5] = means("side of all stride-2 kernels")
-    loss: Literal["bce", "hinge"] = means("bce (original) or hinge")
-    discriminator_norm: Literal["batch", "spectral"] = means(
-        "BatchNorm (original) or spectral normalisation"
-    )
-    soft_labels: Labels = means("range of a real image's label; 1 to 1 is hard")
-    flip_labels: Probability = means("probability that a label is flipped")
-    flip_labels_until: Count = means("step at which flipping ends")
-    generator_steps: Positive = means("generator steps per discriminator step")
-    generator_steps_until: Count = means("step from which it is one to one")
-    input_noise: Weight = means("std of noise on the discriminator's input (-1..1)")
-    input_noise_annealed: bool = means("let it fall to 0 over the run")
-    input_blur: Blur = means("std in pixels of blur on the discriminator's input")
-    input_blur_annealed: bool = means("let it fall to 0 over the run")
-    augmentation: list[Policy] = means("differentiable augmentation: color, translation, cutout")
-    ema_decay: Probability = means(
-        "maximum decay of the generator's EMA (ramped up); 0 disables it"
-    )
-    horizontal_flip: bool = means("mirror training images at random")
-    keep_snapshots: bool = means("keep generators along the run")
-
-    @model_validator(mode="after")
-    def _tricks_fit_together(self) -> Self:
-        if self.soft_labels[0] > self.soft_labels[1]:
-            raise ValueError("soft_labels: the range must rise")
-        if self.loss == "hinge" and self.soft_labels != [1, 1]:
-            raise ValueError("soft_labels: the hinge loss has no soft labels, set [1.0, 1.0]")
-        return self
-
-
 class GANParams(FaceParams, GANSettings, Chapter):
     """Chapter 2."""
 
     chapter = "gan"
+    used = ("vae",)
     ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Positive = means("width of the networks of 2-3")
@@ -374,54 +114,7 @@ class GANParams(FaceParams, GANSettings, Chapter):
     @cached_property
     def vae(self) -> VAEParams:
         """Chapter 1's parameters, on this chapter's faces; as they were when this was made."""
-        return VAEParams.from_profile(
-            self.vae_profile, self.vae_changes | _values(FaceParams, self)
-        )
-
-    @property
-    def uses(self) -> dict[str, Chapter]:
-        """Chapter 1."""
-        return {"vae": self.vae}
-
-
-# --- chapter 3 --------------------------------------------------------------------------------
-
-
-class ClassifierFields(TrainingFields):
-    """What decides a digit classifier that is trained on labels alone, except the seed."""
-
-    channels: Channels = means("channels of the feature extractor's blocks")
-    classifier_width: Positive = means("width of the label classifier's hidden layers")
-    instance_norm: bool = means("normalise each image by its own mean and deviation")
-    augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
-
-
-class ClassifierSettings(ClassifierFields, TrainingSettings):
-    """What decides a source-only or target-only classifier."""
-
-
-class AdaptationFields(ClassifierFields):
-    """What decides a classifier that sees the target's images too."""
-
-    target_augmentation: Augmentation = means("of unlabelled target images")
-
-
-class DANNFields(AdaptationFields):
-    """What decides a DANN, except the seed."""
-
-    domain_width: Positive = means("width of the domain classifier's hidden layers")
-    domain_layers: Positive = means("hidden layers of the domain classifier")
-    domain_weight: Weight = means("maximum weight of the reversed domain gradient")
-    domain_schedule: DomainSchedule = means(
-        "fixed; rising (paper); patient: rising after a label warm-up"
-    )
-    domain_update: Literal["joint", "alternating"] = means(
-        "joint, or alternating: D alone, then jointly"
-    )
-
-
-class DANNSettings(DANNFields, TrainingSettings):
-    """What decides a trained DANN."""
+        return load(self.vae_profile, "vae", self.vae_changes | _values(FaceParams, self))
 
 
 class DANNParams(DigitParams, DANNFields, Chapter):
@@ -440,55 +133,11 @@ class DANNParams(DigitParams, DANNFields, Chapter):
         return _part(DANNSettings, self, seed=seed)
 
 
-# --- chapter 4 --------------------------------------------------------------------------------
-
-
-class PixelDAFields(TrainingFields):
-    """What decides a PixelDA, except its classifier and the seed."""
-
-    latent_dim: Positive = means("length of the noise vector")
-    generator_channels: Positive = means("width of the generator's residual blocks")
-    residual_blocks: Positive = means("residual blocks of the generator")
-    discriminator_channels: Positive = means("width of the discriminator's first convolution")
-    discriminator_norm: Literal["instance", "batch"] = means(
-        "instance (original) or batch, which lets D see colours"
-    )
-    adversarial_loss: Literal["least_squares", "bce"] = means(
-        "least_squares (original) or bce (paper)"
-    )
-    adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
-    task_weight: Weight = means("weight of the classifier's loss in G's loss")
-    content_weight: Weight = means("weight of the content-similarity loss; 0 is none")
-    patient: bool = means("T learns from generated images only after a label warm-up")
-    softmax_twice: bool = means("implementation error of the original: softmax applied twice")
-    classifier_with_generator: bool = means("another: T is updated with G, not with D")
-
-    @model_validator(mode="after")
-    def _a_classifier_updated_with_g_has_no_warm_up(self) -> Self:
-        if self.patient and self.classifier_with_generator:
-            raise ValueError("patient: a T that is updated with G has no warm-up, set false")
-        return self
-
-
-class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
-    """What decides a trained PixelDA."""
-
-
-class AdaMatchFields(Parameters):
-    """What AdaMatch has beyond a classifier that sees the target's images."""
-
-    threshold: Rate = means("least confidence of a pseudo-label, as a share of the source's")
-    ema_decay: Probability = means("maximum decay of AdaMatch's weight average (ramped up)")
-
-
-class AdaMatchSettings(AdaMatchFields, AdaptationFields, TrainingSettings):
-    """What decides a trained AdaMatch; its two augmentations are the strong and the weak view."""
-
-
 class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     chapter = "pixelda"
+    used = ("dann",)
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
@@ -500,13 +149,7 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     @cached_property
     def dann(self) -> DANNParams:
         """Chapter 3's parameters, on this chapter's digits; as they were when this was made."""
-        digits = _values(DigitParams, self)
-        return DANNParams.from_profile(self.dann_profile, self.dann_changes | digits)
-
-    @property
-    def uses(self) -> dict[str, Chapter]:
-        """Chapter 3."""
-        return {"dann": self.dann}
+        return load(self.dann_profile, "dann", self.dann_changes | _values(DigitParams, self))
 
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
@@ -526,3 +169,37 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
             target_augmentation="geometric",
             **_values(AdaMatchFields, self),
         )
+
+
+KINDS: list[type[Chapter]] = [VAEParams, GANParams, DANNParams, PixelDAParams]
+CHAPTERS = {kind.chapter: kind for kind in KINDS}
+
+
+def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The parameters of a chapter, such as "vae", under a profile, with some of them changed.
+
+    Raises:
+        UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    values = {}
+    for name in dict.fromkeys(("quick", profile)):
+        values |= _read(paths.PARAMS / name / f"{chapter}.yaml")
+    where = f"profile {profile}, chapter {chapter}"
+    return CHAPTERS[chapter].parse(values | dict(changes or {}), where)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines of 'name: value'")
+    return values
+
+
+def as_text(value: Any) -> str:
+    """A value on one line, as YAML would have it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

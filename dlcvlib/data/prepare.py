@@ -42,7 +42,7 @@ class Source:
         known: name -> (train + test,) uint8: columns that are known without decoding.
         notes: what a reader must know.
         packages: installed packages whose versions decide the content.
-        code: modules that draw the images (see `fingerprints.modules`), if they are synthetic.
+        code: modules (see `fingerprints.module_hashes`) that draw the images, if synthetic.
     """
 
     description: str

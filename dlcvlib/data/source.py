@@ -14,13 +14,13 @@ LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Images of a split that the notebooks' grids, batches and neighbourhoods need."""
 
 if TYPE_CHECKING:
-    from dlcvlib.config.schema import Parameters
+    from dlcvlib.config.settings import Parameters
     from dlcvlib.data.types import DigitData, Domain, FaceData
 
 
 def load(params: "Parameters") -> "FaceData | DigitData":
     """The data of a chapter's parameters, prepared now or by an earlier run."""
-    from dlcvlib.config.schema import FaceParams
+    from dlcvlib.config.settings import FaceParams
 
     if isinstance(params, FaceParams):
         from dlcvlib.data.faces import load_faces
@@ -44,7 +44,7 @@ def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], 
     """
     import torch
 
-    from dlcvlib.config.schema import DigitParams, FaceParams
+    from dlcvlib.config.settings import DigitParams, FaceParams
 
     inspected, result = {}, {}
     for name, params in chapters.items():

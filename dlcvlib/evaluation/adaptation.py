@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib.config.schema import DANNParams, PixelDAParams, TrainingSettings
+from dlcvlib.config.schema import DANNParams, PixelDAParams
+from dlcvlib.config.settings import TrainingSettings
 from dlcvlib.data.types import DigitData, Pair
 from dlcvlib.evaluation import original
-from dlcvlib.evaluation.significance import compare, mean_text
+from dlcvlib.evaluation.significance import mean_text, more_accurate
 from dlcvlib.methods.adamatch import AdaMatch
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.dann import DANN
@@ -21,10 +22,10 @@ from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.training.runs import Data, Run, train_all
 
 SOURCE_ONLY, TARGET_ONLY = "source only", "target only"
-CHAPTER_3 = (SOURCE_ONLY, "DANN", TARGET_ONLY)
 ALL = (SOURCE_ONLY, "DANN", "PixelDA", "AdaMatch", TARGET_ONLY)
 """Methods in the order of tables and figures."""
 
+COLUMNS = ["method", "pair", "seed", "accuracy"]
 Runs = Mapping[tuple[str, str, int], Run[Classifier]]
 """(method, pair, seed) -> run."""
 
@@ -40,7 +41,7 @@ def train(
         methods: some of `ALL`.
     """
     # First what the other chapter does not train, which may run beside this one.
-    order = sorted(methods, key=lambda name: name in CHAPTER_3)
+    order = sorted(methods, key=lambda name: name not in ("PixelDA", "AdaMatch"))
     jobs = {
         (method, name, seed): _job(method, params, pair, seed)
         for method in order
@@ -79,22 +80,17 @@ def score(runs: Runs, digits: DigitData) -> pd.DataFrame:
     rows = []
     for (method, pair, seed), predicted in predictions(runs, digits).items():
         correct = predicted == digits.pairs[pair].target.test.labels
-        accuracy = correct.double().mean().item()
-        rows.append({"method": method, "pair": pair, "seed": seed, "accuracy": accuracy})
-    return pd.DataFrame(rows)
+        rows.append((method, pair, seed, correct.double().mean().item()))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def source_accuracy(runs: Runs, digits: DigitData) -> pd.DataFrame:
     """One row per run: method, pair, seed, accuracy on the source's validation images."""
-    return pd.DataFrame(
-        {
-            "method": method,
-            "pair": pair,
-            "seed": seed,
-            "accuracy": run.method.accuracy(digits.pairs[pair].source.validation),
-        }
+    rows = [
+        (method, pair, seed, run.method.accuracy(digits.pairs[pair].source.validation))
         for (method, pair, seed), run in runs.items()
-    )
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def by_pair(scores: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
@@ -156,16 +152,11 @@ def verdicts(scores: pd.DataFrame, claims: Sequence[tuple[str, str]]) -> pd.Data
     Returns:
         One row per claim and pair, as of `significance.compare`.
     """
-    errors = dict(list((1 - scores["accuracy"]).groupby([scores["pair"], scores["method"]])))
+    pairs = scores.rename(columns={"method": "variant"}).groupby("pair", sort=False)
     return pd.DataFrame(
-        compare(
-            f"{better} is better than {worse} on {pair}",
-            "target error rate",
-            errors[pair, worse],
-            errors[pair, better],
-        )
+        more_accurate(frame, f"{better} is better than {worse} on {pair}", worse, better)
         for worse, better in claims
-        for pair in scores["pair"].unique()
+        for pair, frame in pairs
     )
 
 

@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from dlcvlib.config.schema import GANSettings
+from dlcvlib.config.settings import GANSettings
 from dlcvlib.training.runs import Run
 
 ZERO_LOSS = 0.05
@@ -67,28 +67,13 @@ def signs(run: Run) -> pd.DataFrame:
     won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
     useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
     diversity = history["validation_diversity"].dropna().iloc[-1]
-    rows = [
-        (
-            "discriminator loss near zero",
-            f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from "
-            "its minimum to chance",
-            won,
-            LONG,
-            won > LONG,
-        ),
-        (
-            "discriminator at chance",
-            f"longest share of the run with D(x) − D(G(z)) below {UNINFORMATIVE:g}",
-            useless,
-            LONG,
-            useless > LONG,
-        ),
-        (
-            "generator collapsed",
-            "diversity of samples relative to real images",
-            diversity,
-            COLLAPSED,
-            diversity < COLLAPSED,
-        ),
+    rules = [
+        f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from its "
+        "minimum to chance",
+        f"longest share of the run with D(x) − D(G(z)) below {UNINFORMATIVE:g}",
+        "diversity of samples relative to real images",
     ]
-    return pd.DataFrame(rows, columns=["sign", "rule", "measured", "limit", "seen"])
+    names = ["discriminator loss near zero", "discriminator at chance", "generator collapsed"]
+    frame = pd.DataFrame({"sign": names, "rule": rules, "measured": [won, useless, diversity]})
+    seen = [won > LONG, useless > LONG, diversity < COLLAPSED]
+    return frame.assign(limit=[LONG, LONG, COLLAPSED], seen=seen)

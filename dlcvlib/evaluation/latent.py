@@ -1,4 +1,4 @@
-"""Latent and feature spaces: t-SNE maps and how far to trust them, probes, domain distances.
+"""Latent and feature spaces: t-SNE maps and how far to trust them, distances of domains.
 
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
@@ -50,15 +49,10 @@ def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
     return storage.cached(path, encode)[0]["mean"]
 
 
-def effective_perplexity(perplexity: float, points: int) -> float:
-    """The largest perplexity up to the requested one that this many points permit."""
-    return min(perplexity, (points - 1) / 3)
-
-
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
     """t-SNE ([1]) of features reduced by PCA: (N, D) -> (N, 2); computed once and cached.
 
-    A perplexity that is too large for N is lowered (`effective_perplexity`).
+    A perplexity that is too large for N is lowered to (N - 1) / 3.
 
     Args:
         features: (N, D).
@@ -79,7 +73,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
         layout = TSNE(
             init="pca" if reduced.n_components > 1 else "random",  # PCA needs two dimensions
-            perplexity=effective_perplexity(perplexity, len(features)),
+            perplexity=min(perplexity, (len(features) - 1) / 3),
             max_iter=ITERATIONS,
             random_state=seed,
         )
@@ -99,18 +93,6 @@ def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> fl
     """Share of each feature's nearest neighbours that are still neighbours in the map."""
     pairs = zip(_neighbours(features.numpy(), count), _neighbours(points, count), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
-
-
-def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """A point on the arc between draws of N(0, I): (…, D) twice, share 0..1 -> (…, D).
-
-    A straight line would pass through shorter vectors than a generator has ever seen (White:
-    Sampling Generative Networks. 2016. arXiv:1609.04468, section 2.1).
-    """
-    cosine = F.cosine_similarity(start, end, dim=-1).clamp(-1 + 1e-6, 1 - 1e-6)[..., None]
-    angle = torch.arccos(cosine)
-    ends = torch.sin((1 - share) * angle) * start + torch.sin(share * angle) * end
-    return ends / torch.sin(angle)
 
 
 @dataclass(frozen=True)
@@ -180,16 +162,9 @@ def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
 def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
     """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
     rows = []
-    for found in maps:
-        correct = found.labels == found.predictions
-        rows.append(
-            {
-                "pair": found.pair,
-                "features": found.method,
-                "distance": found.distance,
-                "source": correct[found.is_source].mean(),
-                "target": correct[~found.is_source].mean(),
-                "kept": found.kept,
-            }
-        )
-    return pd.DataFrame(rows)
+    for one in maps:
+        correct = one.labels == one.predictions
+        accuracies = correct[one.is_source].mean(), correct[~one.is_source].mean()
+        rows.append((one.pair, one.method, one.distance, *accuracies, one.kept))
+    columns = ["pair", "features", "distance", "source", "target", "kept"]
+    return pd.DataFrame(rows, columns=columns)

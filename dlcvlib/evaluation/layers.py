@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 import pandas as pd
@@ -143,28 +144,18 @@ def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.Data
     """
     provenance, settings = run.provenance, run.settings
     seen = settings.steps * settings.batch_size
-    rows = {
-        **{
-            f"parameters, {name}": f"{frame.parameters.sum():,}" for name, frame in networks.items()
-        },
-        **{
-            f"MACs per image, {name}": f"{frame.mult_adds.sum() / 1e6:,.1f} million"
-            for name, frame in networks.items()
-        },
+    sums = {name: frame[["parameters", "mult_adds"]].sum() for name, frame in networks.items()}
+    rows = {f"parameters, {name}": f"{one.parameters:,}" for name, one in sums.items()}
+    rows |= {
+        f"MACs per image, {name}": f"{one.mult_adds / 1e6:,.1f} million"
+        for name, one in sums.items()
+    }
+    rows |= {
         "training images": f"{images:,}",
         "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
-        "time": duration(run.seconds),
+        "time (h:min:s)": str(timedelta(seconds=round(run.seconds))),
         "speed": f"{provenance['images_per_second']:,.0f} images/s",
         "device": f"{provenance['device']}, threads: {provenance['threads']}",
         "precision": provenance["precision"],
     }
     return pd.DataFrame(rows.items(), columns=["quantity", "value"])
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a readable unit."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours"

@@ -11,53 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dlcvlib.data.batches import CHUNK, float_chunks, to_float
-from dlcvlib.methods.vae import reconstruction_error
+from dlcvlib.data.batches import float_chunks
 
 COMPARED = 1000
 """Largest number of images of a kind that are compared with real ones: time and memory grow with
 its square, and a whole test set of faces takes gigabytes as floats."""
-
-
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of images in 0..1: (N, C, H, W) twice -> (N,)."""
-    error = (images - others).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp_min(1e-10))
-
-
-def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of images in 0..1, in windows of 7x7: (N, 3, H, W) twice -> (N,)."""
-    from skimage.metrics import structural_similarity  # with SciPy, which little else here needs
-
-    pairs = zip(images.numpy(), others.numpy(), strict=True)
-    values = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
-    return torch.tensor(values, dtype=torch.float32)
-
-
-def reconstructions(images: Tensor, reconstruct: Callable[[Tensor], Tensor]) -> pd.DataFrame:
-    """How far each image is from its reconstruction, a piece of the set at a time.
-
-    Args:
-        images: (N, 3, H, W) uint8.
-        reconstruct: such images -> their reconstructions, float in 0..1, on the CPU.
-
-    Returns:
-        One row per image: mse_sum (squared error summed over its values), mse_per_value, psnr,
-        ssim, and contrast (standard deviation of the image's own values).
-    """
-    pieces = []
-    for chunk in images.split(CHUNK):
-        originals, outputs = to_float(chunk), reconstruct(chunk)
-        error = reconstruction_error(originals, outputs)
-        measured = {
-            "mse_sum": error,
-            "mse_per_value": error / originals[0].numel(),
-            "psnr": psnr(originals, outputs),
-            "ssim": ssim(originals, outputs),
-            "contrast": originals.flatten(1).std(1),
-        }
-        pieces.append(pd.DataFrame({name: value.numpy() for name, value in measured.items()}))
-    return pd.concat(pieces, ignore_index=True)
 
 
 def fid(real: Tensor, fake: Tensor) -> float:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dlcvlib.config import profiles, schema
+from dlcvlib.config.schema import as_text, load
+from dlcvlib.config.settings import Parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,13 +21,8 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def accuracies() -> dict[str, dict[str, float]]:
-    """Method -> pair -> the accuracy that the original states."""
-    return report()["digits"]["accuracy"]
-
-
 def settings_beside(
-    chapter: str, settings: schema.Parameters, names: Sequence[str] = ()
+    chapter: str, settings: Parameters, names: Sequence[str] = ()
 ) -> "pd.DataFrame":
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
@@ -39,18 +35,13 @@ def settings_beside(
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
     import pandas as pd
 
-    theirs = profiles.load("original", chapter)
+    theirs = load("original", chapter)
     known: dict[str, Any] = {}
     for source in (*theirs.uses.values(), theirs):
         known |= dict(source)
     fields = type(settings).model_fields
-    rows = [
-        (
-            name,
-            profiles.as_text(getattr(settings, name)),
-            profiles.as_text(known[name]),
-            fields[name].description,
-        )
-        for name in names or [name for name in fields if name in known]
-    ]
+    rows = []
+    for name in names or [name for name in fields if name in known]:
+        here, original = as_text(getattr(settings, name)), as_text(known[name])
+        rows.append((name, here, original, fields[name].description))
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 FACTOR = 2.0
 """Standard errors by which two means must differ for a verdict."""
 
 
 def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> dict[str, Any]:
-    """Judge the claim that `worse` has the higher values of a measure.
+    """Test the claim that `worse` has the higher values of a measure.
 
     It is supported, or contradicted, if the means differ by more than `FACTOR` times the standard
     error of their difference over the seeds; otherwise the comparison is inconclusive.
@@ -28,11 +27,11 @@ def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> di
     """
     difference = worse.mean() - better.mean()
     error = np.sqrt(worse.var(ddof=1) / len(worse) + better.var(ddof=1) / len(better))
-    # Without a spread, with a single seed or equal values, there is nothing to judge by.
+    # Without a spread, with a single seed or equal values, there is no basis for a verdict.
     if not error > 0 or abs(difference) <= FACTOR * error:
-        verdict = INCONCLUSIVE
+        verdict = "inconclusive"
     else:
-        verdict = SUPPORTED if difference > 0 else CONTRADICTED
+        verdict = "supported" if difference > 0 else "contradicted"
     return {
         "claim": claim,
         "measure": measure,
@@ -43,7 +42,7 @@ def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> di
 
 
 def more_accurate(frame: pd.DataFrame, claim: str, worse: str, better: str) -> dict[str, Any]:
-    """Judge, by `compare`, the claim that one variant is more accurate than another.
+    """Test, by `compare`, the claim that one variant is more accurate than another.
 
     Args:
         frame: one row per run: variant, accuracy (0 to 1).

@@ -1,7 +1,6 @@
-"""Curves over training, schedules, and bars of runs."""
+"""Curves over training, and schedules."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, DARK, GREY, WIDTH, with_values
+from dlcvlib.plots.style import CYCLE, GREY, WIDTH, with_values
 
 SPARSE = 30
 """Points below which each is marked."""
@@ -114,25 +113,5 @@ def schedules(
     ax.set(xlabel="progress of the run", ylabel=label)
     ax.set_ylim(bottom=0)
     ax.legend()
-    frames = [
-        pd.DataFrame({"schedule": name, "progress": np.asarray(x), "value": np.asarray(y)})
-        for name, (x, y) in curves.items()
-    ]
-    return with_values(ax, pd.concat(frames, ignore_index=True))
-
-
-def run_bars(frame: pd.DataFrame, ax: Axes, colors: Mapping[Any, str], **options: Any) -> None:
-    """Bars at the means of runs, each run a dot.
-
-    Args:
-        frame: one row per run.
-        ax: where to draw.
-        colors: value of the column `hue` -> colour of its bar, in the order of the bars.
-        options: x, y, hue, orient: as seaborn has them.
-    """
-    import seaborn as sns  # as above
-
-    common = {"data": frame, "hue_order": list(colors), "ax": ax} | options
-    sns.barplot(**common, palette=colors, errorbar=None, width=0.8, saturation=1)
-    dots = {"palette": dict.fromkeys(colors, DARK), "size": 3.2, "jitter": False, "legend": False}
-    sns.stripplot(**common, dodge=options["hue"] not in (options["x"], options["y"]), **dots)
+    frames = {name: pd.DataFrame({"progress": x, "value": y}) for name, (x, y) in curves.items()}
+    return with_values(ax, pd.concat(frames, names=["schedule"]).reset_index("schedule"))

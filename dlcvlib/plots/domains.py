@@ -13,7 +13,6 @@ from matplotlib.ticker import PercentFormatter
 
 from dlcvlib.data.types import CLASSES
 from dlcvlib.plots import style
-from dlcvlib.plots.curves import run_bars
 from dlcvlib.plots.style import pair_name, with_values
 
 
@@ -29,10 +28,15 @@ def method_bars(
         references: method -> pair -> the original's accuracy, drawn as a short line.
         ax: where to draw; a new figure without it.
     """
+    import seaborn as sns  # loads slowly, and few notebooks need it
+
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
     colors = {method: style.METHOD_COLORS.get(method, style.CYCLE[5]) for method in methods}
     ax = ax or plt.subplots(figsize=(style.WIDTH, 3.0))[1]
-    run_bars(frame, ax, colors, x="pair", y="accuracy", hue="method")
+    common = {"data": frame, "x": "pair", "y": "accuracy", "hue": "method", "ax": ax}
+    sns.barplot(**common, palette=colors, errorbar=None, width=0.8, saturation=1)
+    dots = {"palette": dict.fromkeys(colors, style.DARK), "size": 3.2, "jitter": False}
+    sns.stripplot(**common, dodge=True, legend=False, **dots)
     width = 0.8 / len(methods)
     places = [
         (x - 0.4 + number * width, references[method][pair])

@@ -1,7 +1,7 @@
 """Rows and grids of images, and images for widgets."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dlcvlib.data.types import CLASSES, LabelledImages
-from dlcvlib.plots.style import WIDTH, domain_name, with_values
+from dlcvlib.plots.style import WIDTH, with_values
 
 GAP = 2
 """White pixels between images."""
@@ -125,20 +125,3 @@ def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:
     of_digit = [data.images[data.labels == digit][:rows] for digit in range(CLASSES)]
     filled = [torch.cat([cells, grey.expand(rows - len(cells), -1, -1, -1)]) for cells in of_digit]
     return list(torch.stack(filled, 1))
-
-
-def translated(pictures: Mapping[str, tuple[LabelledImages, Tensor, LabelledImages]]) -> Axes:
-    """Source images over their translations and real images of the target, one of each digit.
-
-    Args:
-        pictures: pair -> source images; their translations, (draws, N, 3, 32, 32) with as many
-            draws for each pair; and images of the target.
-    """
-    rows, labels = [], []
-    for pair, (source, versions, target) in pictures.items():
-        names = pair.split("->")
-        shown = [source, *(LabelledImages(images, source.labels) for images in versions), target]
-        rows += [row for data in shown for row in digit_rows(data)]
-        draws = [f"translated {n + 1}" for n in range(len(versions))]
-        labels += [domain_name(names[0]), *draws, domain_name(names[1])]
-    return image_rows(rows, labels, over=DIGITS, blocks=len(pictures))

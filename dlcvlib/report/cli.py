@@ -152,8 +152,9 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been changed
     there; which images are used is their own.
     """
-    from dlcvlib.config.profiles import load, parse_assignments
-    from dlcvlib.config.schema import DigitParams, FaceParams
+    from dlcvlib.config.profiles import parse_assignments
+    from dlcvlib.config.schema import load
+    from dlcvlib.config.settings import DigitParams, FaceParams
 
     given = {name: getattr(arguments, name) for name in ("data", "runs_dir")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -172,7 +173,7 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
 
 def _seeds(arguments: argparse.Namespace, chapter: str) -> dict[str, Any]:
     """`--seed` as a chapter has it: where it has several, they count up from it."""
-    from dlcvlib.config.profiles import load
+    from dlcvlib.config.schema import load
 
     if (first := arguments.seed) is None:
         return {}
@@ -254,7 +255,8 @@ def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from dlcvlib.config.profiles import as_text, write_parameters_cells
+    from dlcvlib.config.profiles import write_parameters_cells
+    from dlcvlib.config.schema import as_text
 
     if arguments.write_notebooks:
         print(f"{write_parameters_cells(arguments.chapter)} notebooks changed")

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -28,7 +29,7 @@ from dlcvlib.report.exhibits import MIME, options
 from dlcvlib.report.uptodate import Task, declared, plan, why
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores, resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
@@ -155,7 +156,7 @@ def side_by_side(gpu: bool) -> int:
     """How many notebooks to run at once: one a core, at most `JOBS_MAX`; one with a GPU."""
     # A small network gains less from a second thread than two of them from one each; more of a
     # chapter's notebooks would mostly wait for each other's training, and each takes memory.
-    return 1 if gpu else min(cores(), JOBS_MAX)
+    return 1 if gpu else min(joblib.cpu_count(), JOBS_MAX)
 
 
 def _run(
@@ -224,8 +225,10 @@ def execute(task: Task, board: "_Board", cell_timeout: int | None = None) -> Out
     with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
         temporary = Path(folder) / task.target.name
         cut_short = _papermill(task, temporary, cell_timeout)
-        # What papermill could not write was not run.
-        notebook = nbformat.read(temporary if temporary.is_file() else task.source, as_version=4)
+        try:
+            notebook = nbformat.read(temporary, as_version=4)
+        except (OSError, ValueError):  # papermill could not write all of it: none of it counts
+            notebook = nbformat.read(task.source, as_version=4)
     seconds = time.monotonic() - started
     error = unfinished(notebook, cut_short)
     clean(notebook)
@@ -294,17 +297,14 @@ def unfinished(notebook: nbformat.NotebookNode, cut_short: str = "") -> str:
             if output.output_type == "error":
                 return f"{_name(cell)} ended with {output.ename}: {output.evalue}"
         shown = {output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs}
-        if cell.execution_count and _labelled(cell) and not {"figure", "table"} & shown:
+        labelled = "label" in options(cell.source)
+        if cell.execution_count and labelled and not {"figure", "table"} & shown:
             return f"{_name(cell)} shows no figure or table: its value must be one"
     if cut_short:
         begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
         return f"{_name(begun[-1]) if begun else 'the first cell'} {cut_short}"
     never = [cell for cell in cells if cell.execution_count is None]
     return f"{_name(never[0])} was never run" if never else ""
-
-
-def _labelled(cell: nbformat.NotebookNode) -> bool:
-    return "label" in options(cell.source)
 
 
 def _name(cell: nbformat.NotebookNode) -> str:
@@ -332,7 +332,7 @@ def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
     if not TUNED & before.keys():
         os.environ.update(ALLOCATOR)
     if jobs > 1:
-        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, cores() // jobs)
+        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
         os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
     try:
         yield

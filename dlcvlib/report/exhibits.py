@@ -10,7 +10,6 @@ The label begins with `fig-` or `tbl-`. Text anywhere in the report refers to it
 Numbers, captions and references are known, and checked, before any notebook runs.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 from nbformat import NotebookNode
 
-from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.errors import UserError, nearest
 
 MIME = "application/vnd.dlcv.v2+json"
 """What `dlcvlib.report.notebook` adds to a cell's outputs for the report."""
@@ -61,19 +60,9 @@ class Exhibit:
     caption: str
     alt: str = ""
 
-    @property
-    def kind(self) -> str:
-        """ "fig" or "tbl"."""
-        return self.label[:3]
-
-    @property
-    def name(self) -> str:
-        """Its name in results.json and in file names."""
-        return name_of(self.label)
-
 
 def name_of(label: str) -> str:
-    """A label without its kind and problem: "gap_closed" of "tbl-3-3-gap-closed"."""
+    """An exhibit's name in results.json and files: "gap_closed" of "tbl-3-3-gap-closed"."""
     return LABEL.fullmatch(label)[2].replace("-", "_")
 
 
@@ -132,7 +121,7 @@ def check(notebooks: Mapping[str, NotebookNode]) -> dict[str, Exhibit]:
     for _, where, cell in _cells(notebooks):
         for label in REFERENCE.findall(cell.source):
             if label not in found:
-                raise UserError(f"{where}: @{label} refers to no exhibit{_nearest(label, found)}")
+                raise UserError(f"{where}: @{label} refers to no exhibit{nearest(label, found)}")
     return found
 
 
@@ -149,7 +138,7 @@ def _declared(source: str) -> tuple[str, list[str]]:
         raise UserError("options (`#|`) must be the cell's first lines")
     for name in given:
         if name not in KNOWN:
-            raise UserError(f"unknown option {name!r}{_nearest(str(name), KNOWN)}")
+            raise UserError(f"unknown option {name!r}{nearest(str(name), KNOWN)}")
     if "label" not in given:
         if captions := given.keys() & {"fig-cap", "tbl-cap"}:
             raise UserError(f"{captions.pop()} without a label")
@@ -164,8 +153,3 @@ def _declared(source: str) -> tuple[str, list[str]]:
             raise UserError(f"{label} has no {name}")
         texts.append(" ".join(text.split()))
     return label, texts
-
-
-def _nearest(name: str, known: Mapping[str, Any] | set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""

@@ -16,6 +16,7 @@ import ast
 import base64
 import io
 import json
+import string
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from dlcvlib.config.schema import Parameters
+from dlcvlib.config.settings import Parameters
 from dlcvlib.plots import style
 from dlcvlib.report import tables
 from dlcvlib.report.exhibits import MIME, name_of, options
@@ -125,13 +126,17 @@ def _assigned(source: str) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def say(template: str, *values: Any) -> None:
-    """Show prose computed from the results: Markdown, with values filled in by `str.format`.
+class _Prose(string.Formatter):
+    """`str.format` for Markdown: text stands for itself, negative numbers have a true minus."""
 
-    Text among the values stands for itself: nothing in it is markup.
-    """
-    filled = [markdown.escaped(value) if isinstance(value, str) else value for value in values]
-    display(Markdown(template.format(*filled)))
+    def format_field(self, value: Any, format_spec: str) -> str:
+        text = super().format_field(value, format_spec)
+        return markdown.minus(markdown.escaped(text) if isinstance(value, str) else text)
+
+
+def say(template: str, *values: Any) -> None:
+    """Show prose computed from the results: Markdown, with values filled in as by `str.format`."""
+    display(Markdown(_Prose().format(template, *values)))
 
 
 def record(**values: Any) -> None:
@@ -195,26 +200,19 @@ def _picture(figure: Figure, salt: str) -> dict[str, Any]:
 
 
 def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
-    """A table as a MIME bundle; one that is no exhibit keeps the HTML that pandas gives it."""
-    if isinstance(shown, pd.DataFrame) and "headline" in _cell.get("tags", []):
-        rows = tables.as_text(shown).set_axis(list(shown), axis="columns").to_dict("records")
-        return {
-            "text/markdown": tables.to_markdown(shown),
-            MIME: _payload("headline", {}, rows=rows),
-        }
+    """An exhibit as a MIME bundle; what is none is shown as pandas shows it."""
+    frame, text = (shown.data if isinstance(shown, Styler) else shown), tables.as_text(shown)
+    if "headline" in _cell.get("tags", []):
+        rows = text.set_axis(list(frame), axis="columns").to_dict("records")
+        return {MIME: _payload("headline", {}, rows=rows)}
     if label := _label("tbl-"):
-        frame = tables.flat(shown.data if isinstance(shown, Styler) else shown)
         return {
-            "text/html": tables.as_text(shown).to_html(index=False, escape=True, border=0),
+            "text/html": text.to_html(index=False, escape=True, border=0),
             "text/markdown": tables.to_markdown(shown),
             "text/plain": f"<{label}>",
-            MIME: _payload("table", {name_of(label): frame.to_dict("list")}),
+            MIME: _payload("table", {name_of(label): tables.flat(frame).to_dict("list")}),
         }
-    most = pd.get_option("display.max_rows")
-    if isinstance(shown, Styler) or len(shown) <= most:
-        return {"text/markdown": tables.to_markdown(shown)}
-    text = f"{tables.to_markdown(shown.head(most))}\n\nThe first {most} of {len(shown):,} rows."
-    return {"text/markdown": text}
+    return {}
 
 
 def plain(value: Any) -> Any:

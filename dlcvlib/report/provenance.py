@@ -1,17 +1,19 @@
 """What a report was made with and of: for its first and last page and for results.json."""
 
 import itertools
+import platform
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dlcvlib import __version__
 from dlcvlib.config.paths import ROOT
-from dlcvlib.config.profiles import CHAPTERS
-from dlcvlib.config.schema import Parameters
-from dlcvlib.utils import environment, fingerprints, stopwatch, storage
+from dlcvlib.config.schema import CHAPTERS
+from dlcvlib.config.settings import Parameters
+from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
 OF_A_RUN = (
@@ -21,7 +23,7 @@ OF_A_RUN = (
 """What is taken from a run's record."""
 
 Payloads = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Problem -> what its notebook has told the report (see `dlcvlib.report.notebook`)."""
+"""Problem -> what its notebook has sent to the report (see `dlcvlib.report.notebook`)."""
 
 
 def describe(
@@ -42,12 +44,12 @@ def describe(
             processes have had together, and seconds spent so far by kind of work (`stopwatch`).
     """
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in payloads))
-    told = list(itertools.chain(*payloads.values()))
-    names = run_names(told)
+    sent = list(itertools.chain(*payloads.values()))
+    names = run_names(sent)
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
-    inside = sum((Counter(payload["seconds"]) for payload in told), Counter())
-    spent = inside + Counter(about["spent"]) + Counter(stopwatch.so_far())
+    inside = sum((Counter(payload["seconds"]) for payload in sent), Counter())
+    spent = inside + Counter(about["spent"])
     spent["evaluation and figures"] = cell_seconds - inside.total()
     spent["starting the notebooks"] = sum(seconds.values()) - cell_seconds
     return {
@@ -55,12 +57,12 @@ def describe(
         "command": about["command"],
         "data": {chapter: params[chapter].data for chapter in chapters},
         "seeds": "; ".join(f"{chapter}: {_seeds(params[chapter])}" for chapter in chapters),
-        "device": devices or _no_device(names),
+        "device": devices or f"not known (training runs without a record: {len(names)})",
         "seconds_training": sum(run["seconds"] for run in runs),
         "seconds_notebooks": sum(seconds.values()),
         "commit": _commit(),
-        "versions": {"python": environment.python_version()} | fingerprints.versions(*PACKAGES),
-        "constraints": _constraints(),
+        "versions": {"python": platform.python_version()} | fingerprints.versions(*PACKAGES),
+        "untested_versions": environment.deviations(),
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
         "notebooks": dict(seconds),
         "seconds_by_work": dict(spent.most_common()),
@@ -78,7 +80,7 @@ def _records(names: Sequence[str], folders: Iterable[str]) -> list[dict[str, Any
     """What the runs' records say, as far as they are there and whole."""
     found = []
     for name in names:
-        records = (storage.sealed(ROOT / folder / name / "provenance.json") for folder in folders)
+        records = (storage.sealed(Path(folder, name, "provenance.json")) for folder in folders)
         if record := next(filter(None, records), None):
             # Records of an older version may lack a part.
             found.append({"run": name} | {key: record.get(key) for key in OF_A_RUN})
@@ -90,26 +92,12 @@ def _trained_on(run: Mapping[str, Any]) -> str:
     return f"{run['device']} ({several}threads: {run['threads']}, {run['precision']})"
 
 
-def _no_device(names: Sequence[str]) -> str:
-    if names:
-        return (
-            f"unknown: the records of {len(names)} training runs are gone from where runs are kept"
-        )
-    return "no training run was used"
-
-
 def _seeds(params: Parameters) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {str(value).strip('[]')}"
         for name, value in params.model_dump().items()
         if name.endswith(("seed", "seeds"))
     )
-
-
-def _constraints() -> str:
-    off = environment.deviations()
-    more = f" and {len(off) - 5} more" if len(off) > 5 else ""
-    return f"not as tested: {', '.join(off[:5])}{more}" if off else "as tested"
 
 
 def _commit() -> str:

@@ -23,22 +23,20 @@ import typst
 from nbformat import NotebookNode
 from PIL import Image
 
-from dlcvlib.config.schema import Parameters
+from dlcvlib.config.settings import Parameters
 from dlcvlib.report import provenance, tables
-from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, options, split
-from dlcvlib.utils import storage
+from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, name_of, options, split
+from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import fenced, table
 from dlcvlib.utils.stopwatch import timed
 
 TITLE = "Image models, repeated"
 TEMPLATE = Path(__file__).with_name("template")
 READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
-PICTURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
-RUNS_SHOWN = 4
-"""Runs that a problem's last line names; all are on the last page."""
+PICTURES = {"image/svg+xml": "svg", "image/png": "png"}
 
 
 def render(
@@ -71,13 +69,10 @@ def render(
         for problem, path in executed.items()
     }
     files = {name: content for page in pages.values() for name, content in page.files.items()}
-
-    def described() -> dict[str, Any]:
-        payloads = {problem: page.payloads for problem, page in pages.items()}
-        cell_seconds = sum(page.seconds for page in pages.values())
-        return provenance.describe(payloads, cell_seconds, seconds, params, about)
-
-    markdown = document(pages=pages, failures=failures, provenance=described(), params=params)
+    payloads = {problem: page.payloads for problem, page in pages.items()}
+    cell_seconds = sum(page.seconds for page in pages.values())
+    made = provenance.describe(payloads, cell_seconds, seconds, params, about)
+    markdown = document(pages=pages, failures=failures, provenance=made, params=params)
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as name:
         folder = Path(name)
         storage.write_text(folder / "report.html", to_html(markdown, files))
@@ -86,8 +81,8 @@ def render(
             for file, content in files.items():
                 storage.write_bytes(figures / file, content)
             storage.write_bytes(folder / "report.pdf", to_pdf(markdown, files, figures))
-            # Described again: now it is known how long the writing took.
-            found = {"version": RESULTS_VERSION, "provenance": described()}
+            made["seconds_by_work"] |= stopwatch.so_far()  # writing the pages
+            found = {"version": RESULTS_VERSION, "provenance": made}
             found |= {problem: page.results for problem, page in pages.items()}
             found |= {problem: {"failed": error} for problem, (_, error) in failures.items()}
             storage.write_json(folder / "results.json", found)
@@ -111,9 +106,10 @@ class Page:
     Attributes:
         markdown: its text.
         files: name -> content of every picture and CSV.
-        payloads: what the kernel has told the report, in order.
+        payloads: what the kernel has sent to the report, in order.
         abstract: what it adds to the report's abstract, in Markdown.
         headline: what it adds to the first page's main table.
+        runs: names of the training runs that it came from.
         seconds: how long its cells ran.
     """
 
@@ -129,30 +125,20 @@ class Page:
         durations = (cell.metadata.get("papermill", {}).get("duration") for cell in notebook.cells)
         self.seconds = sum(duration or 0.0 for duration in durations)
         parts = [part for cell in notebook.cells for part in self._cell(cell)]
-        text = "\n\n".join(filter(None, [*parts, self._runs()]))
         # Links to the problem lead to its first heading.
+        text = "\n\n".join(filter(None, parts))
         self.markdown = re.sub(r"^(##.*)$", rf"\1 {{#nb-{problem}}}", text, count=1, flags=re.M)
+        self.runs = provenance.run_names(self.payloads)
 
     @property
     def results(self) -> dict[str, Any]:
         """Every value of every table and all that was recorded, by name."""
         return {k: v for payload in self.payloads for k, v in payload["values"].items()}
 
-    def _runs(self) -> str:
-        names = provenance.run_names(self.payloads)
-        if not names:
-            return ""
-        shown = [f"`{name}`" for name in names[:RUNS_SHOWN]] + ["…"] * (len(names) > RUNS_SHOWN)
-        return f"::: note\nRuns: {', '.join(shown)} ({len(names)}).\n:::"
-
     def _cell(self, cell: NotebookNode) -> Iterator[str]:
         """What stands in the report for a cell, piece by piece."""
         if cell.cell_type == "markdown":
-            text = cell.source
-            for name, bundle in cell.get("attachments", {}).items():
-                stem = f"{self.problem}-{len(self.files) + 1}"
-                text = text.replace(f"attachment:{name}", self._file(bundle, stem))
-            yield self._linked(re.sub(r"^#", "##", text, flags=re.MULTILINE))
+            yield self._linked(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
         elif cell.cell_type == "code":
             chosen = options(cell.source)
             code = split(cell.source)[1].strip("\n")
@@ -177,8 +163,9 @@ class Page:
             if "abstract" in chosen.get("tags", []):
                 self.abstract.append(text)
             return text
-        if file := self._file(data, f"{self.problem}-{len(self.files) + 1}"):
-            return self._picture(file, "", str(chosen.get("fig-alt", "")))
+        if any(kind in data for kind in PICTURES):
+            stem = f"{self.problem}-{len(self.files) + 1}"
+            return self._picture(data, stem, alt=str(chosen.get("fig-alt", "")))
         text = data.get("text/plain") or output.get("text", "")
         return fenced(text) if text.strip() else ""
 
@@ -187,29 +174,27 @@ class Page:
     ) -> str:
         caption = f"**{exhibit.number}.** {self._linked(exhibit.caption)}"
         if payload["kind"] == "figure":
-            stem = f"{exhibit.number.split()[-1]}-{exhibit.name}"
-            body = self._picture(self._file(data, stem), caption, exhibit.alt)
+            stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
+            body = self._picture(data, stem, caption, exhibit.alt)
             if payload["csv"]:
                 self.files[f"{stem}.csv"] = payload["csv"].encode()
         else:
             body = f"{data['text/markdown']}\n\n: {caption}"
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
 
-    def _file(self, data: Mapping[str, str], stem: str) -> str:
-        """Keep the picture of a MIME bundle; its file's name, empty if there is no picture."""
-        for kind, suffix in PICTURES.items():
-            if content := data.get(kind):
-                svg = suffix == "svg"
-                self.files[f"{stem}.{suffix}"] = (
-                    content.encode() if svg else base64.b64decode(content)
-                )
-                return f"{stem}.{suffix}"
-        return ""
-
-    def _picture(self, file: str, caption: str, alt: str) -> str:
+    def _picture(self, data: Mapping[str, str], stem: str, caption: str = "", alt: str = "") -> str:
+        """The picture of a MIME bundle, which becomes a file, in its natural width."""
+        if svg := data.get("image/svg+xml"):
+            file, content = f"{stem}.svg", svg.encode()
+            width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+            inches = float(width[1]) / 72 if width else TEXT_WIDTH
+        else:
+            file, content = f"{stem}.png", base64.b64decode(data["image/png"])
+            picture = Image.open(io.BytesIO(content))
+            inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
+        self.files[file] = content
         alt = alt.replace("\\", "\\\\").replace('"', '\\"')
-        share = min(1.0, _inches(file, self.files[file]) / TEXT_WIDTH)
-        return f'![{caption}]({file}){{alt="{alt}" share="{share:.2f}"}}'
+        return f'![{caption}]({file}){{alt="{alt}" share="{min(1.0, inches / TEXT_WIDTH):.2f}"}}'
 
     def _linked(self, text: str) -> str:
         """References as links; report.lua makes those plain that lead to nothing."""
@@ -219,15 +204,6 @@ class Page:
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
         return REFERENCE.sub(link, text)
-
-
-def _inches(file: str, content: bytes) -> float:
-    """Natural width of a picture."""
-    if not file.endswith(".svg"):
-        picture = Image.open(io.BytesIO(content))
-        return picture.width / float(picture.info.get("dpi", (100, 100))[0])
-    width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)
-    return float(width[1]) / 72 if width else TEXT_WIDTH
 
 
 # --- the document ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
     """A table as it is shown: its columns' headings, and every cell a string.
 
     Headings and formats are those of columns.yaml, by the columns' names, but for what a Styler
-    formats, renames or hides.
+    formats, renames or hides. Negative numbers have a true minus.
     """
     styler = shown if isinstance(shown, Styler) else shown.style
     untouched = styler.data.style
@@ -46,7 +46,8 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
                 for row, (value, text) in enumerate(zip(values, texts, strict=True))
             ]
         headings.append(heading)
-        columns.append([text for row, text in enumerate(texts) if row not in styler.hidden_rows])
+        texts = [text for row, text in enumerate(texts) if row not in styler.hidden_rows]
+        columns.append(map(markdown.minus, texts))
     return pd.DataFrame(list(zip(*columns, strict=True)), columns=headings, dtype=str)
 
 

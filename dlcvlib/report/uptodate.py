@@ -5,7 +5,7 @@ the data, the modules that it imports, or the versions of the libraries behind w
 """
 
 import ast
-import sys
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from typing import Any
 import nbformat
 
 from dlcvlib.config.paths import NOTEBOOKS
-from dlcvlib.config.profiles import CHAPTERS, load
-from dlcvlib.config.schema import Chapter
+from dlcvlib.config.schema import CHAPTERS, Chapter, load
 from dlcvlib.report.exhibits import Exhibit, check
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
@@ -27,10 +26,15 @@ DECIDING = (
     *("matplotlib", "seaborn"),
 )
 """Libraries whose version decides what a notebook shows."""
-STYLE = fingerprints.PACKAGE / "plots" / "report.mplstyle"
-"""How every figure looks."""
-ORIGINAL = fingerprints.PACKAGE / "evaluation" / "original_report.yaml"
-"""What the original reports."""
+FILES = [
+    fingerprints.PACKAGE / name
+    for name in (
+        "plots/report.mplstyle",
+        "report/columns.yaml",
+        "evaluation/original_report.yaml",
+    )
+]
+"""How figures and tables look, and what the original reports."""
 OLDER = "it was made by an older version of this project"
 
 
@@ -127,10 +131,11 @@ def _task(
     identity = {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
         "parameters": _deciding(parameters),
-        "original": _deciding(load("original", chapter)) | {"report": storage.sha256(ORIGINAL)},
+        "original": _deciding(load("original", chapter)),
         "data": {parameters.data: fingerprints_of_data[chapter]},
         "code": _code(notebook),
-        "versions": fingerprints.versions(*DECIDING) | {"python": sys.version.split()[0]},
+        "files": {path.name: storage.sha256(path) for path in FILES},
+        "versions": fingerprints.versions(*DECIDING) | {"python": platform.python_version()},
     }
     title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
     return Task(source, target, chapter, title, parameters.model_dump(), identity)
@@ -155,13 +160,9 @@ def _deciding(params: Chapter) -> dict[str, Any]:
 
 
 def _code(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """Hash of every module that a notebook imports, and of the style sheet."""
+    """Hash of every module that a notebook imports, directly or through others."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    imported = fingerprints.imported("\n".join(map(_python, cells)))
-    return {STYLE.name: storage.sha256(STYLE)} | {
-        path.relative_to(fingerprints.PACKAGE).as_posix(): fingerprints.source_hash([path])
-        for path in imported
-    }
+    return fingerprints.hashes(fingerprints.imported("\n".join(map(_python, cells))))
 
 
 def _python(cell: str) -> str:
@@ -190,10 +191,11 @@ def explain_runs(runs_dir: Path) -> str:
     for folder in sorted(path for path in runs_dir.glob("*-*") if path.is_dir()):
         if (record := storage.sealed(folder / "provenance.json")) is None:
             if pointer := storage.sealed(folder / "checkpoint.json"):
-                unfinished.append(f"{folder.name} goes on at step {pointer['step']}")
+                unfinished.append(f"{folder.name} continues at step {pointer['step']}")
             continue
-        there = [n for n in record.get("code", {}) if fingerprints.modules(n)[0].is_file()]
-        now = {"code": fingerprints.module_hashes(there), "versions": versions}
+        modules = [fingerprints.PACKAGE / f"{name}.py" for name in record.get("code", {})]
+        code = fingerprints.hashes(path for path in modules if path.is_file())
+        now = {"code": code, "versions": versions}
         if versions.keys() <= record.keys():
             record["versions"] = {name: record[name] for name in versions}
         if reasons := _differences(record, now):

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import joblib
 import platformdirs
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,7 +22,6 @@ from accelerate.state import AcceleratorState
 from dlcvlib.training.method import Batch, Method
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import cores
 from dlcvlib.utils.stopwatch import timed
 
 TRIAL_ROUNDS = 3
@@ -36,8 +36,8 @@ def setup() -> None:
     # Otherwise a GPU would round the factors of "fp32" to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     # torch counts all of a machine's processors, even if a container may use only some.
-    if cores() < torch.get_num_threads():
-        torch.set_num_threads(cores())
+    if joblib.cpu_count() < torch.get_num_threads():
+        torch.set_num_threads(joblib.cpu_count())
 
 
 def accelerator_for(precision: str) -> Accelerator:

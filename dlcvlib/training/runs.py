@@ -101,10 +101,10 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
     """Everything that determines a trained model.
 
     The code is hashed module by module, without comments and docstrings: the method's own, and
-    all in `CODE` that it or the loop imports.
+    all in `CODE` that it, the loop, devices and checkpoints import.
     """
-    own, shared = (Path(inspect.getfile(part)) for part in (method, loop))
-    hashes = fingerprints.import_hashes(own, shared)
+    own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
+    hashes = fingerprints.import_hashes(own, *shared)
     return {
         "settings": settings.model_dump(),
         "data": data.fingerprint,

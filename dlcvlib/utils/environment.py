@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
 def missing(extra: str = "") -> list[str]:
@@ -39,20 +40,11 @@ def _unmet(requirements: Iterable[str]) -> Iterator[tuple["Requirement", str]]:
 
     for requirement in map(Requirement, requirements):
         try:
-            installed = _version(requirement.name)
+            installed = PYTHON if requirement.name == "python" else version(requirement.name)
         except PackageNotFoundError:
             installed = ""
         if not installed or not requirement.specifier.contains(installed, prereleases=True):
             yield requirement, installed
-
-
-def _version(name: str) -> str:
-    return python_version() if name == "python" else version(name)
-
-
-def python_version() -> str:
-    """Such as "3.11.7"."""
-    return ".".join(map(str, sys.version_info[:3]))
 
 
 if __name__ == "__main__":

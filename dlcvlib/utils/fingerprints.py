@@ -48,14 +48,9 @@ def _is_bare_string(node: ast.stmt) -> bool:
     )
 
 
-def modules(*names: str) -> list[Path]:
-    """Source files of this package's modules: `modules("vae", "data/images")`."""
-    return [PACKAGE / f"{name}.py" for name in names]
-
-
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
-    """Hex digests, as of `source_hash`, of this package's modules, by name as in `modules`."""
-    return {name: source_hash(modules(name)) for name in sorted(names)}
+    """`source_hash` of modules of this package, by name, such as "methods/vae"."""
+    return hashes(PACKAGE / f"{name}.py" for name in names)
 
 
 def imported(source: str) -> list[Path]:
@@ -75,7 +70,11 @@ def import_hashes(*entries: Path) -> dict[str, str]:
     Returns:
         By name: "methods/vae" for a module of this package, the file's name for any other.
     """
-    paths = {*entries, *(path for entry in entries for path in imported(_text(entry)))}
+    return hashes({*entries, *(path for entry in entries for path in imported(_text(entry)))})
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """`source_hash` of each file, by name as in `import_hashes`."""
     return {_name(path): source_hash([path]) for path in sorted(paths)}
 
 

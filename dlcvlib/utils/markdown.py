@@ -3,13 +3,18 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"–|[-+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?)?")
+NUMBER = re.compile(r"–|[-−+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?)?")
 """A cell that holds a number, with its deviation if there is one, or none."""
 
 
 def escaped(text: str) -> str:
     """Text on one line that stands for itself, in a table's cell too."""
     return " ".join(re.sub(r"([\\|*_`$<>\[\]^~#@])", r"\\\1", text).split())
+
+
+def minus(text: str) -> str:
+    """Text with a true minus (U+2212) for the hyphen in front of a negative number."""
+    return re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Processes: how many cores there are for them, work in one of its own, the memory they take."""
+"""Work in a process of its own, and the memory that processes take."""
 
 import os
 import pkgutil
@@ -11,16 +11,10 @@ from contextlib import suppress
 from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
-import joblib
 import psutil
 
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-
-
-def cores() -> int:
-    """Processors that this process may use, by its affinity and its container's share of time."""
-    return joblib.cpu_count()
 
 
 def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
@@ -45,7 +39,7 @@ def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
         except BrokenProcessPool:
             raise UserError(
                 f"the process that ran {function!r} ended without an answer (killed, perhaps for "
-                "its memory); run the same command again to go on"
+                "its memory); run the same command again to continue"
             ) from None
         except KeyboardInterrupt:
             # Ctrl-C reaches the other process too, a signal to this one alone does not.
@@ -65,7 +59,7 @@ def _call(
 def end_with_parent() -> None:
     """End this process as soon as the one that has started it has ended, in whatever way.
 
-    A pool's worker would wait for ever; other work would go on without its parent's locks.
+    A pool's worker would wait for ever; other work would continue without its parent's locks.
     """
 
     def wait() -> None:

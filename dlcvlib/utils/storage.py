@@ -1,6 +1,6 @@
 """Files that are written whole or not at all, and read only if they are what was written.
 
-A file is written beside its place under a temporary name, flushed to the disk and renamed. A
+A file is written in a temporary folder beside its place, flushed to the disk and moved. A
 tensor file carries a JSON `meta` in its safetensors header; whoever refers to a file by its
 `sha256` notices a flipped byte or a missing end. Nothing here unpickles.
 """
@@ -64,9 +64,9 @@ def make_dir(path: Path) -> Path:
     return path
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders that a killed process left in `folder`."""
-    for path in folder.glob(f"{TEMPORARY}*"):
+def sweep(folder: Path, stem: str = "") -> None:
+    """Remove what a killed process left in `folder` on its way to files whose names begin so."""
+    for path in folder.glob(f"{TEMPORARY}{stem}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -77,7 +77,7 @@ def sweep(folder: Path) -> None:
 
 
 def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
-    """Let `fill` write a temporary file, then put it at `path` in one step.
+    """Have `fill` write a temporary file, then put it at `path` in one step.
 
     Args:
         path: where the file belongs.
@@ -87,15 +87,14 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    handle, name = tempfile.mkstemp(path.suffix, _temporary(path), make_dir(path.parent))
-    temporary = Path(name)
-    os.close(handle)
+    folder, prefix = make_dir(path.parent), f"{TEMPORARY}{path.stem}-"
     try:
-        fill(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+            temporary = Path(name) / path.name
+            fill(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
@@ -103,13 +102,6 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
             f"{max(size, 1) / 1e6:,.3g} MB, and {free / 1e6:,.3g} MB are free there; make room, or "
             "choose another folder (runs_dir, --out)"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> str:
-    """What the names of the temporary files that become `path` begin with."""
-    return f"{TEMPORARY}{path.stem}-"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -233,8 +225,7 @@ def cached(
             except DamagedFileError as error:
                 print(f"{error}; making it again")
             pointer.unlink(missing_ok=True)
-        for left in path.parent.glob(f"{_temporary(path)}*"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        sweep(path.parent, f"{path.stem}-")
         tensors, meta = make()
         write_tensors(path, tensors, meta)
         write_sealed(pointer, {"sha256": sha256(path)})
@@ -265,11 +256,7 @@ def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[Non
         with suppress(OSError):
             who = holder.read_text(encoding="utf-8") or who
         # Not to the standard output, which a notebook would show on its page.
-        print(
-            f"{path} is being {doing} by {who}; waiting for it",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{path} is being {doing} by {who}; waiting for it", file=sys.stderr, flush=True)
         with timed("waiting for another process"):
             lock.acquire()
     try:

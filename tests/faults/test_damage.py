@@ -20,10 +20,10 @@ def digests(folder):
 )
 def test_a_run(smoke, faces, tmp_path, damage, name, capsys):
     settings = smoke(steps=6, precision="fp32").settings
-    run = vae.train_or_load(settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, settings, faces, tmp_path)
     before, path = digests(run.folder), run.folder / name
     damage(path)
-    again = vae.train_or_load(settings, faces, tmp_path)
+    again = train_or_load(vae.VAE, settings, faces, tmp_path)
     assert again.folder == run.folder
     assert digests(run.folder) == before
     output = capsys.readouterr().out
@@ -45,13 +45,13 @@ def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-*.safetensors"])
 def test_a_checkpoint(smoke, faces, tmp_path, damage, name, capsys, before_step):
     settings = smoke(steps=12, precision="fp32").settings
-    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
     with before_step(vae.VAE, 8, interrupt), pytest.raises(KeyboardInterrupt):
-        vae.train_or_load(settings, faces, tmp_path / "cut")
+        train_or_load(vae.VAE, settings, faces, tmp_path / "cut")
     folder = tmp_path / "cut" / whole.name
     (path,) = folder.glob(name)
     damage(path)
-    again = vae.train_or_load(settings, faces, tmp_path / "cut")
+    again = train_or_load(vae.VAE, settings, faces, tmp_path / "cut")
     assert f"{path} is damaged" in capsys.readouterr().out
     assert digests(again.folder) == digests(whole.folder)
 
@@ -128,7 +128,7 @@ def test_an_executed_notebook(small, damage, capsys):
 
 def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):
     """The first and last page do without a run whose record is damaged, and do not quote it."""
-    run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path / "runs")
+    run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path / "runs")
     cell = f"""
 import pandas as pd
 from types import SimpleNamespace
@@ -147,18 +147,18 @@ Page("1-1").table(pd.DataFrame({{"a": [1]}}), "numbers", "Caption.", runs=runs)
 def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
     """Half-written files under temporary names are swept and change nothing."""
     settings = smoke(steps=6, precision="fp32").settings
-    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
     folder = tmp_path / "other" / whole.name
     folder.mkdir(parents=True)
     half = (whole.folder / "model.safetensors").read_bytes()[:1000]
     for name in ("x.safetensors", "y.json", "z.csv"):
         (folder / f"{storage.TEMPORARY}{name}").write_bytes(half)
-    again = vae.train_or_load(settings, faces, tmp_path / "other")
+    again = train_or_load(vae.VAE, settings, faces, tmp_path / "other")
     assert digests(again.folder) == digests(whole.folder)
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
 
 
 def test_every_file_of_a_run_is_vouched_for(smoke, faces, tmp_path):
-    run = vae.train_or_load(smoke(steps=6).settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path)
     names = {path.name for path in run.folder.iterdir()}
     assert names == {*run.provenance["files"], "provenance.json"}

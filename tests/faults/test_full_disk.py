@@ -19,19 +19,19 @@ def test_at_a_checkpoint_the_last_good_one_stays(
 ):
     """The disk fills up after step 9; with room again the run ends as if nothing had been."""
     settings = smoke(steps=20, precision="fp32").settings
-    whole = vae.train_or_load(settings, faces, tmp_path / "whole")
+    whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
     with ExitStack() as stack:
         stack.enter_context(
             before_step(vae.VAE, 9, lambda: stack.enter_context(disk_full_beyond(20_000)))
         )
         with pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors")):
-            vae.train_or_load(settings, faces, tmp_path / "full")
+            train_or_load(vae.VAE, settings, faces, tmp_path / "full")
     folder = tmp_path / "full" / whole.name
     pointer = storage.read_sealed(folder / "checkpoint.json")
     assert pointer["step"] == 9
     storage.read_tensors(folder / pointer["file"], pointer["sha256"])
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
-    resumed = vae.train_or_load(settings, faces, tmp_path / "full")
+    resumed = train_or_load(vae.VAE, settings, faces, tmp_path / "full")
     files = [run.folder / "model.safetensors" for run in (whole, resumed)]
     assert storage.sha256(files[0]) == storage.sha256(files[1])
 

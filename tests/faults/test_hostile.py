@@ -51,36 +51,36 @@ def test_the_pickle_would_work(tmp_path):
 
 def test_in_each_file_of_a_run(smoke, faces, tmp_path, malicious):
     settings = smoke(steps=4, precision="fp32").settings
-    run = vae.train_or_load(settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, settings, faces, tmp_path)
     for path in sorted(run.folder.iterdir()):
         path.write_bytes(malicious)
-        assert vae.train_or_load(settings, faces, tmp_path).folder == run.folder
+        assert train_or_load(vae.VAE, settings, faces, tmp_path).folder == run.folder
         assert path.read_bytes() != malicious
 
 
 def test_in_a_run_that_vouches_for_it(smoke, faces, tmp_path, malicious, capsys):
     """Hash and seal are right: whoever wrote this had the whole folder in hand."""
     settings = smoke(steps=4, precision="fp32").settings
-    run = vae.train_or_load(settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, settings, faces, tmp_path)
     model = run.folder / "model.safetensors"
     good = model.read_bytes()
     model.write_bytes(malicious)
     files = run.provenance["files"] | {model.name: storage.sha256(model)}
     storage.write_sealed(run.folder / "provenance.json", run.provenance | {"files": files})
-    vae.train_or_load(settings, faces, tmp_path)
+    train_or_load(vae.VAE, settings, faces, tmp_path)
     assert "is refused" in capsys.readouterr().out
     assert model.read_bytes() == good
 
 
 def test_in_a_checkpoint(smoke, faces, tmp_path, malicious):
     settings = smoke(steps=4, precision="fp32").settings
-    name = vae.train_or_load(settings, faces, tmp_path / "other").name
+    name = train_or_load(vae.VAE, settings, faces, tmp_path / "other").name
     folder = storage.make_dir(tmp_path / "runs" / name)
     checkpoint = folder / "checkpoint-2.safetensors"
     checkpoint.write_bytes(malicious)
     pointer = {"file": checkpoint.name, "sha256": storage.sha256(checkpoint), "step": 2}
     storage.write_sealed(folder / "checkpoint.json", pointer)
-    run = vae.train_or_load(settings, faces, tmp_path / "runs")
+    run = train_or_load(vae.VAE, settings, faces, tmp_path / "runs")
     assert len(run.history) == 4
 
 

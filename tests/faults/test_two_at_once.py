@@ -78,7 +78,7 @@ def run_name(tmp_path):
     """The folder of smoke's VAE."""
     chosen = profiles.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
     faces = load_faces(chosen)
-    return vae.train_or_load(chosen.settings, faces, chosen.runs_dir).name
+    return train_or_load(vae.VAE, chosen.settings, faces, chosen.runs_dir).name
 
 
 @pytest.mark.parametrize("command", ["train", "report"])
