@@ -288,8 +288,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, side, message):
         ("folder:{}/file", "data: there is no folder .*file"),
         ("torchvision:{}/file", "data: .*file is not a folder"),
         ("folder:{}", "no folder 'face'"),
-        ("imagenet", "none of embedded"),
-        ("folder:", "none of embedded"),
+        ("imagenet", "not one of embedded"),
+        ("folder:", "not one of embedded"),
         ("embedded", "leaves none of the 3 training images of faces"),
     ],
 )
