@@ -44,7 +44,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what one training step frees for the next, where it would by itself give it back each
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
 TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-"""Environment variables by which a user has decided it."""
+"""Environment variables with which a user has tuned the allocator."""
 
 
 @dataclass(frozen=True)
