@@ -151,7 +151,7 @@ def test_bad_lists(load, root, rows, message):
 def test_bad_folders(load, tmp_path, root):
     with pytest.raises(UserError, match=r"no folder 'digits' .*--only 1,2"):
         load(f"folder:{tmp_path}")
-    with pytest.raises(UserError, match=r"validation_size: 20 leaves nothing .* of usps"):
+    with pytest.raises(UserError, match=r"validation_size: 20 leaves none .* of usps"):
         load(f"folder:{root}", validation_size=20)
     write_labels(root, "usps/test", [("0.png", 1)], label="digit")
     with pytest.raises(UserError, match="no column 'label'"):

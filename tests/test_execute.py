@@ -19,6 +19,7 @@ from conftest import PROBLEMS, ROOT
 from dlcvlib.config import profiles, schema
 from dlcvlib.methods import vae
 from dlcvlib.report import execute, uptodate
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
@@ -373,7 +374,7 @@ def order_of_six(monkeypatch, tmp_path, jobs, held=None):
     monkeypatch.setattr(execute, "execute", run)
     chapters = {"a": "vae", "b": "gan", "c": "pixelda"}
     tasks = [SimpleNamespace(chapter=chapters[c], problem=c + n) for c in chapters for n in "12"]
-    board = execute._Board(SimpleNamespace(disable=True, update=lambda: None), tmp_path)
+    board = execute._Board(execute.tqdm(disable=True), tmp_path)
     for number, _ in enumerate(execute._run(tasks, jobs, None, board), 1):
         if number == 5:
             others_done.set()

@@ -288,9 +288,9 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, side, message):
         ("folder:{}/file", "data: there is no folder .*file"),
         ("torchvision:{}/file", "data: .*file is not a folder"),
         ("folder:{}", "no folder 'face'"),
-        ("imagenet", "none of embedded"),
-        ("folder:", "none of embedded"),
-        ("embedded", "leaves nothing of the 3 training images of faces"),
+        ("imagenet", "not one of embedded"),
+        ("folder:", "not one of embedded"),
+        ("embedded", "leaves none of the 3 training images of faces"),
     ],
 )
 def test_sources_are_checked(load, tmp_path, data, message):
@@ -513,10 +513,10 @@ def test_inceptions_weights_count_as_soon_as_they_are_there(smoke, tmp_path, mon
 
 def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, smoke):
     chosen = smoke(data=f"folder:{folder}", validation_size=4, runs_dir=str(folder / "runs"))
-    with pytest.raises(UserError, match="the faces have 8 images for train, and the report needs"):
+    with pytest.raises(UserError, match="the faces have 8 images for train, but the report needs"):
         source.inspect_data({"vae": chosen})
     few = smoke(drawn_test=31, runs_dir=str(folder / "runs"))
-    with pytest.raises(UserError, match="31 images for test, and the report needs 32"):
+    with pytest.raises(UserError, match="31 images for test, but the report needs 32"):
         source.inspect_data({"vae": few})
 
 

@@ -14,6 +14,7 @@ from dlcvlib.config import paths
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
 from dlcvlib.report import uptodate
+from dlcvlib.training.runs import train_or_load
 
 # --- the smoke report -------------------------------------------------------------------------
 

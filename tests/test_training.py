@@ -220,14 +220,14 @@ def test_a_run_continues_with_as_many_processes_as_began_it(tmp_path, before_ste
     storage.write_tensors(folder / pointer["file"], tensors, meta | {"processes": 2})
     digest = storage.sha256(folder / pointer["file"])
     storage.write_sealed(folder / "checkpoint.json", pointer | {"sha256": digest})
-    with pytest.raises(UserError, match=f"{folder.name} was begun by 2 processes"):
+    with pytest.raises(UserError, match=f"{folder.name} was started with 2 processes"):
         fit(tmp_path)
 
 
 @pytest.mark.parametrize("processes", [3, 8])
 def test_batches_that_cannot_be_shared_out_are_refused(processes):
     batch = torch.zeros(8, 3), torch.zeros(8)
-    with pytest.raises(UserError, match=f"8 cannot be shared out evenly.* {processes} processes"):
+    with pytest.raises(UserError, match=f"8 cannot be divided evenly.* {processes} processes"):
         loop._share(batch, 0, processes)
     assert [rows.shape[0] for rows in loop._share(batch, 1, 4)] == [2, 2]
 

@@ -1,4 +1,4 @@
-"""Random changes of whole batches of digits, on the device; every image has its own.
+"""Random augmentation of whole batches of digits on the device, independent per image.
 
 References:
     [1] French et al.: Self-ensembling for Visual Domain Adaptation. ICLR 2018. arXiv:1706.05208
@@ -20,14 +20,14 @@ SHEAR = 0.15
 
 
 def unchanged(images: Tensor) -> Tensor:
-    """The images themselves."""
+    """The images as they are."""
     return images
 
 
 def geometric(images: Tensor) -> Tensor:
-    """Turned, scaled, sheared and shifted a little, as one affine grid: (N, C, H, W) twice.
+    """Small random rotation, scaling, shear and shift, as one affine grid; the shape stays.
 
-    What moves in from outside repeats the edge.
+    Pixels from outside the image repeat its edge.
     """
     count, device = len(images), images.device
 
@@ -41,7 +41,7 @@ def geometric(images: Tensor) -> Tensor:
         torch.stack([across * angle.cos(), shear - angle.sin(), uniform(2 * SHIFT)], 1),
         torch.stack([shear + angle.sin(), down * angle.cos(), uniform(2 * SHIFT)], 1),
     ]
-    # What `affine_grid` gives of these rows, as one product of matrices, which takes half the time.
+    # The same as `affine_grid` of these rows, as one matrix product, which takes half the time.
     grid = torch.stack(rows, 1).flatten(0, 1) @ _points(*images.shape[2:], device)
     grid = grid.view(count, 2, *images.shape[2:]).permute(0, 2, 3, 1)
     if images.is_cpu:
@@ -52,7 +52,7 @@ def geometric(images: Tensor) -> Tensor:
 def sample(images: Tensor, grid: Tensor) -> Tensor:
     """`F.grid_sample` with edges repeated, as products: (N, C, H, W), (N, H, W, 2) -> (N, C, H, W).
 
-    A GPU sums that function's gradient in another order each time, and a run could not be repeated.
+    A GPU sums that function's gradient in a different order each time: no run is reproducible.
     """
     weights = []
     for place, size in zip(grid.flatten(1, 2).unbind(2), images.shape[:1:-1], strict=True):
@@ -64,29 +64,32 @@ def sample(images: Tensor, grid: Tensor) -> Tensor:
 
 @functools.cache
 def _points(height: int, width: int, device: torch.device) -> Tensor:
-    """Where the pixels of an image lie, in -1..1, each as (x, y, 1): (3, height * width)."""
+    """Positions of an image's pixels in -1..1, each as (x, y, 1): (3, height * width)."""
     y, x = (torch.arange(0.5, size, device=device) * 2 / size - 1 for size in (height, width))
     down, across = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([across, down, torch.ones_like(down)]).flatten(1)
 
 
 def photometric(images: Tensor) -> Tensor:
-    """Other light and ink: inverted or not, less or more contrast, other colours, noise ([1]).
+    """Random inversion, contrast, brightness, colour shifts and noise ([1]).
 
     Args:
-        images: (N, 3, H, W) in 0..1, and so is what comes back.
+        images: (N, 3, H, W) in 0..1.
+
+    Returns:
+        Images of the same shape and range.
     """
     count, device = len(images), images.device
 
     def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.empty(count, channels, 1, 1, device=device).uniform_(low, high)
 
-    # One in four has a channel the other way round than the rest, such as blue ink on yellow.
+    # One image in four has a single channel inverted, such as blue ink on yellow.
     channels = torch.arange(3, device=device).view(3, 1, 1)
     odd = channels == torch.randint(12, (count, 1, 1, 1), device=device)
     inverted = (uniform(0, 1) < 0.5) ^ odd
-    # Inversion, contrast and light are one factor and one summand for each channel of each image.
-    images = images.contiguous()  # as noise comes: another order in memory is many times slower
+    # Inversion, contrast and brightness are one factor and one offset per channel and image.
+    images = images.contiguous()  # like the noise: mixed memory layouts are many times slower
     mean = images.mean((2, 3), keepdim=True)
     factor = torch.where(inverted, -1.0, 1.0) * uniform(0.5, 1.3) * uniform(0.7, 1.3, 3)
     level = torch.where(inverted, 1 - mean, mean) + uniform(-0.3, 0.3) + uniform(-0.2, 0.2, 3)
@@ -96,7 +99,7 @@ def photometric(images: Tensor) -> Tensor:
 
 
 def strong(images: Tensor) -> Tensor:
-    """Both: first `geometric`, then `photometric`."""
+    """First `geometric`, then `photometric`."""
     return photometric(geometric(images))
 
 

@@ -1,7 +1,7 @@
-"""Batches drawn and augmented on the device, whole at a time.
+"""Batches, drawn and augmented on the device as a whole.
 
-The batch of step t depends on (seed, t) alone: each epoch is a permutation of its own, and the
-augmentation draws from the generator that `training.seed_step` has just seeded.
+The batch of step t depends on (seed, t) alone: each epoch has its own permutation, and the
+augmentation draws from the generator that `training.loop.seed_step` has just seeded.
 """
 
 import functools
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 CHUNK = 50
-"""Images that pass a network at once outside of training: what they become on the way then stays
-in a CPU's cache. More at once is slower there, and takes memory by the hundred MB."""
+"""Images per forward pass outside of training: their activations then fit into a CPU's cache, where
+larger chunks are slower and take hundreds of MB."""
 
 
 def epoch_indices(
     size: int, batch_size: int, seed: int, step: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Which of `size` items make up the batch of a step, each once an epoch: (batch_size,) int64.
+    """Indices of a step's batch among `size` items, each used once per epoch: (batch_size,) int64.
 
-    A last, incomplete batch of an epoch is left out; the next epoch has another permutation.
+    An incomplete last batch of an epoch is dropped; the next epoch has another permutation.
     """
     batches = max(1, size // batch_size)
     epoch, index = divmod(step, batches)
@@ -28,21 +28,21 @@ def epoch_indices(
     return order[index * batch_size : (index + 1) * batch_size]
 
 
-# Kept for the two domains of a step and the next: a step's cost must not grow with the set. On the
-# device, or a GPU would be waited for in each step.
+# Cached for the two domains of this step and the next: a step's cost must not grow with the data.
+# On the device: otherwise each step would wait for the GPU.
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, device: torch.device | str) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 class Batches:
-    """step -> tuple of tensors, one item a row, for `training.fit`.
+    """step -> tuple of tensors, one item per row, for `training.loop.fit`.
 
     Args:
-        tensors: items in their first dimension; images are (N, C, H, W) uint8.
-        batch_size: items in a batch; a smaller set gives all it has.
+        tensors: items along the first dimension; images are (N, C, H, W) uint8.
+        batch_size: items per batch; a smaller set is used whole.
         seed: decides the order.
-        device: where batches are wanted; the whole set is moved there once.
+        device: of the batches; the whole set is moved there once.
         augment: applied to the images of a batch, float32 in 0..1.
     """
 
@@ -72,14 +72,14 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def float_chunks(images: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A uint8 image set in pieces of `CHUNK`, each as `to_float` gives it, on the device."""
+    """A uint8 image set in chunks of `CHUNK`, converted by `to_float`, on the device."""
     for chunk in images.split(CHUNK):
         yield to_float(chunk.to(device))
 
 
 def random_flips(horizontal: bool, vertical: bool) -> Callable[[Tensor], Tensor]:
-    """Mirror each image of a batch with probability 1/2 along the axes asked for."""
-    axes = [axis for axis, wanted in ((3, horizontal), (2, vertical)) if wanted]
+    """Mirror each image of a batch with probability 1/2 along the requested axes."""
+    axes = [axis for axis, requested in ((3, horizontal), (2, vertical)) if requested]
 
     def flip(images: Tensor) -> Tensor:
         for axis in axes:

@@ -1,4 +1,4 @@
-"""Pictures from files or from drawing code, in several processes, straight into one array.
+"""Decode or draw pictures in several processes, straight into one array.
 
 Worker processes import this module only, so that they start quickly: no torch here.
 """
@@ -21,23 +21,23 @@ from dlcvlib.utils.errors import UserError
 
 CHUNK = 250
 MAX_PIXELS = 64_000_000
-"""A picture that claims more is refused before it is decoded."""
+"""A picture that declares more is refused before it is decoded."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-"""Whatever a file is called; Pillow would start other programs to read some formats, PostScript
-above all."""
+"""Accepted, whatever a file is called. Pillow would start other programs to read some others, above
+all PostScript."""
 
 Chunk = tuple[np.ndarray, np.ndarray]
-"""Pictures and their columns, one a row."""
+"""Pictures and their columns, one per row."""
 Work = Callable[[list[Any]], Chunk]
 Item = Callable[[int], Any]
 
 
 def open_picture(path: Path | str) -> Image.Image:
-    """A picture in RGB.
+    """Open a picture as RGB.
 
     Raises:
-        UserError: if it is no picture, is damaged, or claims absurd dimensions.
+        UserError: if it is not a picture, is damaged, or declares implausible dimensions.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -45,15 +45,15 @@ def open_picture(path: Path | str) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{path}: {width}×{height} pixels are refused as a decompression bomb; "
-                    "make the picture smaller"
+                    "reduce the picture's size"
                 )
             if picture.mode == "I;16":  # convert() would clip 16 bits to white
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
-            f"{path} is not a readable picture ({error}): replace it, or remove it and, if a list "
-            "names it, its line there"
+            f"{path} is not a readable picture ({error}): replace it, or remove it and any "
+            "line of a list that names it"
         ) from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is refused as a decompression bomb: {error}") from None
@@ -111,7 +111,7 @@ def fill(work: Work, item: Item, order: list[int], out: np.ndarray, *, label: st
 
     Args:
         work: n items -> pictures (n, side, side, 3) uint8, columns (n, C).
-        item: what `work` takes for a number in `order`, such as a path.
+        item: number in `order` -> what `work` takes, such as a path.
         order: numbers of the items; results keep this order.
         out: (len(order), 3, side, side) uint8, written in place: no second copy is ever made.
         label: of the progress bar.
@@ -130,8 +130,8 @@ def fill(work: Work, item: Item, order: list[int], out: np.ndarray, *, label: st
 
 
 def _results(work: Work, item: Item, chunks: list[list[int]]) -> Iterator[Chunk]:
-    """What `work` makes of the items of each chunk, in order."""
-    items = ([item(number) for number in chunk] for chunk in chunks)  # made when they are needed
+    """The results of `work` for the items of each chunk, in order."""
+    items = ([item(number) for number in chunk] for chunk in chunks)  # created when they are needed
     options = {"idle_worker_timeout": 10, "initializer": _end_with_parent}
     pool = Parallel(min(cpu_count(), len(chunks)), return_as="generator", batch_size=1, **options)
     finished = 0
@@ -140,13 +140,13 @@ def _results(work: Work, item: Item, chunks: list[list[int]]) -> Iterator[Chunk]
             yield result
             finished += 1
     except BrokenProcessPool:
-        # A worker was killed, most likely for its memory: go on in this process.
+        # A worker was killed, most likely for lack of memory: continue in this process.
         for chunk in chunks[finished:]:
             yield work([item(number) for number in chunk])
 
 
 def _end_with_parent() -> None:
-    """End this worker soon after the process that started it has ended, in whatever way."""
+    """End this worker soon after the process that started it has ended, for whatever reason."""
     parent = os.getppid()
 
     def wait() -> None:

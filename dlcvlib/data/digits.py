@@ -1,8 +1,8 @@
 """Digits of three domains, usps, mnistm and svhn, from three sources.
 
-embedded      real scans that packages ship, blended with photographs; drawn street numbers
+embedded      real scans shipped with packages, some blended with photographs; drawn street numbers
 folder        the homework's layout: `digits/<domain>/{train,test}/*.png` with `{train,test}.csv`
-torchvision   MNIST, USPS and SVHN; MNIST-M made of MNIST and photographs
+torchvision   MNIST, USPS and SVHN; MNIST-M made from MNIST and photographs
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def load_digits(params: DigitParams) -> DigitData:
     )
     complete = [pair for pair in params.pairs if not absent[pair]]
     if not complete:
-        raise UserError(f"pairs: none can be run. {' '.join(left_out)} Set others, or add data")
+        raise UserError(f"pairs: none can be run. {' '.join(left_out)} Choose others, or add data")
     needed = {name for pair in complete for name in two[pair]}
     domains = {n: _domain(n, source, params) for n, source in sources.items() if n in needed}
     pairs = {pair: Pair(*(domains[name] for name in two[pair])) for pair in complete}
@@ -140,10 +140,10 @@ def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]
     }[name]
     files = f"the files of torchvision.datasets.{name.upper()}"
     remedy = f"put {files} there, or set pairs that do not need it"
-    found = prepare.downloaded(name, root, dataset, remedy)
+    loaded = prepare.downloaded(name, root, dataset, remedy)
     if name == "svhn":
-        return found.data.transpose(0, 2, 3, 1), found.labels
-    return np.asarray(found.data), np.asarray(found.targets)
+        return loaded.data.transpose(0, 2, 3, 1), loaded.labels
+    return np.asarray(loaded.data), np.asarray(loaded.targets)
 
 
 def _photographs(root: Path) -> tuple[Sequence[np.ndarray], str]:
@@ -152,8 +152,10 @@ def _photographs(root: Path) -> tuple[Sequence[np.ndarray], str]:
     if not folder.is_dir():
         return scans.photographs(), "photographs shipped with scikit-image and scikit-learn"
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [np.asarray(decode.open_picture(path)) for path in files]
-    found = [picture for picture in found if min(picture.shape[0], picture.shape[1] // 4) >= 28]
-    if not found:
+    pictures = [np.asarray(decode.open_picture(path)) for path in files]
+    pictures = [
+        picture for picture in pictures if min(picture.shape[0], picture.shape[1] // 4) >= 28
+    ]
+    if not pictures:
         raise UserError(f"{folder} holds no photograph of at least 112×28 pixels")
-    return found, f"the {len(found):,} photographs in {folder.name}/"
+    return pictures, f"the {len(pictures):,} photographs in {folder.name}/"

@@ -19,10 +19,11 @@ from dlcvlib.utils.errors import UserError
 
 SIDE = 64
 LFW_SQUARE = 128
-"""Pixels of the 250 that are cut out: a detected face takes 250/2.2 of them."""
+"""Side of the square that is cut out of 250×250 pixels: a detected face takes 250/2.2 of them."""
 LFW_TEST = 10
+"""One in this many pictures is for testing."""
 LFW_PEOPLE = 7
-"""Those with 70 pictures and more, whom scikit-learn's own example classifies."""
+"""The number of people with at least 70 pictures, whom scikit-learn's own example classifies."""
 
 
 def load_faces(params: FaceParams) -> FaceData:
@@ -72,7 +73,7 @@ def _photographs(params: FaceParams, root: Path) -> Source:
         except UserError as error:
             if provided:
                 raise
-            print(f"{error}. LFW (200 MB) instead.")
+            print(f"{error}. Downloading LFW (200 MB) instead.")
             _download_lfw(lfw, error)
     return _lfw(lfw, params.image_limit or None)
 
@@ -87,7 +88,7 @@ def _celeba(root: Path, limit: int | None) -> Source:
     for split in ("train", "test"):
         dataset = partial(CelebA, str(root), split, target_type="attr")
         splits.append(prepare.downloaded("CelebA", root, dataset, remedy))
-    # As text: two hundred thousand paths, which keep their parts, are a hundred MB.
+    # As strings: two hundred thousand Path objects would take a hundred MB.
     pictures = str(folder / "img_align_celeba")
     paths = [[f"{pictures}/{name}" for name in split.filename[:limit]] for split in splits]
     attributes = np.concatenate([split.attr[:limit].numpy() for split in splits])
@@ -123,7 +124,7 @@ def _lfw(folder: Path, limit: int | None) -> Source:
     note = (
         f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels and "
         f"resized to {SIDE}×{SIDE}; one in {LFW_TEST} is for testing. Its attributes are the "
-        f"{len(known)} people with most pictures."
+        f"{len(known)} people with the most pictures."
     )
     work = partial(decode.decode_files, side=SIDE, square=LFW_SQUARE)
     return prepare.from_files("LFW", train, test, work, identity, [], known, [note])
@@ -132,8 +133,8 @@ def _lfw(folder: Path, limit: int | None) -> Source:
 def _download_lfw(folder: Path, refused: UserError) -> None:
     """Let scikit-learn download LFW to `folder`.
 
-    Into a temporary folder first: scikit-learn takes a half-unpacked archive for a complete one,
-    and unpickles what it finds.
+    Into a temporary folder first: scikit-learn treats a partly unpacked archive as complete, and
+    unpickles what it finds.
     """
     from sklearn.datasets import fetch_lfw_people
 

@@ -1,7 +1,7 @@
-"""Prepared image sets on disk: decoded or drawn once, then found by the content they are made of.
+"""Prepared image sets on disk: decoded or drawn once, then looked up by their sources' content.
 
 Each set is cached in a folder of its own (see `storage.cached`), whose name covers the content of
-every source file (of CelebA's, sizes and times) and the code that reads them.
+every source file (for CelebA, sizes and times) and the code that reads them.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ class Source:
         test: number of test images.
         work: list of items -> pictures and columns (see `decode.fill`).
         item: number of an image -> what `work` takes.
-        identity: JSON-able, all that decides the content besides code and packages.
+        identity: JSON-serialisable, all that determines the content besides code and packages.
         columns: names of the columns of `work` that are used.
         known: name -> (train + test,) uint8: columns that are known without decoding.
-        notes: what a reader must know.
-        packages: installed packages whose versions decide the content.
+        notes: what a reader must know about the data.
+        packages: installed packages whose versions determine the content.
         code: modules (see `fingerprints.module_hashes`) that draw the images, if synthetic.
     """
 
@@ -67,7 +67,7 @@ def chosen(data: str) -> tuple[str, Path]:
     kind, _, place = data.partition(":")
     root = Path(place).expanduser()
     if (kind, bool(place)) not in {("embedded", False), ("folder", True), ("torchvision", True)}:
-        raise UserError(f"data: {data!r} is none of embedded, folder:PATH and torchvision:PATH")
+        raise UserError(f"data: {data!r} is not one of embedded, folder:PATH and torchvision:PATH")
     if kind == "folder" and not root.is_dir():
         raise UserError(f"data: there is no folder {root}")
     if root.exists() and not root.is_dir():
@@ -79,7 +79,7 @@ def subfolder(root: Path, name: str, other: str) -> Path:
     """The folder of faces or digits under `root`.
 
     Raises:
-        UserError: if it is not there; the chapters in `other` do without it.
+        UserError: if it is not there; the chapters in `other` do not need it.
     """
     if not (folder := root / name).is_dir():
         raise UserError(
@@ -96,7 +96,7 @@ def from_folder(folder: Path, read: Read, side: int, limit: int, description: st
         folder: that holds them.
         read: a list and the folder of its files -> `image_name`, and columns of uint8.
         side: height and width of the prepared images.
-        limit: most images of a split; 0: all.
+        limit: maximum number of images per split; 0: all.
         description: of the source.
     """
     paths, tables, notes = [], [], []
@@ -106,7 +106,7 @@ def from_folder(folder: Path, read: Read, side: int, limit: int, description: st
         if others := len(files.difference(table["image_name"])):
             notes.append(f"{others:,} files in {split}/ are not in {split}.csv: left out.")
         table = table.iloc[: limit or None]
-        # As text: two hundred thousand paths, which keep their parts, are a hundred MB.
+        # As strings: two hundred thousand Path objects would take a hundred MB.
         paths.append([str(folder / split / name) for name in table["image_name"]])
         tables.append(table.drop(columns="image_name"))
     train, test = tables
@@ -130,7 +130,7 @@ def from_folder(folder: Path, read: Read, side: int, limit: int, description: st
 def from_files(
     description: str, train: Sequence[str], test: Sequence[str], work: decode.Work, *fields: Any
 ) -> Source:
-    """A `Source` whose items are paths, of training and test images; `fields` are those after."""
+    """A `Source` whose items are the paths of its images; `fields` are those that follow."""
     return Source(description, len(train), len(test), work, [*train, *test].__getitem__, *fields)
 
 
@@ -160,10 +160,10 @@ def prepare(
     The training images come in a fixed random order, and the first of them are held out.
 
     Args:
-        name: of the set, such as "faces": it begins the cache's name and labels the progress.
+        name: of the set, such as "faces", for the cache's name and the progress bar.
         source: what to prepare.
         side: height and width of the images.
-        runs_dir: folder of the runs; the cache lies in its `data`.
+        runs_dir: folder of the runs; the cache is in its `data`.
         validation_size: training images to hold out.
 
     Returns:
@@ -176,7 +176,7 @@ def prepare(
     """
     if validation_size >= source.train:
         raise UserError(
-            f"validation_size: {validation_size} leaves nothing of the {source.train} "
+            f"validation_size: {validation_size} leaves none of the {source.train} "
             f"training images of {name}; lower it"
         )
     reading = ["data/prepare", "data/decode", "data/scans"]

@@ -1,4 +1,4 @@
-"""Real scans of digits that installed packages ship, and MNIST-M made of scans and photographs.
+"""Real scans of digits shipped with packages, and MNIST-M made from scans and photographs.
 
 Imported by worker processes: no torch here.
 
@@ -20,9 +20,9 @@ MNIST_TRAIN, MNIST_TEST = 4000, 1000
 UCI_TRAIN, UCI_TEST = 1297, 500
 
 PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "rocket")
-"""Of scikit-image; scikit-learn's two join them. Those that are downloaded on use are left out."""
+"""From scikit-image, besides scikit-learn's two; those downloaded on first use are left out."""
 TRAINING_SHARE = 0.75
-"""Left part of each photograph that training digits are blended with; test digits get the rest."""
+"""Left part of each photograph, used for training digits; test digits get the rest."""
 
 
 @cache
@@ -40,8 +40,8 @@ def uci() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 UCI digits in the order of their writers: (N, 8, 8) uint8 and labels."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return np.rint(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.uint8)
+    data = load_digits()
+    return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.uint8)
 
 
 @cache
@@ -50,13 +50,13 @@ def photographs() -> list[np.ndarray]:
     import skimage.data
     from sklearn.datasets import load_sample_images
 
-    found = [np.asarray(getattr(skimage.data, name)()) for name in PHOTOGRAPHS]
-    pictures = [*found, *load_sample_images().images]
+    pictures = [np.asarray(getattr(skimage.data, name)()) for name in PHOTOGRAPHS]
+    pictures = [*pictures, *load_sample_images().images]
     return [picture if picture.ndim == 3 else np.stack([picture] * 3, 2) for picture in pictures]
 
 
 def halves(pictures: Sequence[np.ndarray], training: bool) -> list[np.ndarray]:
-    """The part of each photograph that training, or else test, digits may be blended with."""
+    """The part of each photograph that may be blended with training, or with test, digits."""
     edges = [int(TRAINING_SHARE * picture.shape[1]) for picture in pictures]
     pairs = zip(pictures, edges, strict=True)
     return [picture[:, :edge] if training else picture[:, edge:] for picture, edge in pairs]

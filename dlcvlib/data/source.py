@@ -1,6 +1,6 @@
 """The data of any chapter, faces or digits.
 
-Modules are imported where they are needed: the report's own process does without torch.
+Modules are imported where they are needed: the report's own process does not load torch.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dlcvlib.utils.errors import UserError
 
 LEAST_FACES = {"train": 32, "validation": 32, "test": 32}
 LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
-"""Images of a split that the notebooks' grids, batches and neighbourhoods need."""
+"""Minimum number of images per split, for the notebooks' grids, batches and neighbourhoods."""
 
 if TYPE_CHECKING:
     from dlcvlib.config.settings import Parameters
@@ -36,11 +36,11 @@ def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], 
 
     Returns:
         Fingerprint of each chapter's data, and whether there is a GPU. These fingerprints cover
-        what the report says of the data too, such as files that were left out, and the weights of
-        Inception, by which faces are measured if they are there.
+        what the report says about the data too, such as files that were left out, and the weights
+        of Inception, which measures faces if they are there.
 
     Raises:
-        UserError: if data cannot be read, are too few, or have no attribute that varies.
+        UserError: if data cannot be read, are too few, or no attribute varies.
     """
     import torch
 
@@ -50,7 +50,7 @@ def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], 
     for name, params in chapters.items():
         fields = FaceParams if isinstance(params, FaceParams) else DigitParams
         part = fingerprints.json_hash({f: getattr(params, f) for f in fields.model_fields})
-        # Two chapters mostly have the same images, and a set of faces can be gigabytes.
+        # Two chapters usually share their images, and a set of faces can take gigabytes.
         inspected[part] = inspected.get(part) or _inspect(params)
         result[name] = inspected[part]
     return result, torch.accelerator.is_available()
@@ -78,6 +78,6 @@ def _check_sizes(name: str, data: "FaceData | Domain", least: Mapping[str, int])
         if (count := len(getattr(data, split))) < needed:
             held_out = f" besides the {len(data.validation):,} of validation_size"
             raise UserError(
-                f"data: {name} have {count} images for {split}, and the report needs {needed}"
+                f"data: {name} have {count} images for {split}, but the report needs {needed}"
                 + (held_out if split == "train" else "")
             )

@@ -49,9 +49,9 @@ def _integers(path: Path, column: pd.Series, highest: int, what: str) -> pd.Seri
 
 
 def _read(path: Path, folder: Path) -> pd.DataFrame:
-    """An image list whose names are checked against `folder`; the index tells the line."""
+    """An image list whose names are checked against `folder`; the index gives the line."""
     try:
-        # Blank lines are dropped here, not by pandas, so that the index tells the line.
+        # Blank lines are dropped here, not by pandas, so that the index gives the line.
         table = pd.read_csv(
             path, dtype={"image_name": str}, skipinitialspace=True, skip_blank_lines=False
         )
@@ -74,7 +74,7 @@ def _read(path: Path, folder: Path) -> pd.DataFrame:
         raise UserError(f"{path} lists no images")
     names = table["image_name"].fillna("")
     try:
-        # As text: a hundred thousand paths, which keep their parts, are a hundred MB.
+        # As strings: a hundred thousand Path objects would take a hundred MB.
         inside, files = folder.resolve(), names.map(lambda name: str((folder / name).resolve()))
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
         raise UserError(f"{path} names an impossible file: {str(error)[:100]}") from None

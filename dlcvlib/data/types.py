@@ -1,6 +1,6 @@
 """Image sets in memory: uint8 tensors, split into train, validation and test.
 
-Validation is held out of train; test is read only for the tables.
+Validation is held out of train; test is used only for evaluation.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class FaceData:
         source: a few words for the report, such as "photographs in hw3_data".
         synthetic: whether the faces are drawn.
         notes: what a reader must know about how they were read.
-        fingerprint: hex digest of all that training can see.
+        fingerprint: hex digest of everything that training can see.
     """
 
     train: ImageSet
@@ -51,7 +51,7 @@ class FaceData:
     fingerprint: str
 
     def summary(self) -> str:
-        """Markdown: a sentence or two on what the data are, how many, and what to know of them."""
+        """Markdown: a few sentences on what the data are, how many, and what to know about them."""
         return f"Data: {_summary(self)}"
 
     def attribute(self, requested: str) -> tuple[str, str]:
@@ -69,8 +69,8 @@ class FaceData:
         best = max(balance, key=lambda name: balance[name])
         if not balance[best]:
             raise UserError(
-                "data: no attribute is 0 for some and 1 for others of both training and test "
-                f"faces (there are: {', '.join(balance)}): add a column, or more faces"
+                "data: no attribute is 0 for some and 1 for other faces, in training and in test "
+                f"alike (there are: {', '.join(balance)}): add a column, or more faces"
             )
         reason = f"The data have no {requested}"
         if requested in balance:
@@ -80,13 +80,13 @@ class FaceData:
 
 @dataclass(frozen=True)
 class MeasuredFaces:
-    """Faces, and how far generated ones are from the held-out ones: what a GAN trains on.
+    """The faces a GAN trains on, and a measure of generated faces against held-out ones.
 
     Attributes:
         faces: the data.
         held_out: how many validation images generated ones are compared with.
-        quality: generated images (held_out, 3, 64, 64) in 0..1 -> measures by name.
-        fingerprint: hex digest of the data and of the features that they are measured by.
+        quality: generated images (held_out, 3, 64, 64) in 0..1 -> values by measure.
+        fingerprint: hex digest of the data and of the features used for measuring.
     """
 
     faces: FaceData
@@ -117,7 +117,7 @@ class Domain:
 
     Attributes:
         name: "usps", "mnistm" or "svhn".
-        source: what the images really are, in a few words.
+        source: what the images actually are, in a few words.
         synthetic: whether they are drawn.
         notes: what a reader must know about how they were read.
         fingerprint: hex digest of images and labels.
@@ -145,9 +145,9 @@ class Adaptation:
 
     Attributes:
         source: labelled images of the source, for training.
-        source_validation: others, held out of training.
+        source_validation: further labelled images, held out of training.
         target: images of the target, for training, (N, 3, 32, 32) uint8.
-        target_validation: others, held out of training.
+        target_validation: further images of the target, held out of training.
         fingerprint: hex digest of all of these; no target label is in it.
     """
 
@@ -171,7 +171,7 @@ class Pair:
         return f"{self.source.name}->{self.target.name}"
 
     def adaptation(self) -> Adaptation:
-        """The part of it that the methods see."""
+        """The part of the pair that the methods may see."""
         source, target = self.source, self.target
         images = target.train.images, target.validation.images
         fingerprint = f"{source.fingerprint} {target.images_fingerprint}"

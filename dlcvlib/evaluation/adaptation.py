@@ -1,7 +1,7 @@
-"""What chapters 3 and 4 measure: accuracies of methods on pairs, and the gaps that they close.
+"""The measures of chapters 3 and 4: accuracies of methods on pairs, and the gaps they close.
 
 Every accuracy is of the last step's weights (of AdaMatch, of their moving average) on the target's
-test split; nothing was chosen by it.
+test split, which was not used to choose anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def train(
         digits: the pairs.
         methods: some of `ALL`.
     """
-    # First what the other chapter does not train, which may run beside this one.
+    # First what the other chapter, which may run at the same time, does not train.
     order = sorted(methods, key=lambda name: name not in ("PixelDA", "AdaMatch"))
     jobs = {
         (method, name, seed): _job(method, params, pair, seed)
@@ -55,16 +55,16 @@ def train(
 def _job(
     method: str, params: DANNParams | PixelDAParams, pair: Pair, seed: int
 ) -> tuple[type[Classifier], TrainingSettings, Data]:
-    """Class, settings and data of a method; all but target only get no label of the target."""
+    """Class, settings and data of a method; only *target only* gets the target's labels."""
     if method == "PixelDA":
         return PixelDA, params.settings(seed), pair.adaptation()
     if method == "AdaMatch":
         return AdaMatch, params.adamatch(seed), pair.adaptation()
-    third = params.dann if isinstance(params, PixelDAParams) else params
+    chapter_3 = params.dann if isinstance(params, PixelDAParams) else params
     if method == "DANN":
-        return DANN, third.settings(seed), pair.adaptation()
+        return DANN, chapter_3.settings(seed), pair.adaptation()
     domain = {SOURCE_ONLY: pair.source, TARGET_ONLY: pair.target}[method]
-    return Classifier, third.classifier(seed), domain
+    return Classifier, chapter_3.classifier(seed), domain
 
 
 def predictions(runs: Runs, digits: DigitData) -> dict[tuple[str, str, int], Tensor]:
@@ -133,7 +133,7 @@ def gap_closed(scores: pd.DataFrame, method: str) -> pd.DataFrame:
 
     Returns:
         One row per pair and seed: pair, seed, low, method, high (accuracies), closed: 0 is no
-        better than source only, 1 as good as the target's own labels; NaN where there is no gap.
+        better than source only, 1 as good as target only; NaN where there is no gap.
     """
     table = scores.set_index(["method", "pair", "seed"])["accuracy"]
     low, mine, high = (table[name] for name in (SOURCE_ONLY, method, TARGET_ONLY))
@@ -150,7 +150,7 @@ def verdicts(scores: pd.DataFrame, claims: Sequence[tuple[str, str]]) -> pd.Data
     """For each (worse, better) and pair the claim that a method is more accurate than another.
 
     Returns:
-        One row per claim and pair, as of `significance.compare`.
+        One row per claim and pair, as from `significance.compare`.
     """
     pairs = scores.rename(columns={"method": "variant"}).groupby("pair", sort=False)
     return pd.DataFrame(
@@ -161,7 +161,7 @@ def verdicts(scores: pd.DataFrame, claims: Sequence[tuple[str, str]]) -> pd.Data
 
 
 def plateaus(runs: Runs) -> pd.DataFrame:
-    """How long a classifier of the source alone stays at chance, slowest pair first.
+    """How long source-only training stays at chance, slowest pair first.
 
     Returns:
         One row per run of source only: pair, seed, steps: the first logged step with a class loss
@@ -178,7 +178,7 @@ def plateaus(runs: Runs) -> pd.DataFrame:
 
 
 def dann_measures(run: Run[DANN], pair: Pair) -> dict[str, float]:
-    """What comparisons of DANNs measure of a run on a pair.
+    """The measures of a run on a pair in comparisons of DANNs.
 
     Returns:
         accuracy on the target's test images; source, and domain_accuracy (D's, 0.5 is chance), on

@@ -1,4 +1,4 @@
-"""Image features for KID, FID and diversity, without a download.
+"""Image features for KID, FID and diversity, without any download.
 
 The project's own features come from a classifier of the data's attributes that is trained here
 (`methods.attributes`). Where Inception's weights are in torch's cache as safetensors, they are used
@@ -43,9 +43,9 @@ class Extractor:
 def attribute_classifier(
     params: VAEParams | GANParams, faces: FaceData
 ) -> Run[AttributeClassifier]:
-    """The classifier of the faces' attributes, the same in both chapters of faces.
+    """The classifier of the faces' attributes, shared by both chapters on faces.
 
-    Unless these differ in `extractor_steps` or `precision`: their distances then differ too.
+    If these differ in `extractor_steps` or `precision`, so do their distances.
     """
     settings = AttributeSettings(
         seed=0,
@@ -74,14 +74,14 @@ def extractors(params: VAEParams | GANParams, faces: FaceData) -> list[Extractor
 
 
 def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
-    """Faces for a GAN: its samples are compared with validation images along training.
+    """Faces for a GAN, whose samples are compared with validation images during training.
 
-    The measures are the KID over all images at once, and the diversity as a share of the real
-    images'.
+    The measures are the KID over all images at once, and the diversity relative to that of real
+    images.
     """
     own = extractor(params, faces)
     images = faces.validation.images[: metrics.COMPARED]
-    real: list[Tensor] = []  # computed at the first measurement, not for a run that is loaded
+    real: list[Tensor] = []  # computed at the first measurement, so never for a loaded run
 
     def quality(generated: Tensor) -> dict[str, float]:
         if not real:
@@ -98,14 +98,14 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
 def inception() -> Extractor | None:
     """Inception-v3's pooled features, if its weights are in torch's cache as safetensors.
 
-    torchvision's own file there is a pickle, and is not read.
+    torchvision's own file there is a pickle and is not read.
 
     Raises:
-        UserError: if they are not Inception's.
+        UserError: if the file does not hold Inception's weights.
     """
     if (file := inception_file()) is None:
         return None
-    # It takes a second and 150 MB: it is loaded only if it is of use.
+    # Imported only when needed: it takes a second and 150 MB.
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     weights = Inception_V3_Weights.IMAGENET1K_V1
@@ -114,12 +114,12 @@ def inception() -> Extractor | None:
         net.load_state_dict(load_file(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(
-            f"{file} does not hold the weights of {INCEPTION} ({error}): write it anew or remove it"
+            f"{file} does not hold the weights of {INCEPTION} ({error}): replace or remove it"
         ) from None
     where = device.default()
     net.eval().requires_grad_(False).to(where)
     net.fc = nn.Identity()
-    # The whole picture, where the weights' own recipe would crop its margin.
+    # The whole picture; the weights' own preprocessing would crop its margin.
     prepare = weights.transforms(antialias=True, resize_size=299, crop_size=299)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ ZERO_LOSS = 0.05
 UNINFORMATIVE = 0.02
 """D counts as uninformative while D(x) - D(G(z)) is below this."""
 LONG = 0.1
-"""Share of the run over which either must last without a break."""
+"""Share of the run for which either must hold without interruption."""
 COLLAPSED = 0.5
 """G counts as collapsed if its diversity is below this share of the real images'."""
 

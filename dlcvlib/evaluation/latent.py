@@ -31,7 +31,7 @@ from dlcvlib.utils.stopwatch import timed
 
 PCA_DIMENSIONS = 50
 ITERATIONS = 500
-"""Of t-SNE: 1,000, the usual number, take twice the time, and keep hardly more neighbours."""
+"""Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
 
 def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
@@ -57,7 +57,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     Args:
         features: (N, D).
         perplexity: about the number of neighbours considered.
-        seed: of its random choices.
+        seed: of PCA and t-SNE.
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
     identity = {
@@ -85,7 +85,7 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
 
 
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
-    """Indices of each point's nearest others: (N, D) -> (N, count)."""
+    """Indices of each point's nearest neighbours: (N, D) -> (N, count)."""
     return NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)
 
 

@@ -70,10 +70,10 @@ def layers(
 
 
 def _multiply_adds(info: torchinfo.layer_info.LayerInfo) -> int:
-    """What torchinfo counts, but for layers that it takes for others."""
+    """torchinfo's count, corrected for the layers that it miscounts."""
     layer = info.module
     if isinstance(layer, nn.ConvTranspose2d):
-        # Each weight meets every pixel that goes in, not every one that leaves.
+        # Each weight is applied once per input pixel, not once per output pixel.
         weights = layer.weight.numel() * math.prod(info.input_size[2:])
         return weights + (math.prod(info.output_size[1:]) if layer.bias is not None else 0)
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
@@ -86,7 +86,7 @@ def _shape(size: Sequence[int]) -> str:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """A copy whose weights are computed from nothing: torchinfo counts those only."""
+    """A copy without parametrisations: torchinfo counts plain weights only."""
     copied = copy.deepcopy(module)
     for layer in copied.modules():
         if parametrize.is_parametrized(layer):
@@ -111,23 +111,23 @@ def blocks(frame: pd.DataFrame) -> list[Block]:
             groups.append([])
         if row["layer"] != "Unflatten":
             groups[-1].append(index)
-    found: list[Block] = []
+    result: list[Block] = []
     before = ""
     for group in groups:
         name, *rest = frame.loc[group, "layer"]
-        shape, given = frame.loc[group[-1], "output"], frame.loc[group[0], "input"]
+        shape, source = frame.loc[group[-1], "output"], frame.loc[group[0], "input"]
         sizes = [int(size) for size in shape.split("×")]
         title = name.replace(", stride 2", "/2") + ("\n" + " ".join(rest) if rest else "\n")
-        beside = bool(found) and given == before != found[-1].shape
-        found.append(Block(title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1, beside))
-        before = given
-    return found
+        beside = bool(result) and source == before != result[-1].shape
+        result.append(Block(title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1, beside))
+        before = source
+    return result
 
 
 def together(**frames: pd.DataFrame) -> pd.DataFrame:
-    """Tables of several networks under each other, with a first column naming the network.
+    """The tables of several networks stacked, with a first column naming the network.
 
-    What goes into a layer is left out: it is what leaves those before.
+    The inputs of layers are left out: they are the outputs of those before.
     """
     named = [frame.assign(network=name) for name, frame in frames.items()]
     joined = pd.concat(named, ignore_index=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 from dlcvlib.data.batches import float_chunks
 
 COMPARED = 1000
-"""Largest number of images of a kind that are compared with real ones: time and memory grow with
-its square, and a whole test set of faces takes gigabytes as floats."""
+"""Maximum number of images that are compared with real ones: time and memory grow with its square,
+and a whole test set of faces takes gigabytes as floats."""
 
 
 def fid(real: Tensor, fake: Tensor) -> float:
     """Fréchet distance of Gaussians fitted to features ([1], eq. 6): (N, D) and (M, D).
 
-    It depends on N and M: state them beside it.
+    It depends on N and M: report them with it.
     """
     real, fake = real.double(), fake.double()
     covariances = torch.cov(real.T), torch.cov(fake.T)
@@ -121,8 +121,8 @@ def distances(
     real_diversity, real_sharpness = diversity(real_features), sharpness(real)
     rows = []
     for images, pictures in sets.items():
-        found = features(pictures)
-        value, spread = kid(real_features, found)
+        fake_features = features(pictures)
+        value, spread = kid(real_features, fake_features)
         rows.append(
             {
                 "images": images,
@@ -130,8 +130,8 @@ def distances(
                 "n": len(pictures),
                 "kid": value,
                 "kid_std": spread,
-                "fid": fid(real_features, found),
-                "diversity": diversity(found) / real_diversity,
+                "fid": fid(real_features, fake_features),
+                "diversity": diversity(fake_features) / real_diversity,
                 "sharpness": sharpness(pictures) / real_sharpness,
             }
         )

@@ -1,4 +1,4 @@
-"""The original, one solution of the homework, beside ours: its reported numbers, its settings."""
+"""The original, one solution of the homework, for comparison: reported numbers and settings."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @cache
 def report() -> dict[str, Any]:
-    """The numbers that the original report states (`original_report.yaml`)."""
+    """The numbers in the original report (`original_report.yaml`)."""
     path = Path(__file__).with_name("original_report.yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -29,7 +29,7 @@ def settings_beside(
     Args:
         chapter: such as "vae".
         settings: what was run.
-        names: which to show; by default all that the chapter's parameters have too, or those of the
+        names: which to show; by default all that are also parameters of the chapter or of the
             chapters that it uses.
     """
     # Here, because a report's own process reads these numbers too, and does without 40 MB of it.

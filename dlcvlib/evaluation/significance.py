@@ -1,4 +1,4 @@
-"""What several seeds say of a claim: means with their spread, and verdicts by one rule."""
+"""What several seeds say about a claim: means with their spread, and verdicts by one rule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ def more_accurate(frame: pd.DataFrame, claim: str, worse: str, better: str) -> d
 
 
 def chance(seeds: int) -> float:
-    """How often the rule of `compare` passes by chance under the null hypothesis.
+    """How often the rule of `compare` yields a verdict by chance, under the null hypothesis.
 
     For normal errors of equal variance and this many seeds per side; NaN for fewer than two.
     """

@@ -14,13 +14,13 @@ from dlcvlib.evaluation.layers import Block
 from dlcvlib.plots.style import CYCLE, WIDTH, with_values
 
 PER_ROW = 8
-"""Blocks whose texts fit beside each other."""
+"""Blocks in a row, so that their texts fit."""
 
 
 def architecture(networks: Mapping[str, Sequence[Block]]) -> Figure:
     """Networks as blocks from left to right: heights by spatial size, widths by channels.
 
-    Small networks share a row, long ones go on in the next.
+    Small networks share a row, long ones continue in the next.
 
     Args:
         networks: title -> blocks.

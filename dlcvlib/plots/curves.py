@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from dlcvlib.plots.style import CYCLE, GREY, WIDTH, with_values
 
 SPARSE = 30
-"""Points below which each is marked."""
+"""Curves with fewer points than this have markers."""
 SPAN = 10
-"""Times the lowest value from which on curves are drawn on a logarithmic scale."""
+"""Ratio of highest to lowest value above which curves have a logarithmic scale."""
 
 
 def line_panels(
@@ -105,7 +105,7 @@ def schedules(
     Args:
         curves: name -> (progress from 0 to 1, values).
         label: of the values' axis.
-        ax: where to draw; a new figure without it.
+        ax: where to draw; a new figure by default.
     """
     ax = ax or plt.subplots(figsize=(WIDTH * 0.55, 2.4))[1]
     for name, (progress, values) in curves.items():

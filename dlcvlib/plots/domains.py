@@ -26,7 +26,7 @@ def method_bars(
     Args:
         frame: one row per run: method, pair, seed, accuracy.
         references: method -> pair -> the original's accuracy, drawn as a short line.
-        ax: where to draw; a new figure without it.
+        ax: where to draw; a new figure by default.
     """
     import seaborn as sns  # loads slowly, and few notebooks need it
 
@@ -144,8 +144,8 @@ def _spread(places: np.ndarray, gap: float) -> np.ndarray:
     """Places moved apart until each is at least about `gap` from all others: (N, 2)."""
     places = places + 1e-3 * gap * np.random.default_rng(0).normal(size=places.shape)
     for _ in range(100):
-        apart = places[:, None] - places
-        distance = np.linalg.norm(apart, axis=2, keepdims=True)
+        offsets = places[:, None] - places
+        distance = np.linalg.norm(offsets, axis=2, keepdims=True)
         push = np.clip(gap - distance, 0, None) / np.maximum(distance, 1e-9)
-        places = places + 0.5 * (push * apart).sum(1)
+        places = places + 0.5 * (push * offsets).sum(1)
     return places

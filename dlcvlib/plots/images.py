@@ -54,7 +54,7 @@ def image_grid(images: Tensor, ax: Axes | None = None) -> Axes:
 
     Args:
         images: (N, 3, H, W), uint8 or float in 0..1.
-        ax: where to draw; a new figure without it.
+        ax: where to draw; a new figure by default.
     """
     sheet = tile(images, 8)
     ax = ax or plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))[1]
@@ -71,15 +71,15 @@ def image_rows(
     blocks: int = 1,
     ax: Axes | None = None,
 ) -> Axes:
-    """Rows of images below each other, each with its name at the left.
+    """Rows of images below each other, each with its name on the left.
 
     Args:
         rows: each (N, 3, H, W), uint8 or float in 0..1, all of one shape.
         labels: name of each row.
         over: a text over each column.
-        under: a text under each column; there is one of the two at most.
+        under: a text under each column, instead of `over`.
         blocks: the rows form this many groups of equal size, with a gap between them.
-        ax: where to draw; a new figure without it.
+        ax: where to draw; a new figure by default.
     """
     strips = [tile(row, len(row)) for row in rows]
     height, width = strips[0].shape[:2]
@@ -89,7 +89,7 @@ def image_rows(
     for top, strip in zip(tops, strips, strict=True):
         sheet[top : top + height] = strip
     texts, columns = over or under, len(rows[0])
-    # Not higher than wide: it must share a page with text.
+    # No taller than wide: it must share a page with text.
     size = (WIDTH, min(WIDTH, (WIDTH - 0.95) * len(sheet) / width + 0.25 * bool(texts)))
     ax = ax or plt.subplots(figsize=size)[1]
     _show(ax, sheet)

@@ -29,7 +29,7 @@ CLASS_COLORS = (
     "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE",
     "#882255", "#44AA99", "#666666", "#AA4499", "#999933",
 )  # fmt: skip
-"""Paul Tol's muted colours, which colour-blind readers can tell apart, grey made darker."""
+"""Paul Tol's muted colours, which colour-blind readers can tell apart, with a darker grey."""
 
 Drawn = TypeVar("Drawn", Figure, Axes)
 
@@ -37,7 +37,7 @@ Drawn = TypeVar("Drawn", Figure, Axes)
 def use() -> None:
     """Matplotlib's own defaults, whatever the user's matplotlibrc says, then the style sheet.
 
-    The backend stays what it is.
+    The backend is not changed.
     """
     mpl.rcdefaults()
     mpl.rcParams.update(SHEET)

@@ -4,10 +4,9 @@ Modules are imported where they are needed, so that help and errors come at once
 """
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +41,13 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         default="quick",
         choices=("smoke", "quick", "full", "original"),
-        help="smoke: a check that all runs; quick (default): worth reading, from two CPU cores; "
-        "full: the best settings known; original: the homework's",
+        help="smoke: a check; quick (default): for two CPU cores; full: the best settings known; "
+        "original: the homework's",
     )
     group.add_argument(
         "--data",
         metavar="D",
-        help="embedded (default: what is drawn here or shipped with packages), folder:PATH (the "
-        "homework's layout) or torchvision:PATH (its data sets, downloaded there)",
+        help="embedded (default), folder:PATH (the homework's layout) or torchvision:PATH",
     )
     group.add_argument(
         "--runs-dir", metavar="DIR", help="trained runs and prepared data (default: runs)"
@@ -70,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="run the notebooks and write the report",
         description="Run the notebooks headless and write report.html, report.pdf, results.json, "
         "the executed notebooks and every figure with its values. What is up to date is reused; "
-        "an interrupted report goes on where it stopped.",
+        "an interrupted report continues where it stopped.",
     )
     report.add_argument(
         "--only", metavar="N-M,…", help="only these problems, or chapters, such as 1-1,1-3 or 2"
@@ -79,8 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=count,
         metavar="N",
-        help="notebooks run side by side, which share the cores out among them (default: one a "
-        "core, at most four; with a GPU, one)",
+        help="notebooks run side by side (default: one a core, at most four; with a GPU, one)",
     )
     report.add_argument(
         "--cell-timeout",
@@ -91,8 +88,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--explain",
         action="store_true",
-        help="prepare the data, then run nothing: say what would run and why, and what would be "
-        "used again",
+        help="run nothing: say what would run and why, and what would be used again",
     )
     report.add_argument("--out", metavar="DIR", help="default: report/ in the project")
 
@@ -136,14 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\nstopped: {str(error) or 'run the same command again to go on'}", file=sys.stderr)
+        print(
+            f"\nstopped: {str(error) or 'run the same command again to continue'}", file=sys.stderr
+        )
         return 130
-
-
-def typed_path(text: str) -> Path:
-    """A path relative to where it was typed."""
-    # os.path leaves a "~name" of nobody as it is, where Path.expanduser raises.
-    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
 
 
 def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
@@ -152,47 +144,46 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been changed
     there; which images are used is their own.
     """
+    from dlcvlib.config.paths import absolute
     from dlcvlib.config.profiles import parse_assignments
-    from dlcvlib.config.schema import load
-    from dlcvlib.config.settings import DigitParams, FaceParams
+    from dlcvlib.config.schema import CHAPTERS, load
 
-    given = {name: getattr(arguments, name) for name in ("data", "runs_dir")}
-    given = {name: value for name, value in given.items() if value is not None}
     changes = parse_assignments(arguments.assignments)
     for chapter, own in changes.items():
-        changes[chapter] = given | _seeds(arguments, chapter) | own
-        if isinstance(path := changes[chapter].get("runs_dir"), str) and path:
-            changes[chapter]["runs_dir"] = str(typed_path(path))
-    for chapter, other, data in (("gan", "vae", FaceParams), ("pixelda", "dann", DigitParams)):
-        theirs = {n: value for n, value in changes[other].items() if n not in data.model_fields}
-        name = f"{other}_changes"
-        of_profile = getattr(load(arguments.profile, chapter), name)
-        changes[chapter] = {name: of_profile | theirs} | changes[chapter]
+        of_profile = load(arguments.profile, chapter).model_dump()
+        own.update(_seeds(arguments.seed, of_profile) | own)
+        for other in CHAPTERS[chapter].used:
+            name = f"{other}_changes"
+            own.setdefault(name, of_profile[name] | changes[other])
+    given = {"data": arguments.data, "runs_dir": arguments.runs_dir}
+    for own in changes.values():
+        own.update({name: value for name, value in given.items() if value is not None} | own)
+        if path := own.get("runs_dir"):
+            own["runs_dir"] = absolute(str(path))
     return {chapter: load(arguments.profile, chapter, own) for chapter, own in changes.items()}
 
 
-def _seeds(arguments: argparse.Namespace, chapter: str) -> dict[str, Any]:
+def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """`--seed` as a chapter has it: where it has several, they count up from it."""
-    from dlcvlib.config.schema import load
-
-    if (first := arguments.seed) is None:
+    if first is None:
         return {}
-    chosen = load(arguments.profile, chapter).model_dump()
-    lists = {name: chosen[name] for name in ("seeds", "ablation_seeds") if name in chosen}
-    several = {name: [first + n for n in range(len(seeds))] for name, seeds in lists.items()}
-    return several | ({"seed": first} if "seed" in chosen else {})
+    seeds = {name: value for name, value in params.items() if name.endswith(("seed", "seeds"))}
+    return {
+        name: [first + n for n in range(len(value))] if isinstance(value, list) else first
+        for name, value in seeds.items()
+    }
 
 
 def _report(arguments: argparse.Namespace) -> int:
     params = chapters(arguments)
-    from dlcvlib.config.paths import ROOT
+    from dlcvlib.config.paths import ROOT, absolute
     from dlcvlib.report import execute, uptodate
     from dlcvlib.utils.process import run_in_subprocess
 
     only = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
     if arguments.only is not None and not only:
         raise UserError("--only names no problem: such as --only 1-1,1-3 or --only 2")
-    out = typed_path(arguments.out) if arguments.out else ROOT / "report"
+    out = Path(absolute(arguments.out)) if arguments.out else ROOT / "report"
     # A folder may well hold faces only, or digits only.
     numbers = {int(problem[0]) for problem in uptodate.chosen(only)}
     used = {name: params[name] for number, name in enumerate(params, 1) if number in numbers}
@@ -248,7 +239,8 @@ def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
     if chapter == "gan":
         measured = features.measured(params, data)
         return [train_or_load(DCGAN, params.settings, measured, params.runs_dir)]
-    methods = adaptation.ALL if chapter == "pixelda" else adaptation.CHAPTER_3
+    third = (adaptation.SOURCE_ONLY, "DANN", adaptation.TARGET_ONLY)
+    methods = adaptation.ALL if chapter == "pixelda" else third
     return list(
         {run.name: run for run in adaptation.train(params, data, methods).values()}.values()
     )

@@ -34,6 +34,7 @@ from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
 KERNEL_STARTS = 3
+WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
 SIDE_BY_SIDE = ("pixelda", "vae", "dann", "gan")
@@ -43,7 +44,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what one training step frees for the next, where it would by itself give it back each
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
 TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-"""Environment variables by which a user has decided it."""
+"""Environment variables with which a user has tuned the allocator."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def make_report(
                     try:
                         render(whole=False)
                     except Exception as error:
-                        # A page on the way is a convenience: the notebooks go on.
+                        # A page on the way is a convenience: the notebooks continue.
                         board(f"no page yet: {error}")
             board("writing the report")
             render(whole=True)
@@ -248,7 +249,7 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
 
     A kernel that does not start is tried again.
     """
-    for attempt in range(KERNEL_STARTS):
+    for left in reversed(range(KERNEL_STARTS)):
         try:
             papermill.execute_notebook(
                 _literal(task.source),
@@ -260,7 +261,7 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
                 start_timeout=120,
                 execution_timeout=cell_timeout,
                 # Else each kernel warns on the terminal that its local ports are not encrypted, and
-                # some that they are interrupted, which is how they are told to end.
+                # some that they are interrupted, which is how they are ended.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
                 shutdown_kernel="immediate",
@@ -274,11 +275,11 @@ def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
         except Exception as error:
             # A RuntimeError of the kernel's start: ports collide at times.
             starting = isinstance(error, RuntimeError) and "Kernel" in str(error)
-            if not starting or attempt + 1 == KERNEL_STARTS:
+            if not starting or not left:
                 return f"was not run: {type(error).__name__}: {error}"
         else:
-            return ""
-    raise AssertionError("the last attempt returns")
+            break
+    return ""
 
 
 def _literal(path: Path) -> str:
@@ -316,12 +317,11 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _litter(output)]
-
-
-def _litter(output: nbformat.NotebookNode) -> bool:
-    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    return widget or (output.output_type == "stream" and output.name == "stderr")
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
 
 
 @contextmanager
@@ -342,7 +342,7 @@ def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
 
 
 class _Board:
-    """The overall progress: one moving line on a terminal, plain lines elsewhere.
+    """The overall progress: a line a notebook, under them on a terminal a bar.
 
     Attributes:
         folder: where the kernels report.
@@ -355,10 +355,8 @@ class _Board:
         self.memory = 0
 
     def __call__(self, text: str) -> None:
-        if self.bar.disable:
-            print(f"{text}\n", end="", flush=True)  # in one piece: several threads write here
-        else:
-            self.bar.set_postfix_str(text)
+        self.bar.write(text)  # above the bar; several threads write here
+        sys.stdout.flush()
 
     def look(self) -> None:
         """Measure the memory in use, and show what the kernels last reported of their training."""
@@ -368,8 +366,7 @@ class _Board:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime < 10:
                     texts.append(path.read_text(encoding="utf-8"))
-        if texts and not self.bar.disable:
-            self.bar.set_postfix_str(" | ".join(texts))
+        self.bar.set_postfix_str(" | ".join(texts))
 
     def finished(self, outcome: Outcome) -> None:
         how = "unchanged" if outcome.reused else f"{outcome.seconds:.0f} s"

@@ -83,7 +83,7 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     there = {*sources, *(problem[0] for problem in sources)}
     if unknown := [name for name in only if name not in there]:
         raise UserError(
-            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)}; "
+            f"--only: unknown problem {', '.join(unknown)} (there are: {', '.join(sources)}; "
             "a chapter's number stands for all of it)"
         )
     return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}
@@ -101,10 +101,19 @@ def plan(
     Raises:
         UserError: as `chosen`.
     """
-    return [
-        _task(path, _read(path), params, fingerprints_of_data, out / "notebooks" / path.name)
-        for path in chosen(only, notebooks).values()
-    ]
+    tasks = []
+    for source in chosen(only, notebooks).values():
+        notebook, target = _read(source), out / "notebooks" / source.name
+        chapter = list(CHAPTERS)[int(source.name[0]) - 1]
+        if isinstance(notebook, str):
+            task = Task(source, target, chapter, source.stem, {}, {}, unreadable=notebook)
+        else:
+            title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
+            own, data = params[chapter], fingerprints_of_data[chapter]
+            identity = _identity(notebook, own, data)
+            task = Task(source, target, chapter, title, own.model_dump(), identity)
+        tasks.append(task)
+    return tasks
 
 
 def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
@@ -117,28 +126,16 @@ def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
     return check({name: found for name, found in read.items() if not isinstance(found, str)})
 
 
-def _task(
-    source: Path,
-    notebook: nbformat.NotebookNode | str,
-    params: Mapping[str, Chapter],
-    fingerprints_of_data: Mapping[str, str],
-    target: Path,
-) -> Task:
-    chapter = list(CHAPTERS)[int(source.name[0]) - 1]
-    if isinstance(notebook, str):
-        return Task(source, target, chapter, source.stem, {}, {}, unreadable=notebook)
-    parameters = params[chapter]
-    identity = {
+def _identity(notebook: nbformat.NotebookNode, params: Chapter, data: str) -> dict[str, Any]:
+    return {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
-        "parameters": _deciding(parameters),
-        "original": _deciding(load("original", chapter)),
-        "data": {parameters.data: fingerprints_of_data[chapter]},
+        "parameters": _deciding(params),
+        "original": _deciding(load("original", params.chapter)),
+        "data": {params.data: data},
         "code": _code(notebook),
         "files": {path.name: storage.sha256(path) for path in FILES},
         "versions": fingerprints.versions(*DECIDING) | {"python": platform.python_version()},
     }
-    title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
-    return Task(source, target, chapter, title, parameters.model_dump(), identity)
 
 
 def _read(path: Path) -> nbformat.NotebookNode | str:
@@ -156,7 +153,7 @@ def _deciding(params: Chapter) -> dict[str, Any]:
     named = params.model_dump()
     for chapter, theirs in params.uses.items():
         named |= {f"{chapter}.{name}": value for name, value in theirs.model_dump().items()}
-    return {name: value for name, value in named.items() if not name.endswith("runs_dir")}
+    return {n: value for n, value in named.items() if not n.endswith(("runs_dir", "_changes"))}
 
 
 def _code(notebook: nbformat.NotebookNode) -> dict[str, str]:
@@ -202,8 +199,7 @@ def explain_runs(runs_dir: Path) -> str:
             stale.append(f"{folder.name} is stale: {'; '.join(reasons)}")
         else:
             fit += 1
-    first = f"trained models in {runs_dir} that can be used: {fit}"
-    return "\n".join([first, *unfinished, *stale])
+    return "\n".join([f"trained models in {runs_dir} that can be used: {fit}", *unfinished, *stale])
 
 
 def why(task: Task) -> list[str]:

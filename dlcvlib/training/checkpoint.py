@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue as if it had never stopped.
+"""Checkpoints: everything a run needs to continue as if it had never stopped.
 
 checkpoint-<step>.safetensors   weights, optimisers' tensors, history
 checkpoint.json                 names the current one and its content hash; written last
@@ -38,14 +38,14 @@ def save(folder: Path, method: Method, progress: Progress) -> None:
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and metadata of a run's current checkpoint, if there is one.
 
-    A damaged one is reported and removed: the run starts again.
+    A damaged checkpoint is reported and removed; the run then starts over.
     """
     if (current := pointer(folder)) is None:
         return None
     try:
         return storage.read_tensors(folder / current["file"], current["sha256"])
     except storage.DamagedFileError as error:
-        print(f"{error}; starting this run anew")
+        print(f"{error}; restarting this run from the beginning")
         clear(folder)
         return None
 
@@ -79,7 +79,7 @@ def pointer(folder: Path) -> dict[str, Any] | None:
     try:
         return storage.read_sealed(path)
     except storage.DamagedFileError as error:
-        print(f"{error}; starting this run anew")
+        print(f"{error}; restarting this run from the beginning")
         return None
 
 
@@ -92,10 +92,10 @@ def clear(folder: Path) -> None:
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Lay loaded moments out in memory like their parameters.
+    """Give loaded moments the memory layout of their parameters.
 
-    Files hold row-major tensors; fused optimisers walk memory, so that a moment in another order
-    than its channels_last weight would belong to the wrong elements.
+    Files hold row-major tensors; fused optimisers iterate over memory, so that a moment laid out
+    differently from its channels_last weight would be applied to the wrong elements.
     """
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():

@@ -1,8 +1,9 @@
-"""Where a method trains, and in which precision.
+"""On which device a method trains, and in which precision.
 
-`precision: auto` is bfloat16 on a GPU that has it, and float32 where nothing has. On a CPU that
-has it large layers are faster so, small or narrow ones sometimes slower: there a short trial of
-the method itself decides. Its outcome is kept for this machine, in the user's cache.
+`precision: auto` is bfloat16 on a GPU that supports it, and float32 where there is no support. On a
+CPU that supports it, large layers are faster in bfloat16, but small or narrow ones are sometimes
+slower; a short trial of the method itself decides. Its result is cached for this machine, in the
+user's cache directory.
 """
 
 import contextlib
@@ -25,22 +26,22 @@ from dlcvlib.utils.stopwatch import timed
 
 TRIAL_ROUNDS = 3
 TRIAL_STEPS = 3
-"""Of each round and precision; the first is not timed."""
+"""Steps per round and precision; the first is not timed."""
 
 
 def setup() -> None:
-    """Set what holds for the whole process: repeatable convolutions, exact float32, threads."""
-    # A GPU's fastest convolutions add up in another order each time: no run could be repeated.
+    """Set up the whole process: deterministic convolutions, true float32, number of threads."""
+    # A GPU's fastest convolutions sum in a different order each time: no run is reproducible.
     torch.backends.cudnn.deterministic = True
-    # Else a GPU would round the factors of "fp32" to ten bits.
+    # Otherwise a GPU would round the factors of "fp32" to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
-    # torch counts a machine's processors, also where a container has a share of them.
+    # torch counts all of a machine's processors, even if a container may use only some.
     if joblib.cpu_count() < torch.get_num_threads():
         torch.set_num_threads(joblib.cpu_count())
 
 
 def accelerator_for(precision: str) -> Accelerator:
-    """An accelerator of a precision, "bf16" or "fp32", whatever an earlier run has used."""
+    """An accelerator for a precision, "bf16" or "fp32", whichever an earlier run used."""
     setup()
     mixed = "bf16" if precision == "bf16" else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
@@ -49,7 +50,7 @@ def accelerator_for(precision: str) -> Accelerator:
 
 
 def default() -> torch.device:
-    """Where everything happens: a GPU if there is one."""
+    """The device for everything: a GPU if there is one."""
     return accelerator_for("fp32").device
 
 
@@ -64,7 +65,7 @@ def prepare(method: Method, precision: str) -> Accelerator:
     for name, network in method.named_children():
         network.to(accelerator.device, memory_format=torch.channels_last)
         # Not wrapped for several processes, whose gradients `method.update` averages: a wrapper
-        # does not support two passes before one step, or a network that is frozen in one.
+        # supports neither two passes before a step nor a network that is frozen in one.
         setattr(method, name, accelerator.prepare_model(network.train(), evaluation_mode=True))
     return accelerator
 
@@ -79,8 +80,8 @@ def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
     """The precision to train in, "bf16" or "fp32", and why.
 
     Args:
-        method: with its initial weights, which it keeps; `settings.precision` is bf16, fp32 or
-            auto.
+        method: with its initial weights, which are not changed; `settings.precision` is bf16,
+            fp32 or auto.
         batch: step -> a batch.
     """
     if method.settings.precision != "auto":
@@ -92,8 +93,8 @@ def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "fp32", "this CPU has no bfloat16"
     if PartialState().num_processes > 1:
-        # A trial's steps would wait for processes that wait for the trial.
-        return "bf16", "this CPU supports it; several processes make no trial"
+        # A trial's steps would wait for processes that are waiting for the trial.
+        return "bf16", "this CPU supports it; no trial with several processes"
     gain = _gain(method, batch)
     if gain > 1:
         return "bf16", f"{gain:.2g} times as fast as fp32"
@@ -101,32 +102,32 @@ def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
 
 
 def _gain(method: Method, batch: Callable[[int], Batch]) -> float:
-    """How many times as fast bf16 is as fp32, tried now or earlier on this machine."""
+    """Speed of bf16 relative to fp32, measured now or earlier on this machine."""
     machine = {
         "host": platform.node(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         **fingerprints.versions("torch"),
     }
-    what = {
+    workload = {
         "method": type(method).__name__,
         "weights": [weight.shape for weight in method.state_dict().values()],
         "batch_size": method.settings.batch_size,
     }
     path = platformdirs.user_cache_path("dlcv-report") / (
-        f"precision-{fingerprints.json_hash(machine | what)[:16]}.json"
+        f"precision-{fingerprints.json_hash(machine | workload)[:16]}.json"
     )
     with contextlib.suppress(storage.DamagedFileError):
         return storage.read_sealed(path)["gain"]
     gain = _trial(method, batch)
-    with contextlib.suppress(UserError):  # a full disk there is no reason not to train
-        storage.write_sealed(path, machine | {"method": what["method"], "gain": gain})
+    with contextlib.suppress(UserError):  # a full disk there must not stop training
+        storage.write_sealed(path, machine | {"method": workload["method"], "gain": gain})
     return gain
 
 
 @timed("trying precisions")
 def _trial(method: Method, batch: Callable[[int], Batch]) -> float:
-    """How many times as fast bf16 is as fp32: median over rounds in which they alternate."""
+    """Speed of bf16 relative to fp32: median over rounds in which they alternate."""
     copies = {precision: copy.deepcopy(method) for precision in ("fp32", "bf16")}
     for precision, one in copies.items():
         prepare(one, precision)

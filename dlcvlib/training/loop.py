@@ -1,12 +1,12 @@
 """`fit`: the one training loop, with progress, history, checkpoints and exact resume.
 
-All randomness of step t comes from (seed, t): weights aside, no generator has a state that must
-survive. A run that is killed and resumed, as often as you like, is therefore the uninterrupted
-run, bit for bit on one device.
+All randomness of step t comes from (seed, t), so that no generator's state needs to be saved. A run
+that is killed and resumed, any number of times, is therefore identical to an uninterrupted one, bit
+for bit on one device.
 
-Under `accelerate launch` each process takes its share of every batch, with noise of its own, and
+Under `accelerate launch` each process takes its share of every batch, with its own noise, and the
 gradients are averaged; BatchNorm sees one process's share, and the history has the main process's
-losses. Such a run continues with as many processes as it began with.
+losses. Such a run must be resumed with the same number of processes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from dlcvlib.utils.stopwatch import timed
 
 CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_COST = 0.6
-"""Seconds that a checkpoint may take; slower ones come less often, so that they stay at 2 %."""
+"""Seconds that a checkpoint may take; slower ones are written less often, to keep them at 2%."""
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 GRADIENT = "gradient_"
@@ -38,7 +38,7 @@ GRADIENT = "gradient_"
 VALIDATIONS = 10
 VALIDATION_STEPS = 80
 WARM_UP = 0.1
-"""Share of a cosine schedule in which the learning rate rises."""
+"""Share of a cosine schedule over which the learning rate rises."""
 
 
 class TrainingError(UserError):
@@ -68,7 +68,7 @@ def seed_step(seed: int, step: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(number)
     else:
-        # `torch.manual_seed` would record the whole stack, for a GPU that might yet be initialised.
+        # `torch.manual_seed` would record the call stack, for a GPU that may be initialised later.
         torch.default_generator.manual_seed(number)
 
 
@@ -79,21 +79,21 @@ def fit(
     progress: Progress,
     *,
     save: Callable[[], None],
-    validated: Callable[[int], None] = lambda step: None,
+    before_validation: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train a method up to `settings.steps` steps.
 
     Args:
         method: on its device; trained in place.
-        data: what its `evaluate` takes.
+        data: passed to its `evaluate`.
         batch: step -> the batch of that step, on the device; may draw random numbers.
         progress: where to continue; updated in place.
         save: writes a checkpoint of method and progress.
-        validated: called with the step before each validation, of which there are about
+        before_validation: called with the step before each validation, of which there are about
             `VALIDATIONS` along the way, fewer in short runs.
 
     Raises:
-        UserError: if batches cannot be shared out among the processes.
+        UserError: if a batch cannot be divided among the processes.
         TrainingError: if a loss or a gradient is not finite.
         Stopped: on an interrupt, after saving a checkpoint.
     """
@@ -120,7 +120,7 @@ def fit(
             progress.pending.append({name: value.detach() for name, value in losses.items()})
             progress.step += 1
             method.step = progress.step
-            # 2. The history, with validation now and then.
+            # 2. The history, with validation at regular intervals.
             last = progress.step == settings.steps
             validating = progress.step % validate_every == 0 or last
             if progress.step % log_every == 0 or validating:
@@ -128,7 +128,7 @@ def fit(
                 row["learning_rate"] = factor * settings.learning_rate
                 if validating:
                     with timed("validation"):
-                        validated(progress.step)
+                        before_validation(progress.step)
                         values = method.evaluate(data)
                     row |= {f"validation_{name}": value for name, value in values.items()}
                 show(progress.step, row)
@@ -148,7 +148,7 @@ def fit(
 
 
 def _set_learning_rate(method: Method) -> float:
-    """Set the learning rate of the method's step; its share of the peak."""
+    """Set the learning rate for the method's step; returns its share of the peak."""
     settings = method.settings
     factor = learning_rate_factor(settings.learning_rate_schedule, method.step / settings.steps)
     for optimizer in method.optimizers.values():
@@ -158,17 +158,17 @@ def _set_learning_rate(method: Method) -> float:
 
 
 def _share(batch: Batch, rank: int, processes: int) -> Batch:
-    """The part of a batch that one of several processes takes.
+    """The part of a batch for one of several processes.
 
     Raises:
-        UserError: if the parts would not be of one size, of two rows or more.
+        UserError: if the parts would not have equal sizes of at least two rows.
     """
     if processes == 1:
         return batch
     if any(len(rows) % processes or len(rows) < 2 * processes for rows in batch):
         raise UserError(
-            f"a batch of {len(batch[0])} cannot be shared out evenly, two or more each, among "
-            f"{processes} processes: begin fewer, or change batch_size"
+            f"a batch of {len(batch[0])} cannot be divided evenly, with at least two each, among "
+            f"{processes} processes: start fewer, or change batch_size"
         )
     return tuple(rows.chunk(processes)[rank] for rows in batch)
 
@@ -195,7 +195,7 @@ def _finite(progress: Progress, last_good: int) -> Tensor:
     if not progress.pending:
         return torch.empty(0)
     names = list(progress.pending[0])
-    # A schedule's value, or what a checkpoint held, may lie on another device than a loss.
+    # Values of schedules, or from a checkpoint, may be on a different device from the losses.
     where = next(iter(progress.pending[-1].values())).device
     rows = [torch.stack([row[n].float().to(where) for n in names]) for row in progress.pending]
     table = torch.stack(rows)
@@ -218,16 +218,16 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    came = threading.Event()
+    received = threading.Event()
     previous = signal.getsignal(signal.SIGINT)
 
     def note(*_: Any) -> None:
-        came.set()
+        received.set()
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield came.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGINT, previous)
 

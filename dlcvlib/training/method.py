@@ -1,4 +1,4 @@
-"""What the training loop trains: a module that takes its own optimisation steps."""
+"""What the training loop trains: modules that define their own optimisation steps."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-# Before several processes form their group, which its default arguments would hold for good.
+# Imported before the processes form a group: its default arguments would keep the group alive.
 import torch.distributed.nn
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -25,8 +25,8 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        precision: what it is trained in, "bf16" or "fp32", and why.
-        processes: how many train it together.
+        precision: "bf16" or "fp32", and why.
+        processes: number of processes that train it together.
         step: optimisation steps taken.
         seconds: time spent training.
         history: one row per logged step.
@@ -47,8 +47,8 @@ class Method(nn.Module):
     The child modules are the networks: each is moved to the device, saved and restored by name.
 
     Attributes:
-        name: begins the name of the run's folder.
-        settings: a `config.settings.TrainingSettings`: what decides a run, besides data and code.
+        name: first part of the run's folder name.
+        settings: a `config.settings.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
@@ -66,7 +66,7 @@ class Method(nn.Module):
 
     @property
     def snapshots(self) -> tuple[str, ...]:
-        """Networks whose weights are kept at each validation."""
+        """Names of the networks whose weights are saved at each validation."""
         return ()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no batches")
 
     def evaluate(self, data: Any) -> dict[str, float]:
-        """Values on held-out data for the history."""
+        """Measures on held-out data for the history, by name."""
         return {}
 
     @property
@@ -101,7 +101,7 @@ class Method(nn.Module):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: BatchNorm uses its running statistics and leaves them alone."""
+    """Evaluation mode within it: BatchNorm uses its running statistics without updating them."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -113,7 +113,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Modules that gradients pass through meanwhile, but that are not updated by them."""
+    """Within it, gradients pass through the modules but do not reach their parameters."""
     for module in modules:
         module.requires_grad_(False)
     try:
@@ -159,7 +159,7 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _average(gradients: list[Tensor]) -> None:
-    """Average over the processes in one message, in place."""
+    """Average over the processes in one communication, in place."""
     mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
     for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

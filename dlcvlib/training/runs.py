@@ -1,6 +1,6 @@
-"""`train_or_load`: where a run lives on disk, when it is used again, who holds its lock.
+"""`train_or_load`: where a run is stored, when it is reused, and who holds its lock.
 
-A run is `runs/<method>-<hash>/`; the hash covers what decides the result: the method's settings,
+A run is `runs/<method>-<hash>/`; the hash covers what determines the result: the method's settings,
 the data's fingerprint, the source of the code that trains it and the versions of torch and
 accelerate. The device and the number of threads and processes are recorded beside it.
 Notebooks that need the same run share it.
@@ -8,9 +8,9 @@ Notebooks that need the same run share it.
     settings.yaml        what was trained
     history.csv          losses over the steps
     model.safetensors    parameters and buffers
-    snapshot-*           networks kept along the way, in half precision
-    provenance.json      versions, device, time and the files' hashes; written last: the run is done
-    checkpoint*          only while it trains
+    snapshot-*           networks saved during training, in half precision
+    provenance.json      versions, device, time and files' hashes; written last: the run is finished
+    checkpoint*          only during training
 """
 
 import copy
@@ -36,11 +36,11 @@ from dlcvlib.utils.errors import UserError
 
 K = TypeVar("K")
 M = TypeVar("M", bound=Method)
-ROOMS = ("methods/", "training/", "data/")
-"""Where code decides a trained model; settings count by their values, not by their schema."""
+CODE = ("methods/", "training/", "data/")
+"""Packages whose code determines a trained model; settings count by value, not by schema."""
 
 handed_out: list[str] = []
-"""Names of the runs that this process has been given, for the page that they came to."""
+"""Names of the runs that this process has requested; the notebook's page lists them."""
 
 
 class Data(Protocol):
@@ -59,7 +59,7 @@ class Run(Generic[M]):
         settings: what it was trained with.
         history: one row every few steps: step, losses, learning_rate, validation_*.
         provenance: versions, device, precision, seconds, images_per_second, …
-        folder: where it is kept.
+        folder: where it is stored.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Run(Generic[M]):
 
     @property
     def snapshots(self) -> dict[int, M]:
-        """Step -> the method with its kept networks as they were; damaged ones are left out."""
+        """Step -> the method with its saved networks as of that step; damaged ones are skipped."""
         methods = {}
         for step in self.provenance["snapshots"]:
             file = _snapshot(step)
@@ -80,7 +80,7 @@ class Run(Generic[M]):
                     self.folder / file, self.provenance["files"][file]
                 )
             except storage.DamagedFileError as error:
-                print(f"{error}; it is left out")
+                print(f"{error}; it is skipped")
                 continue
             methods[step] = copy.deepcopy(self.method)
             methods[step].load_state_dict(tensors, strict=False)
@@ -98,17 +98,17 @@ class Run(Generic[M]):
 
 
 def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, Any]:
-    """Everything that decides a trained model.
+    """Everything that determines a trained model.
 
     The code is hashed module by module, without comments and docstrings: the method's own, and
-    all in `ROOMS` that it, the loop, devices and checkpoints import.
+    all in `CODE` that it, the loop, devices and checkpoints import.
     """
     own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
     hashes = fingerprints.import_hashes(own, *shared)
     return {
         "settings": settings.model_dump(),
         "data": data.fingerprint,
-        "code": {n: h for n, h in hashes.items() if n.startswith(ROOMS) or n == own.name},
+        "code": {n: h for n, h in hashes.items() if n.startswith(CODE) or n == own.name},
         **fingerprints.versions("torch", "accelerate"),
     }
 
@@ -126,9 +126,9 @@ def train_or_load(
     Args:
         method: a class of `dlcvlib.methods`.
         settings: of that method.
-        data: what its `batches` and `evaluate` take.
+        data: passed to its `batches` and `evaluate`.
         runs_dir: folder of the runs.
-        wait: for another process that is training this run.
+        wait: whether to wait for another process that is training this run.
 
     Raises:
         UserError: if `runs_dir` cannot be written.
@@ -145,7 +145,7 @@ def train_or_load(
         with _exclusive(folder, wait):
             run = _load(folder, method, settings)
             if run is None:
-                gc.freeze()  # what was there before need not be searched: half a second a run
+                gc.freeze()  # existing objects need not be searched: saves half a second per run
                 try:
                     _train(folder, method, settings, data, identity)
                 finally:
@@ -153,7 +153,7 @@ def train_or_load(
                     gc.unfreeze()
                 run = _load(folder, method, settings)
     if run is None:
-        raise storage.DamagedFileError(f"{folder} was written just now and cannot be read")
+        raise storage.DamagedFileError(f"{folder} was just written but cannot be read")
     if name not in handed_out:
         handed_out.append(name)
     return run
@@ -165,7 +165,7 @@ def train_all(
     """`train_or_load` for each, those that another process is training last.
 
     Two processes that need the same runs thus share the work, where each would otherwise wait for
-    what the other has just begun. Processes that train one run together keep to the order.
+    the one that the other has just started. Processes that train one run together keep the order.
     """
     remaining, runs = dict(requested), {}
     while remaining and PartialState().num_processes == 1:
@@ -184,7 +184,7 @@ def train_all(
 def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
     """An exclusive lock; under `accelerate launch` the main process holds it for all.
 
-    They enter and leave together, so that all of them find the same.
+    All processes enter and leave together, so that they see the same files.
     """
     state = PartialState()
     lock = storage.exclusive_lock(folder, "trained", wait=wait)
@@ -209,7 +209,7 @@ def _train(
 
     def keep_snapshot(step: int) -> None:
         if method.snapshots and main:
-            # Half precision is enough to draw pictures from.
+            # Half precision is enough for sample images.
             tensors = {
                 key: value.half() if value.is_floating_point() else value
                 for key, value in method.state_dict().items()
@@ -226,7 +226,7 @@ def _train(
     storage.write_tensors(folder / "model.safetensors", method.state_dict(), {})
     snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
     files = ["settings.yaml", "history.csv", "model.safetensors", *map(_snapshot, snapshots)]
-    # A moving average has as many parameters again, and is not trained.
+    # A moving average duplicates the parameters and is not trained.
     trained = (p.numel() for p in method.parameters() if p.requires_grad)
     provenance = {
         "kind": method.name,
@@ -250,34 +250,36 @@ def _train(
     checkpoint.clear(folder)
 
 
-def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], None]) -> Progress:
-    """Train a method from the folder's checkpoint, or from its start.
+def _fit(
+    method: Method, data: Data, folder: Path, before_validation: Callable[[int], None]
+) -> Progress:
+    """Train a method from the folder's checkpoint, or from the beginning.
 
     Raises:
-        UserError: if the checkpoint is of another number of processes.
+        UserError: if the checkpoint was written with another number of processes.
     """
     state = PartialState()
-    found = checkpoint.load(folder)
-    if found and found[1]["processes"] != state.num_processes:
+    loaded = checkpoint.load(folder)
+    if loaded and loaded[1]["processes"] != state.num_processes:
         raise UserError(
-            f"{folder} was begun by {found[1]['processes']} processes: continue with as many, or "
-            "remove it"
+            f"{folder} was started with {loaded[1]['processes']} processes: continue with the "
+            "same number, or remove it"
         )
     batch = method.batches(data, device.default())
-    # A run keeps the precision it began with, whatever a trial would choose today.
-    precision = found[1]["precision"] if found else device.choose(method, batch)
+    # A run keeps the precision it started with, whatever a trial would choose now.
+    precision = loaded[1]["precision"] if loaded else device.choose(method, batch)
     accelerator = device.prepare(method, precision[0])
-    if found:
-        progress = checkpoint.restore(*found, method)
+    if loaded:
+        progress = checkpoint.restore(*loaded, method)
     else:
         progress = Progress(precision, state.num_processes)
-    del found  # else it would be held all along: three times the model's weights
+    del loaded  # otherwise it would stay in memory: three times the model's weights
 
     def save() -> None:
         if state.is_main_process:
             checkpoint.save(folder, method, progress)
 
-    loop.fit(method, data, batch, progress, save=save, validated=validated)
+    loop.fit(method, data, batch, progress, save=save, before_validation=before_validation)
     device.unwrap(method, accelerator)
     return progress
 
@@ -293,7 +295,7 @@ def _create(method: type[M], settings: Any) -> M:
 
 
 def _load(folder: Path, kind: type[M], settings: Any) -> Run[M] | None:
-    """The finished run in `folder`, or None if there is none that is intact."""
+    """The finished run in `folder`, or None if there is no intact one."""
     mark = folder / "provenance.json"
     if not mark.is_file():
         return None
@@ -310,7 +312,7 @@ def _load(folder: Path, kind: type[M], settings: Any) -> Run[M] | None:
         mark.unlink(missing_ok=True)
         return None
     if any(folder.glob("checkpoint*")):
-        checkpoint.clear(folder)  # a kill prevented it in the last moment
+        checkpoint.clear(folder)  # left by a process killed just before it removed them
     method = _create(kind, settings)
     method.load_state_dict(tensors)
     method.to(device.default(), memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import adaptation, features
 from dlcvlib.methods import dcgan, vae
 from dlcvlib.report import execute
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 
 
@@ -33,12 +34,13 @@ def test_a_run(smoke, faces, tmp_path, damage, name, capsys):
 
 def test_a_snapshot(smoke, faces, tmp_path, damage, capsys):
     chosen = profiles.load("smoke", "gan", {"runs_dir": str(tmp_path), "precision": "fp32"})
-    extractor = features.extractor(chosen, faces)
-    run = dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
-    before, path = digests(run.folder), next(run.folder.glob("snapshot-*"))
+    measured = features.measured(chosen, faces)
+    run = train_or_load(dcgan.DCGAN, chosen.settings, measured, tmp_path)
+    steps, path = run.provenance["snapshots"], next(run.folder.glob("snapshot-*"))
     damage(path)
-    dcgan.train_or_load(chosen.settings, faces, extractor, tmp_path)
-    assert digests(run.folder) == before
+    again = train_or_load(dcgan.DCGAN, chosen.settings, measured, tmp_path)
+    assert again.provenance == run.provenance  # nothing is trained again for a preview
+    assert len(again.snapshots) == len(steps) - 1
     assert f"{path} is damaged" in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from dlcvlib.methods import vae
 from dlcvlib.report import execute
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 

@@ -17,6 +17,7 @@ from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import features
 from dlcvlib.methods import vae
 from dlcvlib.report import execute
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 

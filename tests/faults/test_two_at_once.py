@@ -9,6 +9,7 @@ from conftest import ROOT
 from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import vae
+from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 
 MAKE = """

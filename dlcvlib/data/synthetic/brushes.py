@@ -1,4 +1,4 @@
-"""Paints of one colour for drawing with skia.
+"""Single-colour paints for drawing with skia.
 
 Imported by worker processes: skia only.
 """
@@ -9,13 +9,13 @@ from dlcvlib.data.synthetic.people import Color
 
 
 def argb(color: Color, alpha: float = 1.0) -> int:
-    """A colour of 0..255 a channel, clipped, and its opacity of 0..1, as skia takes them."""
+    """A colour of 0..255 per channel, clipped, with an opacity of 0..1, in skia's form."""
     r, g, b = (int(min(255, max(0, c))) for c in color)
     return skia.ColorSetARGB(int(255 * min(1.0, max(0.0, alpha))), r, g, b)
 
 
 def fill(color: Color, alpha: float = 1.0, blur: float = 0.0, bold: float = 0.0) -> skia.Paint:
-    """Paints the inside of an outline, and with `bold` a stroke of that width along it."""
+    """Paint for the inside of an outline and, with `bold`, a stroke of that width along it."""
     paint = skia.Paint(Color=argb(color, alpha), AntiAlias=True)
     if bold:
         paint.setStyle(skia.Paint.kStrokeAndFill_Style)
@@ -28,7 +28,7 @@ def fill(color: Color, alpha: float = 1.0, blur: float = 0.0, bold: float = 0.0)
 def stroke(
     color: Color, width: float, alpha: float = 1.0, blur: float = 0.0, *, round_ends: bool = True
 ) -> skia.Paint:
-    """Paints a line of that width along an outline."""
+    """Paint for a line of that width along an outline."""
     paint = fill(color, alpha, blur)
     paint.setStyle(skia.Paint.kStroke_Style)
     paint.setStrokeWidth(width)

@@ -1,8 +1,8 @@
 """Procedural portraits of 64x64 pixels, with exact attributes: the report's embedded faces.
 
 A person is sampled first (`dlcvlib.data.synthetic.people`), then drawn in layers, from the
-background to the light over all, at three times the size. Coordinates are those of the final
-picture: x to the right, y down, 0 to 64.
+background to the overall lighting, at three times the final size. Coordinates are those of the
+final picture: x to the right, y down, 0 to 64.
 
 Imported by worker processes: NumPy and skia only.
 """
@@ -46,7 +46,7 @@ def _linear(start, end, colors: Sequence[int], stops=None) -> skia.Paint:
 def _glow(
     canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, color: Color, alpha: float
 ):
-    """A soft ellipse that fades to nothing: the cheap way to shade."""
+    """A soft ellipse that fades out, for inexpensive shading."""
     canvas.save()
     canvas.translate(x, y)
     canvas.scale(rx, ry)
@@ -106,7 +106,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Color:
 
 
 def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
-    """What falls behind the neck and stands around the head."""
+    """The hair behind the neck and around the head."""
     if p.style in ("bald", "short", "crop", "receding"):
         return
     cx, w = 32 + 1.2 * p.turn, p.width
@@ -154,7 +154,7 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
 
 
 def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
-    """Neck in the head's shadow, shoulders in cloth."""
+    """The neck in the head's shadow, and clothed shoulders."""
     neck = 8.4 if p.male else 6.8
     cx = 32 + 0.6 * p.turn
     skin = _shade(p.skin, 0.84)
@@ -451,7 +451,7 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
 
 
 def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
-    """The cap of hair over the skull, down to the hairline; strands give it flow."""
+    """The cap of hair over the skull, down to the hairline, with strands."""
     if p.style == "bald":
         _glow(canvas, 32 + 3 * p.light + 2 * p.turn, 13, 6, 4, _shade(p.skin, 1.6), 0.55)
         return
@@ -541,7 +541,7 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
 
 
 def _lighting(canvas: skia.Canvas, p: Person) -> None:
-    """One light over all: a side brighter, a tint, the corners a little darker."""
+    """Overall lighting: one side brighter, a tint, the corners a little darker."""
     bright, dark = (
         argb((255, 246, 230), 0.16 * abs(p.light)),
         argb((10, 8, 25), 0.32 * abs(p.light)),

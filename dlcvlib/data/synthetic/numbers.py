@@ -1,11 +1,11 @@
 """Procedural street numbers of 32x32 pixels: the report's embedded stand-in for SVHN.
 
 As in SVHN's cropped digits, the digit in the middle is the label, and its neighbours in the house
-number are cut off at the sides. A sign is drawn on its wall by skia at twice the size, then lit,
-and then photographed by a poor camera.
+number are cut off at the sides. A sign is drawn on its wall by skia at twice the size, then lit
+and photographed by a poor camera.
 
-Coordinates of the sign: x to the right, y down, the middle of the label's digit at 0, and 100 the
-height of a digit. Coordinates of the picture: 0 to 32.
+Coordinates of the sign: x to the right, y down, the origin at the centre of the label's
+digit; a digit is 100 high. Coordinates of the picture: 0 to 32.
 
 Imported by worker processes: NumPy, Pillow and skia only.
 """
@@ -36,8 +36,8 @@ FONTS = (
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta",
     "cmb10", "cmr10", "cmss10", "cmss10", "cmtt10",
 )  # fmt: skip
-"""matplotlib's files of plain lining digits, a frequent one twice; the others' are old-style,
-dotted or absent."""
+"""matplotlib's fonts with plain lining digits, a common style twice; those of its other fonts are
+old-style, dotted or absent."""
 
 WALLS: tuple[Color, ...] = (
     (150, 74, 56), (122, 60, 48), (186, 120, 92),  # brick, terracotta
@@ -61,14 +61,14 @@ class Glyph:
 
 
 Placed = list[tuple[Glyph, float]]
-"""Digits, and the x of their middles."""
+"""Digits, and the x of their centres."""
 
 
 @cache
 def _digits() -> tuple[tuple[Glyph, ...], ...]:
     """The ten digits of each of FONTS."""
     folder = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf"
-    # This manager knows no fonts but those it is given; skia's default asks the system for its.
+    # This manager has only the fonts that it is given; skia's default would use the system's.
     manager = skia.FontMgr.New_Custom_Empty()
     return tuple(_font_digits(manager.makeFromFile(str(folder / f"{name}.ttf"))) for name in FONTS)
 
@@ -99,7 +99,7 @@ def _luminance(color: Color) -> float:
 
 
 def _of_luminance(color: Color, luminance: float) -> Color:
-    """The colour darkened or mixed with white until it has a luminance."""
+    """The colour darkened, or mixed with white, to the given luminance."""
     now = _luminance(color)
     if now >= luminance:
         return _shade(color, luminance / now)
@@ -126,7 +126,7 @@ def _ink_color(rng: np.random.Generator, ground: Color) -> Color:
 
 
 def _place(canvas: skia.Canvas, rng: np.random.Generator) -> None:
-    """From here on, draw the sign: its size, place, rotation, shear and perspective."""
+    """Switch to the sign's coordinates: random size, place, rotation, shear and perspective."""
     height = rng.uniform(17, 30) / FIGURE
     dx, dy, angle, shear = (rng.standard_normal(4) * (1.9, 1.9, 9, 0.14)).tolist()
     canvas.translate(SIZE / 2 + max(-4, min(4, dx)), SIZE / 2 + max(-4, min(4, dy)))
@@ -176,7 +176,7 @@ def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None
 def _plate(
     canvas: skia.Canvas, rng: np.random.Generator, left: float, right: float, color: Color
 ) -> None:
-    """The board a number stands on, its shadow, and sometimes a border."""
+    """The board behind a number, its shadow, and sometimes a border."""
     margin, top, bottom = rng.uniform(8, 40), rng.uniform(6, 40), rng.uniform(6, 40)
     plate = skia.Rect(left - margin, -50 - top, right + margin, 50 + bottom)
     corner = rng.uniform(0, 30)
@@ -207,7 +207,7 @@ def _layout(rng: np.random.Generator, digits: Sequence[Glyph], label: int) -> Pl
 def _number(
     canvas: skia.Canvas, rng: np.random.Generator, placed: Placed, ink: Color, ground: Color
 ) -> None:
-    """The digits: painted, or numerals of metal with a shadow, an outline or lit edges."""
+    """The digits: painted, or metal numerals with a shadow, an outline or lit edges."""
     x, y = rng.uniform(-5, 5), rng.uniform(1, 6)
     bold = rng.uniform(1, 7)
     coats = [(0.0, 0.0, fill(ink, bold=bold))]
@@ -234,7 +234,7 @@ def _number(
 
 
 def _light(canvas: skia.Canvas, rng: np.random.Generator) -> None:
-    """Uneven light over the picture: darker to one side, a shadow's edge, a glare."""
+    """Uneven light over the picture: darker to one side, a shadow's edge, glare."""
     canvas.rotate(rng.uniform(0, 360), SIZE / 2, SIZE / 2)
     colors = [argb((255, 250, 235), rng.uniform(0, 0.15)), argb((8, 8, 20), rng.uniform(0, 0.5))]
     shader = skia.GradientShader.MakeLinear([(-4, 0), (SIZE + 4, 0)], colors)
@@ -249,9 +249,9 @@ def _light(canvas: skia.Canvas, rng: np.random.Generator) -> None:
 
 
 def _camera(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a far and cheap camera makes of (64, 64, 4) uint8: (32, 32, 3) uint8.
+    """The picture (64, 64, 4) uint8 as taken by a distant, cheap camera: (32, 32, 3) uint8.
 
-    It shakes or is out of focus, has few pixels and noisy ones, and saves as JPEG.
+    It shakes or is out of focus, has few and noisy pixels, and saves as JPEG.
     """
     side = int(rng.uniform(16, 44))
     blur = [min(rng.gamma(1.6, 0.28), 1.2)] * 2
@@ -259,7 +259,7 @@ def _camera(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         blur[rng.integers(2)] += rng.uniform(0.3, 1)
     picture = Image.fromarray(pixels).convert("RGB").resize((side, side), Image.Resampling.BOX)
     picture = picture.filter(ImageFilter.GaussianBlur([radius * side / SIZE for radius in blur]))
-    noise = rng.standard_normal((side, side, 4), np.float32)  # of each channel, and of all
+    noise = rng.standard_normal((side, side, 4), np.float32)  # per channel, and common to all
     sensed = picture * rng.uniform(0.93, 1.07, 3).astype(np.float32)
     sensed += rng.gamma(2, 2) * (noise[..., 3:] + 0.4 * noise[..., :3])
     opaque = np.full((side, side, 4), 255, np.uint8)
@@ -271,7 +271,7 @@ def _camera(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_number(series: int, index: int) -> tuple[np.ndarray, int]:
-    """Number `index` of a series: (32, 32, 3) uint8 RGB, and the digit in its middle."""
+    """Number `index` of a series: (32, 32, 3) uint8 RGB, and the digit at its centre."""
     rng = np.random.default_rng([series, index])
     label = int(rng.integers(10))
     side = SIZE * SUPERSAMPLING

@@ -1,4 +1,4 @@
-"""People to be drawn: traits sampled so that they keep plausible company, and their attributes.
+"""People to be drawn: traits sampled in plausible combinations, and their attributes.
 
 Imported by worker processes: NumPy only.
 """
@@ -46,7 +46,7 @@ IRIS: tuple[Color, ...] = (
 
 @dataclass(frozen=True)
 class Person:
-    """Everything that decides a portrait; lengths in pixels of the final picture."""
+    """Everything that determines a portrait; lengths in pixels of the final picture."""
 
     male: bool
     age: float  # 0 (twenty) to 1 (eighty)
@@ -57,7 +57,7 @@ class Person:
     part: float  # where the hair parts, -1 to 1
     bangs: bool
     beard: str  # "", "stubble", "full", "goatee", "moustache"
-    smile: float  # -0.1 (grave) to 1 (beaming, teeth shown above 0.55)
+    smile: float  # -0.12 (serious) to 1 (broad smile, teeth shown above 0.55)
     lipstick: bool
     glasses: str  # "", "round", "square"
     iris: Color
@@ -76,7 +76,7 @@ class Person:
     zoom: float  # of the whole person
     shift: tuple[float, float]  # of the whole person
     noise: float  # standard deviation of the grain
-    seed: int  # of what is scattered: strands, background, grain
+    seed: int  # of the random details: strands, background, grain
 
     @property
     def attributes(self) -> np.ndarray:
@@ -96,7 +96,7 @@ class Person:
 
 
 def sample_person(rng: np.random.Generator) -> Person:
-    """A person with plausible company of traits: beards are male, grey hair comes with age."""
+    """A person with plausible traits: only men have beards, grey hair comes with age."""
     male = rng.random() < 0.48
     young = rng.random() < 0.62
     age = rng.uniform(0, 0.5) if young else rng.uniform(0.5, 1)
@@ -165,7 +165,7 @@ def _hair_name(rng: np.random.Generator, tone: float, age: float) -> str:
 
 
 def _ramp(colors: Sequence[Color], position: float) -> Color:
-    """The colour at a position from 0 to 1 along a row of colours."""
+    """The colour at a position from 0 to 1 along a sequence of colours."""
     place = position * (len(colors) - 1)
     low = min(int(place), len(colors) - 2)
     return mix(colors[low], colors[low + 1], place - low)
