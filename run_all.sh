@@ -6,8 +6,8 @@
 #   ./run_all.sh test [options of pytest]
 #   ./run_all.sh lab [options of jupyter lab]
 #
-# DLCV_ENV names another environment: a venv's folder, or a new one to be, or conda's environment name.
-# A venv that this script has begun is made anew if an installation into it was cut short.
+# DLCV_ENV names another environment: a venv's folder, a folder for a new one, or the name of a conda environment.
+# A venv that this script began is recreated if an installation into it was interrupted.
 if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi # as after `sh run_all.sh`
 set -euo pipefail
 here=$PWD
@@ -22,7 +22,7 @@ case "${1:-}" in
         closest='import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))'
         # shellcheck disable=SC2086 - several words
         near=$(python3 -c "$closest" "$1" $words 2>/dev/null || true)
-        echo "run_all.sh knows no '$1'${near:+; did you mean '$near'?} (it knows: $words)" >&2 && exit 2
+        echo "run_all.sh: unknown command '$1'${near:+; did you mean '$near'?} (commands: $words)" >&2 && exit 2
         ;;
 esac
 extra=""
@@ -31,16 +31,16 @@ if [ "$task" = test ]; then extra=test; fi
 # Does this Python have everything that pyproject.toml asks for?
 satisfies() { "$1" dlcvlib/utils/environment.py $extra >/dev/null 2>&1; }
 
-# The exact versions last tested first; the ranges of pyproject.toml where those cannot be had.
+# First the exact versions last tested; if those are not available, the ranges of pyproject.toml.
 install() {
     echo "Installing the project into $("$1" -c 'import sys; print(sys.prefix)') …" >&2
     "$1" -m pip install --quiet -c constraints.txt -e ".${extra:+[$extra]}" >&2 || {
-        echo "The versions of constraints.txt cannot all be had here; taking what pyproject.toml allows." >&2
+        echo "Not all versions of constraints.txt are available here; installing what pyproject.toml allows." >&2
         "$1" -m pip install --quiet -e ".${extra:+[$extra]}" >&2
     }
 }
 
-# Makes a venv that has everything. One at a time; what was cut short, by a kill say, is made anew.
+# Makes a venv that has everything, one process at a time; an interrupted one is recreated.
 # Runs in a command substitution, where a failure does not end the script by itself.
 set_up() {
     local folder=$1 python lock="import fcntl, sys
@@ -51,21 +51,21 @@ except BlockingIOError:
     fcntl.flock(9, fcntl.LOCK_EX)"
     for python in python3.13 python3.12 python3.11 python3 python; do
         "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && break
-    done || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found." >&2 && exit 1; }
+    done || { echo "Python 3.11, 3.12 or 3.13 is required but was not found." >&2 && exit 1; }
     if [ -e "$folder" ] && [ ! -e "$folder.installing" ] && [ ! -f "$folder/pyvenv.cfg" ] &&
         [ -n "$(ls -A "$folder")" ]; then
-        echo "$folder is no venv: set DLCV_ENV to one, or to a folder that is not there yet." >&2 && exit 1
+        echo "$folder is not a venv: set DLCV_ENV to one, or to a folder that does not exist yet." >&2 && exit 1
     fi
-    # The lock is this subshell's and its children's: a dead one holds none.
+    # The lock belongs to this subshell and its children, and ends with them.
     exec 9>"$folder.lock"
     "$python" -c "$lock" || exit 1
     if [ -e "$folder.installing" ]; then
-        echo "An installation into $folder was cut short; making it anew." >&2
+        echo "An installation into $folder was interrupted; recreating it." >&2
         rm -rf "$folder"
     elif satisfies "$folder/bin/python"; then
         return
     fi
-    # What somebody else has made is never removed.
+    # A venv that this script did not create is never removed.
     if [ -z "${DLCV_ENV:-}" ] || [ ! -e "$folder" ]; then touch "$folder.installing"; fi
     [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" >&2 || exit 1
     install "$folder/bin/python" || exit 1
@@ -104,7 +104,7 @@ if [ "$task" != report ] && [ -z "${MALLOC_MMAP_MAX_-}${MALLOC_MMAP_THRESHOLD_-}
 fi
 
 case $task in
-    report | train | params) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # where typed paths mean what they say
+    report | train | params) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # paths are relative to where they were typed
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

@@ -1,1 +1,1 @@
-"""How fast this project trains, how that grows, and what memory it takes; see `__main__`."""
+"""How fast this project trains, how its cost grows, and what memory it takes; see `__main__`."""

@@ -1,8 +1,8 @@
 """`python -m benchmarks`: ratios, measured side by side, as tables, a JSON file and plots.
 
-Rates that are compared are measured one right after the other, as often as `--rounds` says, plain
-loops in a process of their own; medians and quartiles are reported. Nothing else should run on the
-machine meanwhile.
+Rates that are compared are measured one right after the other, `--rounds` times, plain loops in a
+process of their own; medians and quartiles are reported. Nothing else should run on the machine
+meanwhile.
 """
 
 import argparse
@@ -27,13 +27,13 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="default: 60")
-    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="default: beside it")
+    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="default: benchmarks")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"there is no {', '.join(sorted(unknown))} (there are: {', '.join(PARTS)})")
+        parser.error(f"unknown part {', '.join(sorted(unknown))} (parts: {', '.join(PARTS)})")
     mpl.use("agg")
     out = storage.make_dir(arguments.out)
-    # Parts that are not measured this time stay as they were.
+    # Parts that are not measured this time are left unchanged.
     result = storage.sealed(out / "results.json") or {}
     for part in arguments.parts or PARTS:
         if part == "speed":
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, str | int]:
-    """What was measured on."""
+    """The machine and versions measured on."""
     return {
         "threads": torch.get_num_threads(),
         "device": str(device.default()),

@@ -1,4 +1,4 @@
-"""What is timed: for each method the plain loop, our loop, and our step alone on a fixed batch."""
+"""What is timed for each method: the plain loop, our loop, and our step alone on a fixed batch."""
 
 import functools
 import math
@@ -41,14 +41,14 @@ def train(
     folder: Path,
     watch: Callable[[int], None],
 ) -> None:
-    """Train by `loop.fit` without evaluation; checkpoints are written where they are due.
+    """Train by `loop.fit` without evaluation; checkpoints are written when they are due.
 
     Args:
         kind: class of the method.
         settings: its settings.
         data: what it trains on.
         folder: of the checkpoints, which are removed at the end.
-        watch: called with the number of each step before the step's batch is drawn.
+        watch: called with each step's number before its batch is drawn.
     """
     method = create(kind, settings)
     method.evaluate = lambda data: {}
@@ -84,14 +84,14 @@ def fit_rate(
         if step in (WARM_UP, WARM_UP + steps):
             times.append(now())
 
-    # One step more than is timed: its batch is asked for when the last timed one has been taken.
+    # One step more than is timed: its batch is requested once the last timed step is complete.
     train(kind, settings.replace(steps=WARM_UP + steps + 1), data, folder, watch)
     started, ended = times
     return steps / (ended - started)
 
 
 def now() -> float:
-    """Seconds, once the device has done all that it was given."""
+    """The time in seconds, once the device has finished its queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
@@ -99,7 +99,7 @@ def now() -> float:
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with profile quick's settings.
+    """A method with the settings of profile quick.
 
     Attributes:
         name: of the method.
@@ -119,7 +119,7 @@ class Contender:
     folders: tuple[Path, ...]
 
     def precision(self) -> str:
-        """What it is trained in."""
+        """The precision it is trained in."""
         method = create(self.kind, self.settings)
         return device.choose(method, method.batches(self.data, device.default()))[0]
 
@@ -137,11 +137,11 @@ class Contender:
         return steps / seconds
 
     def our_rate(self, steps: int, folder: Path) -> float:
-        """Steps per second of `loop.fit`, with all that it does but evaluation."""
+        """Steps per second of `loop.fit`, with everything except evaluation."""
         return fit_rate(self.kind, self.settings, self.data, steps, folder)
 
     def step_rate(self, steps: int) -> float:
-        """Steps per second of the method's step alone, on one batch that lies on the device."""
+        """Steps per second of the method's step alone, on one batch that is on the device."""
         step = self._step_alone()
         started = now()
         for _ in range(steps):
@@ -151,9 +151,9 @@ class Contender:
     def kernel_share(self, steps: int) -> float:
         """Share of the step alone that convolutions and matrix products take on a CPU, 0 to 1.
 
-        It is what no change around these kernels can save. Their time is the profiler's, that of
-        the step is without it, since it slows down all else. NaN on a GPU: networks this small keep
-        it waiting for the next kernel, so that the share of its time says nothing.
+        No change outside of these kernels can save that share. Their time is from the profiler; the
+        step's is measured without it, since it slows down everything else. NaN on a GPU: networks
+        this small leave it waiting for the next kernel, so that the share is meaningless.
         """
         if torch.accelerator.is_available():
             return math.nan
@@ -212,16 +212,16 @@ def contenders(precision: str, folder: Path) -> list[Contender]:
 def plain_rate(name: str, precision: str, folder: Path, steps: int) -> float:
     """Steps per second of a contender's plain loop, for a process of the plain loops' own.
 
-    Where ours has trained, it leaves a heap behind from which they would gain too.
+    Our own training leaves a heap behind in its process from which they would benefit.
     """
-    # Else the loaders' workers would be started as this process was, which takes seconds per epoch.
+    # Otherwise the loaders' workers would be spawned as this process was: seconds per epoch.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     (contender,) = (each for each in contenders(precision, folder) if each.name == name)
     return contender.plain_rate(steps)
 
 
 def write(images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:
-    """Images (N, 3, H, W) uint8 as PNGs that are named by label and number, if they are not yet."""
+    """Images (N, 3, H, W) uint8 as PNGs named by label and number, unless the folder exists."""
     if folder.exists():
         return
     folder.mkdir(parents=True)

@@ -34,9 +34,9 @@ STEPS = 60
 
 
 def measure(rounds: int) -> pd.DataFrame:
-    """One row per quantity, size and round: cost in the unit of `UNITS`, sizes taking turns.
+    """One row per quantity, size and round: cost in the unit of `UNITS`; sizes alternate.
 
-    Chapter 3's classifier stands for the methods: `fit` and the batches are the same for all.
+    Chapter 3's classifier represents the methods: `fit` and the batches are the same for all.
     """
     settings = profiles.load("quick", "dann").classifier(0)
     images = torch.randint(0, 256, (max(SIZES["training images"]), 3, 32, 32), dtype=torch.uint8)
@@ -72,15 +72,15 @@ def measure(rounds: int) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Median and quartiles of the cost, and the exponent of its growth since the size before."""
+    """Median and quartiles of the cost, and the exponent of its growth from the previous size."""
     groups = frame.groupby(["quantity", "size"], sort=False)["cost"]
     table = groups.quantile([0.25, 0.5, 0.75]).unstack(sort=False)
     table.columns = ["low", "cost", "high"]
     table = table.reset_index()
     table["unit"] = table["quantity"].map(UNITS)
     before = table.groupby("quantity", sort=False)[["size", "cost"]].shift()
-    larger, dearer = table["size"] / before["size"], table["cost"] / before["cost"]
-    table["exponent"] = np.log(dearer) / np.log(larger)
+    size_ratio, cost_ratio = table["size"] / before["size"], table["cost"] / before["cost"]
+    table["exponent"] = np.log(cost_ratio) / np.log(size_ratio)
     return table[["quantity", "size", "cost", "unit", "low", "high", "exponent"]]
 
 
@@ -93,7 +93,7 @@ def plot(frame: pd.DataFrame) -> plt.Figure:
         ax.loglog(medians.index, medians)
         ax.set_xlabel(quantity)
         ax.set_ylabel(UNITS[quantity])
-        # Sizes as they were measured; a range of less than a decade would have no labels else.
+        # Sizes as measured; a range of less than a decade would otherwise have no labels.
         ax.set_xticks(medians.index, [f"{size:,}" for size in medians.index])
         ax.set_xticks([], minor=True)
         low, high = rows["cost"].min(), rows["cost"].max()

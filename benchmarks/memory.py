@@ -20,7 +20,7 @@ EARLY, LATE = 200, 2_000
 CELEBA = 162_770
 """Training images of CelebA."""
 LINKS = 10_000
-"""Names of one file; file systems allow some tens of thousands."""
+"""Hard links per file; file systems allow some tens of thousands."""
 PREPARE = """
 import sys
 from dlcvlib.config import profiles
@@ -37,7 +37,7 @@ def measure() -> pd.DataFrame:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for method in [one.name for one in contenders("auto", Path(name))]:
-            # Each in a process of its own: one's growth could hide in what another has left free.
+            # Each in its own process: growth could hide in memory that another one has freed.
             early, late = run_in_subprocess("benchmarks.memory:training_mb", method, Path(name))
             what = f"{method}, step {LATE:,} against step {EARLY}"
             rows.append({"what": what, "mb": late, "against_mb": early})
@@ -56,7 +56,7 @@ def training_mb(name: str, folder: Path) -> list[float]:
 
     Args:
         name: of one of the `contenders`.
-        folder: theirs.
+        folder: for the contenders' files.
     """
     one = next(one for one in contenders("auto", folder) if one.name == name)
     seen = []
@@ -74,7 +74,7 @@ def prepared_mb(count: int) -> tuple[float, float]:
 
     Returns:
         Megabytes of the process and its workers: all, and what was added since the libraries were
-        loaded. On Linux a page that they share counts once.
+        loaded. On Linux shared pages count once.
     """
     with tempfile.TemporaryDirectory() as name:
         faces = Path(name) / "face"
@@ -101,7 +101,7 @@ def prepared_mb(count: int) -> tuple[float, float]:
                 peak = max(peak, resident_bytes(process.pid) / 1e6)
                 time.sleep(0.02)
         if process.returncode:
-            raise RuntimeError(f"preparing {count} faces ended with {process.returncode}")
+            raise RuntimeError(f"preparing {count} faces failed ({process.returncode})")
     return peak, peak - before
 
 

@@ -1,8 +1,8 @@
 """The loops that a competent user would copy from well-known tutorials, as baselines.
 
 float32, channels first, a DataLoader with two workers that decodes PNGs and augments them with
-torchvision's transforms on PIL images, and `.item()` of every loss in every step, on a GPU where
-there is one. The networks, batch sizes and optimisers' settings are this project's. Each loop is an
+torchvision's transforms on PIL images, and `.item()` of every loss in every step, on a GPU if
+there is one. Networks, batch sizes and optimiser settings are this project's. Each loop is an
 endless generator that yields after a step.
 
 References:
@@ -47,7 +47,7 @@ STRONG = v2.Compose(
 
 
 class Folder(Dataset):
-    """PNGs of a folder; the label is what their name begins with, such as 3-00017.png."""
+    """PNGs of a folder; the label is the first part of the name, such as 3-00017.png."""
 
     def __init__(self, folder: Path, *views: Callable) -> None:
         self.files, self.views = sorted(folder.glob("*.png")), views
@@ -97,7 +97,7 @@ def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
 
 
 def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
-    """The DCGAN tutorial of pytorch.org, with an average of the generator as ours keeps one."""
+    """The DCGAN tutorial of pytorch.org, with a moving average of the generator as in ours."""
     generator = dcgan.Generator(settings.channels, settings.latent_dim, settings.kernel).to(DEVICE)
     discriminator = dcgan.Discriminator(settings.channels, settings.kernel).to(DEVICE)
     averaged = torch.optim.swa_utils.AveragedModel(
@@ -214,15 +214,15 @@ def train_adamatch(settings: AdaMatchSettings, source: Path, target: Path) -> It
         joint = model(torch.cat([both, weak_t, strong_t]))
         with adamatch.frozen_statistics(model):
             alone = model(both)
-        of_source = adamatch.interpolate(joint[: len(both)], alone)
-        of_weak, of_strong = joint[len(both) :].chunk(2)
+        on_source = adamatch.interpolate(joint[: len(both)], alone)
+        on_weak, on_strong = joint[len(both) :].chunk(2)
         with torch.no_grad():
-            known = of_source[: len(weak_s)].softmax(1)
-            pseudo = adamatch.align(of_weak.softmax(1), known)
-            mask = adamatch.confident(pseudo, known, settings.threshold).float()
-        source_loss = F.cross_entropy(of_source, torch.cat([y_s, y_s]))
-        each = F.cross_entropy(of_strong, pseudo.argmax(1), reduction="none")
-        target_loss = (mask * each).mean()
+            reference = on_source[: len(weak_s)].softmax(1)
+            pseudo = adamatch.align(on_weak.softmax(1), reference)
+            mask = adamatch.confident(pseudo, reference, settings.threshold).float()
+        source_loss = F.cross_entropy(on_source, torch.cat([y_s, y_s]))
+        losses = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
+        target_loss = (mask * losses).mean()
         optimizer.zero_grad()
         weight = adamatch.warm_up(min(1.0, step / settings.steps))
         (source_loss + weight * target_loss).backward()

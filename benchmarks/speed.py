@@ -1,7 +1,7 @@
 """Steps per second against plain loops, and against the method's step alone.
 
-`bound` is how many times the plain loop's speed ours would have if all but its convolutions and
-matrix products took no time.
+`bound` is the ratio of our speed to the plain loop's if everything but our convolutions and matrix
+products took no time.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ def measure(rounds: int, steps: int) -> pd.DataFrame:
     rows = []
     for wanted in PRECISIONS:
         if rows and all(row["precision"] == wanted for row in rows):
-            break  # it is what auto has chosen for all of them
+            break  # auto has chosen it for all of them
         with (
             tempfile.TemporaryDirectory() as name,
             ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as others,
@@ -76,7 +76,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(frame: pd.DataFrame) -> plt.Figure:
-    """Each round's ratio a dot, medians as bars."""
+    """Each round's ratio as a dot, medians as bars."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for ax, (column, label) in zip(axes, RATIOS.items(), strict=True):
         for number, (wanted, rows) in enumerate(frame.groupby("wanted", sort=False)):

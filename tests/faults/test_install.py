@@ -103,7 +103,7 @@ def test_killed_while_installing(checkout, moment):
     process.wait()
     (checkout / "go").unlink()
     out, said = start(checkout).communicate(timeout=120)
-    assert "was cut short; making it anew" in said
+    assert "was interrupted; recreating it" in said
     assert out == "has 1.0\n"
     again = start(checkout)
     assert again.communicate(timeout=120) == ("has 1.0\n", "")
@@ -132,7 +132,7 @@ def test_what_somebody_else_has_made_is_never_removed(checkout):
         process = start(checkout, env={"DLCV_ENV": str(thesis.parent)})
         _, said = process.communicate(timeout=120)
         assert process.returncode == 1
-        assert said.startswith(f"{thesis.parent} is no venv: ")
+        assert said.startswith(f"{thesis.parent} is not a venv: ")
     assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
     (thesis.parent / "pyvenv.cfg").touch()
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_what_somebody_else_has_made_is_never_removed(checkout):
     (checkout / "broken").unlink()
     out, said = start(checkout, **arguments).communicate(timeout=120)
     assert out == "has 1.0\n"
-    assert "was cut short; making it anew" in said
+    assert "was interrupted; recreating it" in said
     assert (thesis.parent / "new" / "pyvenv.cfg").is_file()
     assert not (checkout / "new").exists()
 
@@ -153,7 +153,7 @@ def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
     (checkout / "other-versions").touch()
     out, said = start(checkout).communicate(timeout=120)
     assert out == "has 1.0\n"
-    assert "versions of constraints.txt cannot all be had here" in said
+    assert "Not all versions of constraints.txt are available here" in said
 
 
 def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
@@ -166,7 +166,9 @@ def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
         return process.returncode, out, error
 
     assert "smoke|quick|full|original" in said("--help")[1]
-    refused = "run_all.sh knows no 'quik'; did you mean 'quick'? (it knows: smoke quick full "
+    refused = (
+        "run_all.sh: unknown command 'quik'; did you mean 'quick'? (commands: smoke quick full "
+    )
     assert said("quik")[2].startswith(refused)
     assert said("quik")[0] == 2
     assert not (checkout / ".venv").exists()  # all this is said before anything is installed
