@@ -13,7 +13,7 @@ from conftest import PROBLEMS, digit_folder
 from dlcvlib.config import paths
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.methods import vae
-from dlcvlib.report import uptodate
+from dlcvlib.report import execute, uptodate
 from dlcvlib.training.runs import train_or_load
 
 # --- the smoke report -------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_runs_whose_records_are_gone_are_not_called_none(small, smoke, faces, tm
 def test_figures_of_earlier_reports_go(small):
     (small.out / "figures").mkdir(parents=True)
     (small.out / "figures" / "old.png").write_bytes(b"x")
-    (small.out / "results.json").write_text('{"version": 1, "provenance": {}}')
+    (small.out / execute.MARK).touch()
     small.write(p1_1=[GOOD])
     assert small.make()
     assert not list((small.out / "figures").iterdir())
