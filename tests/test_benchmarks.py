@@ -33,7 +33,7 @@ def test_pngs_carry_their_labels(folders):
 
 
 @pytest.mark.parametrize("name", ["vae", "dcgan", "dann", "pixelda", "adamatch"])
-def test_plain_loops_move_the_weights(folders, monkeypatch, name):
+def test_plain_loops_update_the_weights(folders, monkeypatch, name):
     made = []
     adam = plain.adam
     monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
@@ -60,7 +60,7 @@ def test_plain_loops_move_the_weights(folders, monkeypatch, name):
     assert sum(changed) > 0.9 * len(changed)
 
 
-def test_summary_is_of_ratios_round_by_round():
+def test_summary_uses_ratios_per_round():
     frame = pd.DataFrame(
         {
             "method": "VAE",

@@ -38,7 +38,7 @@ def test_a_requested_precision_is_taken(requested):
 
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
-def test_auto_goes_by_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
+def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
     """An accelerator that is not CUDA is not judged by the CPU beside it."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
@@ -73,21 +73,21 @@ def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
     assert len(trials) == 3
 
 
-def test_several_processes_make_no_trial(monkeypatch, trials, untrained):
+def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
     """Each of its steps would wait for processes that wait for the trial."""
     monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
     assert device.choose(untrained, None)[0] == "bf16"
     assert trials == []
 
 
-def test_a_trial_leaves_the_method_as_it_was(untrained):
+def test_a_trial_does_not_change_the_method(untrained):
     images = torch.rand(8, 3, 64, 64, device=device.default())
     before = weights(untrained)
     assert device._trial(untrained, lambda step: (images,)) > 0
     assert same(untrained, before)
 
 
-def test_precisions_take_turns_in_one_process():
+def test_precisions_alternate_in_one_process():
     for precision in ("bf16", "fp32", "bf16"):
         accelerator = device.accelerator_for(precision)
         layer = accelerator.prepare_model(nn.Linear(2, 2), evaluation_mode=True)

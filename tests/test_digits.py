@@ -74,7 +74,7 @@ def test_embedded(load, monkeypatch):
     assert list(one_pair.domains) == ["usps", "mnistm"]
 
 
-def test_blending_is_the_papers_recipe():
+def test_blending_follows_the_paper():
     picture = np.full((40, 40, 3), [10, 100, 200], np.uint8)
     digit = np.zeros((28, 28), np.uint8)
     digit[5, 5] = 255
@@ -119,7 +119,7 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path, root):
         load(f"folder:{root}", pairs=["svhn->usps"])
 
 
-def test_fingerprints_tell_labels_and_images_apart(load, root):
+def test_fingerprints_distinguish_labels_and_images(load, root):
     """Also a missing class is allowed and said."""
     before = load(f"folder:{root}").domains["mnistm"]
     write_labels(root, "mnistm/train", [(f"{i}.png", i % 9) for i in range(20)])
@@ -263,7 +263,7 @@ def test_pickled_mnist_is_refused(load, torchvision_root):
         load(f"torchvision:{torchvision_root}")
 
 
-def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
+def test_failed_downloads_are_named(load, tmp_path, monkeypatch):
     monkeypatch.setattr(SVHN, "download", mock.Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"svhn is not in .* put the files of torchvision"):
         load(f"torchvision:{tmp_path / 'none'}", pairs=["svhn->usps"])
@@ -273,7 +273,7 @@ def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["geometric", "strong"])
-def test_augmentation_is_each_images_own_and_stays_in_range(name):
+def test_augmentation_differs_by_image_and_stays_in_range(name):
     torch.manual_seed(0)
     same = torch.rand(1, 3, 32, 32).expand(64, -1, -1, -1)
     changed = augment.AUGMENTATIONS[name](same)
@@ -301,7 +301,7 @@ def test_sampling_as_products_is_grid_sample():
     torch.testing.assert_close(*gradients)
 
 
-def test_geometric_moves_by_no_more_than_it_says():
+def test_geometric_moves_by_no_more_than_its_limits():
     torch.manual_seed(0)
     point = torch.zeros(256, 1, 32, 32)
     point[:, :, 15:17, 15:17] = 1
@@ -310,7 +310,7 @@ def test_geometric_moves_by_no_more_than_it_says():
     assert 0.5 < away <= 32 * augment.SHIFT + 1.5
 
 
-def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
+def test_photometric_inverts_half_and_a_single_channel_in_a_quarter():
     torch.manual_seed(0)
     gradient = torch.linspace(0, 1, 32).expand(800, 3, 32, 32)
     changed = augment.photometric(gradient)

@@ -154,7 +154,7 @@ def test_sixteen_bits_keep_their_shades(tmp_path):
     assert len(np.unique(decode.decode_file(tmp_path / "deep.png", 64)[0])) > 200
 
 
-def test_what_changes_in_a_folder_is_noticed(reload, folder, tmp_path):
+def test_changes_in_a_folder_are_noticed(reload, folder, tmp_path):
     before = reload()
     assert [note[:13] for note in before.notes] == ["2 images were"]
     save(folder / "face/train/extra.png", BLACK)
@@ -171,7 +171,7 @@ def test_what_changes_in_a_folder_is_noticed(reload, folder, tmp_path):
     assert len(list((tmp_path / "runs" / "data").glob("faces-*/"))) == 2
 
 
-def test_attributes_of_both_lists_are_read_whatever_their_names(reload, folder):
+def test_attributes_in_both_lists_are_read_whatever_their_names(reload, folder):
     write_lists(folder, images=lambda _, i: i % 2, resized=lambda _, i: i % 2)
     assert sorted(reload().test.attributes) == ["images", "resized"]
     write_csv(folder / "face/test.csv", ["image_name", "images"], ROWS[:6])
@@ -344,7 +344,7 @@ print("good")
     ],
     ids=["whole", "killed"],
 )
-def test_several_processes_give_what_one_gives(tmp_path, condition, action):
+def test_several_processes_match_a_single_one(tmp_path, condition, action):
     """From a script without a guard of its main part; also if one of the processes is killed."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM.format(condition=condition, action=action))

@@ -50,6 +50,6 @@ def test_imports_point_downwards():
     assert upwards == []
 
 
-def test_there_are_few_floors_and_no_cycle():
+def test_there_are_few_layers_and_no_cycles():
     chain = max((longest(module) for module in FILES), key=len)
     assert len(chain) <= FLOORS, " > ".join(chain)

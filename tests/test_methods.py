@@ -89,7 +89,7 @@ def test_it_overfits_one_batch(name, data):
         ("pixelda", {"content_weight": 0.1}),
     ],
 )
-def test_killed_again_and_again_it_is_the_uninterrupted_run(
+def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(
     name, changes, train, before_step, monkeypatch
 ):
     """Bit for bit: weights, snapshots and history, whose rows average several steps."""
@@ -171,7 +171,7 @@ def other(kind, name, value):
     return value // 2 or value + 1 if isinstance(value, int) else value / 2 or 0.1
 
 
-def test_every_setting_decides_the_weights(name, train):
+def test_every_setting_changes_the_weights(name, train):
     """Changed alone, it ends in other weights."""
     changes = {"steps": 2, "batch_size": 8, **BASE.get(name, {})}
     before, base, ignored = train(name, **changes).method, settings_of(name, **changes), []

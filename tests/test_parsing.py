@@ -41,7 +41,7 @@ def attempt(function, named):
 
 
 @given(st.sampled_from(list(profiles.CHAPTERS)), NAMES, st.integers() | st.booleans() | NAMES)
-def test_an_assignment_is_what_yaml_makes_of_it(chapter, name, value):
+def test_an_assignment_is_parsed_as_yaml(chapter, name, value):
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
     found = profiles.parse_assignments([f"{chapter}.{name}={text}"])
     assert found[chapter] == {name: value}

@@ -165,7 +165,7 @@ def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):
     assert [td.get_text() for td in cover.select("td")][:4] == list(row.values())
 
 
-def test_runs_are_named_once_at_a_problems_end(tmp_path):
+def test_runs_are_named_once_at_the_end_of_a_problem(tmp_path):
     names = [f"vae-{n}" for n in range(6)]
     cell = shown("1", {MIME: {"kind": "values", "runs": names}})
     made = Made(tmp_path, p1_1=[cell, cell])

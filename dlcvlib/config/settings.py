@@ -119,7 +119,7 @@ class Parameters(BaseModel):
     def _switches_are_not_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         types = set(map(type, value if isinstance(value, list) else [value]))
         if bool in types and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{value} is a switch, where none is asked for")
+            raise ValueError(f"{value} is true or false, which this parameter does not accept")
         return value
 
     def replace(self, **changes: Any) -> Self:

@@ -33,15 +33,11 @@ def _entropy(p: float) -> float:
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
-def guess_loss(settings: GANSettings) -> float:
-    """D's loss at chance: logits of 0."""
-    return 2.0 if settings.loss == "hinge" else 2 * math.log(2)
-
-
 def advantage(history: pd.DataFrame, settings: GANSettings) -> pd.Series:
     """D's loss on the scale from its minimum (0: a perfect discriminator) to chance (1)."""
     least = history["step"].map(lambda step: least_loss(settings, step))
-    return (history["discriminator"] - least) / (guess_loss(settings) - least)
+    chance = 2.0 if settings.loss == "hinge" else 2 * math.log(2)  # with logits of 0
+    return (history["discriminator"] - least) / (chance - least)
 
 
 def longest(signs: pd.Series, steps: pd.Series) -> float:

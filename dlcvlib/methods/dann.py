@@ -6,7 +6,8 @@ that the label classifier L succeeds and D fails:
     L and F minimise  class loss - weight * domain loss,   D minimises  domain loss
 
 where the class loss is the cross-entropy on the source's labels and the domain loss D's binary
-cross-entropy on images of both domains. A gradient reversal layer does both in one step.
+cross-entropy on images of both domains. A gradient reversal layer does both in one step. In the
+papers F, L, D and the weight are G_f, G_y, G_d and lambda; the domain label 1 is the source here.
 
 References:
     [1] Ganin, Lempitsky: Unsupervised Domain Adaptation by Backpropagation. ICML 2015.
@@ -129,8 +130,8 @@ class DANN(Classifier):
     def domain_weight(self, class_loss: Tensor) -> Tensor:
         """The weight of the reversed gradient at the current step: scalar.
 
-        Fixed, `rising`, or "patient" (a label warm-up): rising, times how far the labels are
-        `learned` by the batch's class loss.
+        Fixed, `rising`, or "patient" (a label warm-up): rising, times how far the batch's class
+        loss lies below chance (`learned`).
         """
         settings = self.settings
         weight = torch.full_like(class_loss, settings.domain_weight)

@@ -5,7 +5,7 @@ target image; a task classifier T learns the source's labels on source images an
 translations:
 
     D minimises  adversarial loss,    T minimises  task loss,
-    G minimises  adversarial_weight * (loss of adversarial D) + task_weight * task loss
+    G minimises  adversarial_weight * (D loss of fakes labelled target) + task_weight * task loss
                  + content_weight * content loss
 
 References:

@@ -34,6 +34,7 @@ from dlcvlib.utils.process import resident_bytes, run_in_subprocess
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
 KERNEL_STARTS = 3
+WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
 SIDE_BY_SIDE = ("pixelda", "vae", "dann", "gan")
@@ -43,7 +44,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what one training step frees for the next, where it would by itself give it back each
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
 TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-"""Environment variables by which a user has decided it."""
+"""Environment variables with which a user has tuned the allocator."""
 
 
 @dataclass(frozen=True)
@@ -316,12 +317,11 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _litter(output)]
-
-
-def _litter(output: nbformat.NotebookNode) -> bool:
-    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    return widget or (output.output_type == "stream" and output.name == "stderr")
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
 
 
 @contextmanager

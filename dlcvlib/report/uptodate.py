@@ -83,7 +83,7 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     there = {*sources, *(problem[0] for problem in sources)}
     if unknown := [name for name in only if name not in there]:
         raise UserError(
-            f"--only: there is no problem {', '.join(unknown)} (there are: {', '.join(sources)}; "
+            f"--only: unknown problem {', '.join(unknown)} (there are: {', '.join(sources)}; "
             "a chapter's number stands for all of it)"
         )
     return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}

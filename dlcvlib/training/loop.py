@@ -79,7 +79,7 @@ def fit(
     progress: Progress,
     *,
     save: Callable[[], None],
-    validated: Callable[[int], None] = lambda step: None,
+    before_validation: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train a method up to `settings.steps` steps.
 
@@ -89,7 +89,7 @@ def fit(
         batch: step -> the batch of that step, on the device; may draw random numbers.
         progress: where to continue; updated in place.
         save: writes a checkpoint of method and progress.
-        validated: called with the step before each validation, of which there are about
+        before_validation: called with the step before each validation, of which there are about
             `VALIDATIONS` along the way, fewer in short runs.
 
     Raises:
@@ -128,7 +128,7 @@ def fit(
                 row["learning_rate"] = factor * settings.learning_rate
                 if validating:
                     with timed("validation"):
-                        validated(progress.step)
+                        before_validation(progress.step)
                         values = method.evaluate(data)
                     row |= {f"validation_{name}": value for name, value in values.items()}
                 show(progress.step, row)

@@ -250,7 +250,9 @@ def _train(
     checkpoint.clear(folder)
 
 
-def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], None]) -> Progress:
+def _fit(
+    method: Method, data: Data, folder: Path, before_validation: Callable[[int], None]
+) -> Progress:
     """Train a method from the folder's checkpoint, or from the beginning.
 
     Raises:
@@ -277,7 +279,7 @@ def _fit(method: Method, data: Data, folder: Path, validated: Callable[[int], No
         if state.is_main_process:
             checkpoint.save(folder, method, progress)
 
-    loop.fit(method, data, batch, progress, save=save, validated=validated)
+    loop.fit(method, data, batch, progress, save=save, before_validation=before_validation)
     device.unwrap(method, accelerator)
     return progress
 

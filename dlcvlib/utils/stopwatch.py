@@ -35,7 +35,7 @@ def so_far() -> dict[str, float]:
 
 
 def take() -> dict[str, float]:
-    """The same, and begin again at nothing."""
+    """The same, and start again from zero."""
     taken = so_far()
     _seconds.clear()
     return taken

@@ -70,7 +70,7 @@ def test_prepared_data(smoke, tmp_path, damage, name, capsys):
     assert after.train.images.equal(before.train.images)
 
 
-def test_a_kept_map(tmp_path, damage, digits, capsys):
+def test_a_cached_map(tmp_path, damage, digits, capsys):
     from dlcvlib.evaluation import feature_spaces
 
     chosen = profiles.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
@@ -84,7 +84,7 @@ def test_a_kept_map(tmp_path, damage, digits, capsys):
     assert after.points == pytest.approx(before.points, abs=1e-3)
 
 
-def test_damage_that_two_processes_find_at_once(tmp_path, monkeypatch):
+def test_damage_found_by_two_processes_at_once(tmp_path, monkeypatch):
     """The slower one, which finds the file gone, says so as if it had been the first."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"damaged")
@@ -102,7 +102,7 @@ def test_damage_that_two_processes_find_at_once(tmp_path, monkeypatch):
         storage.check(path, "another")
 
 
-def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
+def test_a_half_written_map_is_removed(tmp_path):
     path = tmp_path / "thing.safetensors"
     half, others = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
     for left in (half, others):
@@ -146,7 +146,7 @@ Page("1-1").table(pd.DataFrame({{"a": [1]}}), "numbers", "Caption.", runs=runs)
     assert small.results()["provenance"]["runs"] == []
 
 
-def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
+def test_half_written_files_are_never_read(smoke, faces, tmp_path):
     """Half-written files under temporary names are swept and change nothing."""
     settings = smoke(steps=6, precision="fp32").settings
     whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
@@ -160,7 +160,7 @@ def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
 
 
-def test_every_file_of_a_run_is_vouched_for(smoke, faces, tmp_path):
+def test_every_file_of_a_run_has_a_hash(smoke, faces, tmp_path):
     run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path)
     names = {path.name for path in run.folder.iterdir()}
     assert names == {*run.provenance["files"], "provenance.json"}

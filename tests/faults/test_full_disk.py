@@ -72,7 +72,7 @@ def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
     assert "'after'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
 
 
-def test_at_each_part_of_the_report(small, disk_full_beyond, monkeypatch):
+def test_while_writing_each_part_of_the_report(small, disk_full_beyond, monkeypatch):
     """Whichever part does not fit, all of the old report is still there."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731

@@ -59,7 +59,7 @@ def test_in_each_file_of_a_run(smoke, faces, tmp_path, malicious):
         assert path.read_bytes() != malicious
 
 
-def test_in_a_run_that_vouches_for_it(smoke, faces, tmp_path, malicious, capsys):
+def test_in_a_run_with_matching_hashes(smoke, faces, tmp_path, malicious, capsys):
     """Hash and seal are right: whoever wrote this had the whole folder in hand."""
     settings = smoke(steps=4, precision="fp32").settings
     run = train_or_load(vae.VAE, settings, faces, tmp_path)
@@ -129,7 +129,7 @@ def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
 CALL = "!!python/object/apply:builtins.open [{!r}, 'w']"
 
 
-def test_yaml_tags_reach_no_code(tmp_path, monkeypatch):
+def test_yaml_tags_run_no_code(tmp_path, monkeypatch):
     mark = tmp_path / "was-here"
     yaml.unsafe_load(CALL.format(str(mark))).close()
     assert mark.exists()  # it would
@@ -173,14 +173,14 @@ META = {"__metadata__": {"meta": "{}"}}
     ],
     ids=["oversized", "overlapping", "outside", "no body", "no meta", "bad meta", "deep", "empty"],
 )
-def test_a_file_that_lies_is_refused(tmp_path, content):
+def test_a_file_with_a_false_header_is_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(storage.DamagedFileError, match="refused"):
         storage.read_tensors(path, storage.sha256(path))
 
 
-def test_the_form_above_is_right(tmp_path):
+def test_the_form_above_is_valid(tmp_path):
     """Else the tests above could not fail."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors({"a": tensor(0, 8)} | META, body=b"\0" * 8))

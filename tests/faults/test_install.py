@@ -122,7 +122,7 @@ def test_an_installation_that_fails_ends_it(checkout):
     assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
 
 
-def test_what_somebody_else_has_made_is_never_removed(checkout):
+def test_folders_of_others_are_never_removed(checkout):
     """A folder of theirs is no environment; a venv of theirs is installed into, again and again."""
     (checkout / "broken").touch()
     thesis = checkout / "else where" / "thesis.txt"
@@ -149,14 +149,14 @@ def test_what_somebody_else_has_made_is_never_removed(checkout):
     assert not (checkout / "new").exists()
 
 
-def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
+def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkout):
     (checkout / "other-versions").touch()
     out, said = start(checkout).communicate(timeout=120)
     assert out == "has 1.0\n"
     assert "Not all versions of constraints.txt are available here" in said
 
 
-def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
+def test_arguments_are_passed_on_and_paths_are_relative_to_the_start(checkout):
     elsewhere = checkout / "else where"
     elsewhere.mkdir()
 

@@ -116,7 +116,7 @@ def test_killed_at_random_moments(whole, tmp_path):
     assert leftovers == []
 
 
-def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path):
+def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
     arguments = ["train", "vae", "--profile", "smoke", "--set", "vae.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlcvlib", *arguments, "--runs-dir", str(tmp_path)],

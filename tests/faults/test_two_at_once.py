@@ -49,7 +49,7 @@ def read_until(stream, text):
     raise AssertionError(f"{text!r} was never printed: {lines}")
 
 
-def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
+def test_the_second_waits_names_the_first_and_uses_the_result(tmp_path):
     path = tmp_path / "thing.safetensors"
     first = start("-c", MAKE, path, "first")
     read_until(first.stdout, "making")
@@ -62,7 +62,7 @@ def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
     assert not (tmp_path / "made-by-second").exists()
 
 
-def test_a_dead_holders_lock_is_free(tmp_path):
+def test_the_lock_of_a_dead_process_is_free(tmp_path):
     path = tmp_path / "thing.safetensors"
     dead = start("-c", MAKE, path, "dead")
     read_until(dead.stdout, "making")

@@ -26,7 +26,7 @@ local function typst_string(text)
   return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
 
--- The name of a pair, such as usps->mnistm.
+-- The name of a pair or a domain, such as usps->mnistm or MNIST-M.
 local function on_one_line(str)
   if html then return pandoc.Span({ str }, { style = "white-space: nowrap" }) end
   if typst then return { pandoc.RawInline("typst", "#box["), str, pandoc.RawInline("typst", "]") } end
@@ -35,7 +35,7 @@ end
 -- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
 -- list in it.
 local function Str(str)
-  if str.text:match("^%W*%a+%->%a+%W*$") then return on_one_line(str) end
+  if str.text:match("^%W*%a+%->%a+%W*$") or str.text:match("MNIST%-M") then return on_one_line(str) end
   if not typst then return nil end
   local equals, rest = str.text:match("^(=+)(.*)$")
   if equals then return { pandoc.RawInline("typst", (equals:gsub("=", "\\="))), pandoc.Str(rest) } end
@@ -43,9 +43,9 @@ local function Str(str)
   if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
 end
 
--- A mean stays on one line with its deviation.
+-- A mean stays on one line with its deviation, and a source with its target.
 local function Inlines(inlines)
-  local function is_sign(inline) return inline and inline.t == "Str" and inline.text == "±" end
+  local function is_sign(inline) return inline and inline.t == "Str" and (inline.text == "±" or inline.text == "→") end
   for i, inline in ipairs(inlines) do
     if inline.t == "Space" and (is_sign(inlines[i - 1]) or is_sign(inlines[i + 1])) then
       inlines[i] = pandoc.Str("\u{a0}")
