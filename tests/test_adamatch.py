@@ -1,4 +1,4 @@
-"""AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the step against them."""
+"""AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the whole step."""
 
 import copy
 
@@ -15,7 +15,7 @@ from dlcvlib.methods import adamatch
 
 
 def test_alignment_on_a_small_example():
-    """Means .5 and .5 of the source over .8 and .2: rows times .625 and 2.5, made to sum to 1."""
+    """Means .5 and .5 of the source over .8 and .2: rows times .625 and 2.5, renormalised."""
     source = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     target = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
     torch.testing.assert_close(adamatch.align(target, source), torch.full((2, 2), 0.5))
@@ -33,7 +33,7 @@ def test_alignment_handles_a_class_that_is_never_predicted():
 
 
 def test_relative_threshold_on_a_small_example():
-    """The source is sure by .9 and .7, in the mean .8; .9 of that is .72."""
+    """The source's confidences are .9 and .7, their mean .8; .9 of that is .72."""
     source = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     target = torch.tensor([[0.73, 0.27], [0.29, 0.71], [0.2, 0.8]])
     assert adamatch.confident(target, source, 0.9).tolist() == [True, False, True]
@@ -125,7 +125,7 @@ def test_the_method_makes_its_own_views():
 
 
 def test_pseudo_labels_are_aligned_and_masked(pair, monkeypatch):
-    """By hand: nine in ten say 0 at .6, one 1 at .9; the source says both equally often, surely."""
+    """By hand: nine in ten predict 0 at .6, one predicts 1 at .9; the source predicts both alike."""
     method, data = built("adamatch", threshold=0.8), pair.adaptation()
     source, target = torch.zeros(60, 10), torch.zeros(60, 10)
     source[::2, 0], source[1::2, 1] = 1, 1

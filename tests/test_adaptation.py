@@ -1,4 +1,4 @@
-"""What holds for every method of adaptation, above all label secrecy, and what is measured."""
+"""Properties of every adaptation method, above all that target labels stay unseen; measures."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def test_the_adaptation_contains_no_target_label(pair):
 
 @pytest.mark.parametrize("change", ["shuffled", "removed"])
 def test_target_labels_change_nothing_bit_for_bit(name, pair, change, tmp_path):
-    """Nor does what either domain is tested on."""
+    """Nor does the test data of either domain."""
     labels = pair.target.train.labels
     other = labels[torch.randperm(len(labels))] if change == "shuffled" else torch.empty(0)
     train = LabelledImages(pair.target.train.images, other)
@@ -57,11 +57,11 @@ def test_target_labels_change_nothing_bit_for_bit(name, pair, change, tmp_path):
 
 STRONG, GEOMETRIC = 0.75, 0.25
 SEEN = {"dann": (STRONG, GEOMETRIC), "pixelda": (GEOMETRIC, GEOMETRIC)}
-"""What the images of either domain become; AdaMatch makes its views in its step."""
+"""The augmentation of either domain; AdaMatch makes its views in its step."""
 
 
 def test_each_domain_has_its_own_augmentation(name, pair, monkeypatch):
-    """T's change of colours comes in PixelDA's step: G and D see the geometric part alone."""
+    """T's colour augmentation is part of PixelDA's step: G and D see only the geometric part."""
     for kind, value in (("strong", STRONG), ("geometric", GEOMETRIC)):
         monkeypatch.setitem(AUGMENTATIONS, kind, lambda x, value=value: torch.full_like(x, value))
     method = built(name, augmentation="strong", target_augmentation="geometric")

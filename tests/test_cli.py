@@ -1,4 +1,4 @@
-"""The command line: help, errors, exit statuses, and that help is quick to come."""
+"""The command line: help, errors, exit statuses, and that help is fast."""
 
 import os
 import shutil
@@ -137,7 +137,7 @@ def test_changes_by_a_profile_to_chapter_1_are_kept(monkeypatch, tmp_path):
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
-    """As the README has it: one notebook by itself; papermill would only warn."""
+    """As in the README: one notebook by itself; papermill would only warn."""
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]
     command += ["-f", str(PARAMS / "smoke" / "vae.yaml"), "-p", "kld_wieght", "1e-2"]
@@ -157,7 +157,7 @@ MODELS = {
     "dann": {"dann": 1, "classifier": 2},
     "pixelda": {"dann": 1, "classifier": 2, "pixelda": 1, "adamatch": 1},
 }
-"""Chapter -> method -> models that `train` makes of one pair and seed."""
+"""Chapter -> method -> models that `train` trains per pair and seed."""
 
 
 def train(chapter, folder):
@@ -191,12 +191,12 @@ threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), f"{threads} may abort this process at its end"
 sys.exit(status)
 """
-"""Several processes without GPUs, which `accelerate` takes for granted."""
+"""Several processes without GPUs, which `accelerate` assumes."""
 
 
 @pytest.mark.parametrize("chapter", ["vae", "gan", "pixelda"])
 def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
-    """As with `accelerate launch`; a single process finds what they have trained."""
+    """As with `accelerate launch`; a single process then loads what they have trained."""
     program = tmp_path / "on_cpu.py"
     program.write_text(ON_CPU)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -1,4 +1,4 @@
-"""The DCGAN: both players' shapes, losses and steps, and that each trick does what it says."""
+"""The DCGAN: shapes, losses and steps of both networks, and the effect of each trick."""
 
 import copy
 import itertools
@@ -231,7 +231,7 @@ def test_color_is_the_identity_on_average():
 
 @pytest.mark.parametrize("loss", ["bce", "hinge"])
 def test_the_step_matches_the_paper(images, loss, monkeypatch):
-    """Each player's gradient is that of the loss of [1] or [5] on images as D is shown them.
+    """Each network's gradient is that of the loss of [1] or [5] on images as D sees them.
 
     And it updates that player alone.
     """

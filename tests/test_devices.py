@@ -1,4 +1,4 @@
-"""Which precision is chosen, and what holds for the whole process, set in `setup` alone."""
+"""Which precision is chosen, and process-wide settings, made only in `setup`."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def untrained():
 
 @pytest.fixture
 def trials(monkeypatch, tmp_path):
-    """On a CPU with bfloat16: trials that find it twice as fast, counted, none made before."""
+    """On a CPU with bfloat16: counted trials that find it twice as fast, with an empty cache."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(device.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
@@ -39,7 +39,7 @@ def test_a_requested_precision_is_taken(requested):
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
 def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
-    """An accelerator that is not CUDA is not judged by the CPU beside it."""
+    """An accelerator other than CUDA does not get the CPU's precision."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
@@ -74,7 +74,7 @@ def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
 
 
 def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
-    """Each of its steps would wait for processes that wait for the trial."""
+    """Each of its steps would wait for processes that are waiting for the trial."""
     monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
     assert device.choose(untrained, None)[0] == "bf16"
     assert trials == []

@@ -1,4 +1,4 @@
-"""Digits from three sources, and what is wrong with them said in one line."""
+"""Digits from three sources, and one-line errors for bad input."""
 
 import bz2
 import struct
@@ -120,7 +120,7 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path, root):
 
 
 def test_fingerprints_distinguish_labels_and_images(load, root):
-    """Also a missing class is allowed and said."""
+    """A missing class is allowed and reported as well."""
     before = load(f"folder:{root}").domains["mnistm"]
     write_labels(root, "mnistm/train", [(f"{i}.png", i % 9) for i in range(20)])
     after = load(f"folder:{root}").domains["mnistm"]
@@ -290,7 +290,7 @@ def test_points_are_those_of_an_affine_grid():
 
 
 def test_sampling_as_products_is_grid_sample():
-    """Where the grid leaves the image too, and in its gradient."""
+    """Also where the grid leaves the image, and in its gradient."""
     torch.manual_seed(0)
     grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
     images = torch.rand(5, 3, 6, 9, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Running notebooks: which and why, side by side or not, what fails, and what is reused."""
+"""Running notebooks: which and why, in parallel or not, what fails, and what is reused."""
 
 import errno
 import json
@@ -112,7 +112,7 @@ def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path,
 
 
 def test_parameters_of_another_chapter_count_too(small):
-    """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
+    """Chapter 4 shows chapter 3's runs: a different network there changes the notebook here."""
     identities = []
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
         chosen = {"pixelda": profiles.load("smoke", "pixelda", changes)}
@@ -141,7 +141,7 @@ def test_the_second_report_runs_nothing(smoke_report, capsys, monkeypatch):
 
 
 def test_the_reports_own_process_loads_nothing_large(smoke_report):
-    """It is there for as long as the notebooks run; torch alone would take 400 MB."""
+    """It lives as long as the notebooks run; torch alone would take 400 MB."""
     out, runs = smoke_report
     arguments = ["report", "--profile=smoke", f"--out={out}", f"--runs-dir={runs}"]
     program = (
@@ -174,7 +174,7 @@ MAGICS = ["%matplotlib inline", "!ls", "files = !ls", "%%bash\necho $(x", "len?"
 
 
 def test_magics_do_not_end_the_search_for_imports(small):
-    """A cell that is not Python even so imports nothing; the others count."""
+    """A cell that is not Python even then imports nothing; the others count."""
     small.write(p1_1=[*MAGICS, "%matplotlib inline\nfrom dlcvlib.evaluation import metrics"])
     (task,) = small.plan()
     assert "evaluation/metrics" in task.identity["code"]

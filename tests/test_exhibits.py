@@ -1,4 +1,4 @@
-"""Cell options, checked before anything runs; what a kernel shows and hands to the report."""
+"""Cell options, checked before anything runs; what a kernel shows and passes to the report."""
 
 import base64
 from types import SimpleNamespace

@@ -216,7 +216,7 @@ def train_list(*rows, header=("image_name", "Male")):
 
 
 def overwrite(name, content=None):
-    """An action that overwrites a file, or else cuts it."""
+    """An action that overwrites a file, or truncates it."""
     return lambda f: (f / name).write_bytes(content or (f / name).read_bytes()[:900])
 
 
@@ -345,7 +345,7 @@ print("good")
     ids=["whole", "killed"],
 )
 def test_several_processes_match_a_single_one(tmp_path, condition, action):
-    """From a script without a guard of its main part; also if one of the processes is killed."""
+    """From a script without a `__main__` guard; also if one of the processes is killed."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM.format(condition=condition, action=action))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -437,7 +437,7 @@ LFW_PICTURES = {"Ada_Byron": 20, "Max_Born": 12, "Emmy_Noether": 8}
 
 @pytest.fixture
 def lfw(tmp_path):
-    """A tiny LFW in its on-disk format: a grey for each person in the middle of a white frame."""
+    """A tiny LFW in its on-disk format: a grey square per person in a white frame."""
     root = tmp_path / "root"
     for grey, (person, count) in enumerate(LFW_PICTURES.items(), 1):
         folder = root / "lfw_home" / "lfw_funneled" / person

@@ -1,4 +1,4 @@
-"""A person's JupyterLab, driven by headless Chromium: run all, move, point, look again."""
+"""A user's JupyterLab, driven by headless Chromium: run all cells, use the widgets, check them."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-sync",
 ]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""A proxy knows nothing of this machine's own addresses."""
+"""A proxy cannot reach this machine's own addresses."""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 

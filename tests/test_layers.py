@@ -1,4 +1,4 @@
-"""Imports between the library's modules point downwards only, by seven floors at most."""
+"""Imports between the library's modules point downwards only, through at most seven layers."""
 
 import ast
 from functools import cache

@@ -1,4 +1,4 @@
-"""What holds for every method, one test for all."""
+"""Properties of every method, with one test for all."""
 
 from dataclasses import replace
 from typing import Literal, get_args, get_origin
@@ -28,7 +28,7 @@ TRICKS = {
     "horizontal_flip": True,
 }
 BASE = {"dcgan": TRICKS, "dann": {"domain_schedule": "rising"}, "adamatch": {"ema_decay": 0.15}}
-"""Settings under which all others matter."""
+"""Settings under which all other settings matter."""
 
 
 @pytest.fixture(params=METHODS)
@@ -117,7 +117,7 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(
 
 @pytest.fixture(params=["vae", "dcgan", "classifier"])
 def split(request, faces, pair, params, tmp_path):
-    """Data in splits, and how a method is trained on such data, changed."""
+    """Data in splits, and a function that trains a method on a changed copy."""
     name, data = request.param, pair.source if request.param == "classifier" else faces
 
     def train(folder, **splits):
@@ -172,7 +172,7 @@ def other(kind, name, value):
 
 
 def test_every_setting_changes_the_weights(name, train):
-    """Changed alone, it ends in other weights."""
+    """Each one changed by itself leads to different weights."""
     changes = {"steps": 2, "batch_size": 8, **BASE.get(name, {})}
     before, base, ignored = train(name, **changes).method, settings_of(name, **changes), []
     for setting, value in base:

@@ -1,4 +1,4 @@
-"""The notebooks' form, and that they ran: question, small cells, exhibits read in a sentence."""
+"""The notebooks' form, and that they ran: question, small cells, exhibits and sentences on them."""
 
 import ast
 import json
@@ -88,7 +88,7 @@ def test_no_plumbing(notebook):
 
 
 def test_no_number_is_typed_into_prose(notebook):
-    """Results are computed: no prose may hold a decimal fraction but the original's settings."""
+    """Results are computed: prose contains no decimal fraction except the original's settings."""
     allowed = {"0.1", "0.5"}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -129,7 +129,7 @@ def test_every_figure_has_its_values(executed):
 
 
 def test_notebooks_name_the_data_of_their_pictures(executed):
-    """Synthetic faces and digits are called so wherever they are seen."""
+    """Synthetic faces and digits are labelled as such wherever they are shown."""
     for notebook in executed.values():
         outputs = [output.get("data", {}) for cell in code(notebook) for output in cell.outputs]
         if any("image/png" in data for data in outputs):

@@ -1,4 +1,4 @@
-"""Whatever is typed or lies in a file: it is understood, or one clear error says what is wrong."""
+"""Any typed text or file content is understood, or one clear error says what is wrong."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=20)
 
 
 def attempt(function, named):
-    """What a function returns, or None if it refuses, with an error that names what it is about."""
+    """What a function returns, or None if it refuses with an error that names the cause."""
     try:
         return function()
     except UserError as error:

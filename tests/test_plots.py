@@ -1,4 +1,4 @@
-"""Each plot draws small data, labels its axes and keeps its values; what a reader would miss."""
+"""Each plot draws small data, labels its axes, keeps its values and hides nothing."""
 
 import itertools
 import subprocess
@@ -198,7 +198,7 @@ def test_multiply_adds_of_a_transposed_convolution_count_input_pixels():
 
 
 def test_arrows_join_only_connected_blocks():
-    """The encoder's two heads stand side by side; PixelDA's image joins the spread noise."""
+    """The encoder's two heads are side by side; PixelDA's image is joined with the mapped noise."""
     encoder = layers.blocks(layers.layers(vae.Encoder((4, 8), latent_dim=16), (1, 3, 64, 64)))
     assert [block.beside for block in encoder] == [False, False, False, True]
     generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
@@ -217,7 +217,7 @@ def test_small_networks_share_a_row_and_long_ones_continue_in_the_next():
 
 
 def inside(widget):
-    """The widget and all that it holds."""
+    """The widget and everything that it contains."""
     return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
 
 

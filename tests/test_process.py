@@ -1,4 +1,4 @@
-"""Processes of their own: results, errors, end; what they load; how they keep memory."""
+"""Subprocesses: results, errors and end; what they load; how they use memory."""
 
 import os
 import platform

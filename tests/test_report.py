@@ -1,4 +1,4 @@
-"""The report as a reader, another program and a later run find it."""
+"""The report as seen by a reader, another program and a later run."""
 
 import base64
 import json
@@ -160,7 +160,7 @@ def test_documented_keys_are_there(smoke_report):
 
 
 def test_every_methods_accuracies_are_its_own(smoke_report):
-    """Chapters 3 and 4 by pair, against the tables that set them side by side."""
+    """Chapters 3 and 4 by pair, compared with the tables that combine them."""
     results = json.loads((smoke_report[0] / "results.json").read_text())
     closed, standings = (
         pd.DataFrame(results[problem][name])
@@ -185,7 +185,7 @@ def test_figures_are_written_beside_the_report(smoke_report):
 
 
 def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
-    """As the homework's shared data have them: the one pair that can be run is."""
+    """As in the homework's shared data: the only pair that can be run is run."""
     from dlcvlib.report.cli import main
 
     root = digit_folder(tmp_path / "mine", ["usps", "mnistm"], train=60, test=20)

@@ -1,4 +1,4 @@
-"""Runs on disk: reused when nothing has changed, trained again when anything has."""
+"""Runs on disk: reused if nothing has changed, otherwise retrained."""
 
 import contextlib
 import gc
@@ -59,7 +59,7 @@ def test_files_of_a_run(train):
 
 
 def test_training_leaves_no_tensors_behind(train):
-    """Autocast leaves modules in reference cycles, which the collector seldom comes for."""
+    """Autocast leaves modules in reference cycles, which are rarely collected."""
 
     def alive(seed):
         train("vae", precision="bf16", seed=seed)

@@ -1,4 +1,4 @@
-"""What several runs say: variants of settings, and verdicts on claims."""
+"""Conclusions from several runs: variants of settings, and verdicts on claims."""
 
 import math
 
@@ -24,7 +24,7 @@ from dlcvlib.utils.errors import UserError
     ],
 )
 def test_verdicts(worse, better, verdict):
-    """One seed, and seeds without a spread, say nothing."""
+    """A single seed, or seeds without a spread, are inconclusive."""
     found = significance.compare("it is better", "error", pd.Series(worse), pd.Series(better))
     assert found["verdict"] == verdict
     assert (found["claim"], found["measure"]) == ("it is better", "error")

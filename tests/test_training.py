@@ -1,4 +1,4 @@
-"""The loop: schedules, batches, noise, several processes, interrupts, and numbers that go wrong."""
+"""The loop: schedules, batches, noise, several processes, interrupts, and non-finite numbers."""
 
 import json
 import os
@@ -252,7 +252,7 @@ def test_an_interrupt_waits_for_the_step_and_loses_none(train, before_step, monk
 
 
 def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
-    """Also where this machine would choose another one by then."""
+    """Even if this machine would now choose another one."""
     chosen = ["bf16"]
     monkeypatch.setattr(device, "choose", lambda *_: (chosen[-1], "for a test"))
     whole = train("vae", "whole", steps=9, precision="auto")
@@ -266,7 +266,7 @@ def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
 
 @pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])
 def test_slow_checkpoints_are_written_less_often(tmp_path, monkeypatch, cost, saves):
-    """On a clock by which a step takes a second: every 30 s, or at 2 % of the time."""
+    """With a clock on which a step takes a second: every 30 s, or 2% of the time."""
     now, taken = 0.0, []
 
     class Stepping(Line):

@@ -1,4 +1,4 @@
-"""A damaged cache: every file that is read again is noticed, named, set aside and made again."""
+"""A damaged cache: damage to any file is detected, named, set aside and repaired."""
 
 import pytest
 from conftest import interrupt
@@ -85,7 +85,7 @@ def test_a_cached_map(tmp_path, damage, digits, capsys):
 
 
 def test_damage_found_by_two_processes_at_once(tmp_path, monkeypatch):
-    """The slower one, which finds the file gone, says so as if it had been the first."""
+    """The slower one, which finds the file gone, reports it as if it had been the first."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"damaged")
     real = storage.sha256
@@ -129,7 +129,7 @@ def test_an_executed_notebook(small, damage, capsys):
 
 
 def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):
-    """The first and last page do without a run whose record is damaged, and do not quote it."""
+    """The first and last page leave out a run whose record is damaged, and do not quote it."""
     run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path / "runs")
     cell = f"""
 import pandas as pd

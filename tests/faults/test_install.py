@@ -34,7 +34,7 @@ sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).pare
 import venv
 venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
 """
-"""Makes a venv without installing the real pip, which would take seconds."""
+"""Creates a venv without installing the real pip, which would take seconds."""
 PROJECT = """
 [project]
 name = "stand-in"
@@ -45,7 +45,7 @@ dependencies = ["needed>=1"]
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout whose only dependency the stand-in for pip installs; it says whether it could."""
+    """A checkout whose only dependency comes from the stand-in for pip; it prints the result."""
     for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -87,7 +87,7 @@ def start(checkout, *arguments, script="./run_all.sh", cwd=None, env=()):
 
 
 def wait_for(path, process):
-    """Until the process has made the file; it must not end before."""
+    """Wait until the process has created the file; it must not end before."""
     while not path.exists():
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
@@ -123,7 +123,7 @@ def test_an_installation_that_fails_ends_it(checkout):
 
 
 def test_folders_of_others_are_never_removed(checkout):
-    """A folder of theirs is no environment; a venv of theirs is installed into, again and again."""
+    """Another folder is not an environment; another venv is installed into, repeatedly."""
     (checkout / "broken").touch()
     thesis = checkout / "else where" / "thesis.txt"
     thesis.parent.mkdir()
