@@ -197,7 +197,7 @@ def smoke_report(tmp_path_factory):
 
 
 def digits_of(name, count=60, shift=0, seed=0):
-    """A domain whose digits are bright bars: the place is the label, brightness the domain."""
+    """A domain whose digits are bright bars: position encodes the label, brightness the domain."""
     from dlcvlib.data.types import Domain, LabelledImages
 
     generator = torch.Generator().manual_seed(seed)
@@ -219,7 +219,7 @@ def pair():
 
 @pytest.fixture
 def batch(pair):
-    """What a step of adaptation is handed: (16, 3, 32, 32), (16,), (16, 3, 32, 32)."""
+    """A batch of an adaptation step: (16, 3, 32, 32), (16,), (16, 3, 32, 32)."""
     x_s, x_t = (domain.train.images[:16].float() / 255 for domain in (pair.source, pair.target))
     return x_s, pair.source.train.labels[:16], x_t
 
@@ -260,7 +260,7 @@ def close(module, expected, **tolerance):
 
 @pytest.fixture
 def small(tmp_path, smoke):
-    """Write notebooks from lists of cells, and make a report of them.
+    """Write notebooks from lists of cells, and create a report from them.
 
     A cell may be a list of cells; "N-M" in one is the notebook's problem.
     """
@@ -301,7 +301,7 @@ def small(tmp_path, smoke):
             return json.loads((self.out / "results.json").read_text())
 
         def contents(self):
-            """All that a reader sees: file -> bytes."""
+            """Everything that a reader sees: file -> bytes."""
             made = [*self.out.glob("*.*"), *(self.out / "figures").glob("*")]
             return {path.name: path.read_bytes() for path in made if path.name[0] != "."}
 
@@ -321,7 +321,7 @@ def small(tmp_path, smoke):
 
 @pytest.fixture
 def unrendered(monkeypatch):
-    """Reports that are not written: what is tested is which notebooks run."""
+    """Reports that are not written: the tests check which notebooks run."""
     from dlcvlib.report import execute
 
     monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
@@ -332,7 +332,7 @@ def unrendered(monkeypatch):
 
 @pytest.fixture
 def disk_full_beyond():
-    """A context in which no file can grow beyond so many bytes, as on a disk that is full."""
+    """A context in which no file can exceed a number of bytes, as on a full disk."""
 
     @contextmanager
     def limit(size):
@@ -348,7 +348,7 @@ def disk_full_beyond():
 
 @pytest.fixture
 def before_step(monkeypatch):
-    """A context in which something is done before one step; checkpoints come at every chance."""
+    """A context in which an action runs before one step; checkpoints are saved at every step."""
     from dlcvlib.training import loop
 
     @contextmanager
@@ -369,7 +369,7 @@ def before_step(monkeypatch):
 
 
 def interrupt():
-    """As Ctrl-C, at once."""
+    """Like Ctrl-C, immediately."""
     raise KeyboardInterrupt
 
 
@@ -381,7 +381,7 @@ def flip(path):
 
 
 def cut(path):
-    """Cut a file's tail off."""
+    """Truncate a file."""
     data = path.read_bytes()
     path.write_bytes(data[: -max(1, len(data) // 4)])
 

@@ -1,4 +1,4 @@
-"""AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the step against them."""
+"""AdaMatch: interpolation, alignment, threshold and warm-up by hand, and the whole step."""
 
 import copy
 
@@ -14,8 +14,8 @@ from dlcvlib.methods import adamatch
 # --- arithmetic -------------------------------------------------------------------------------
 
 
-def test_alignment_on_a_hand_made_case():
-    """Means .5 and .5 of the source over .8 and .2: rows times .625 and 2.5, made to sum to 1."""
+def test_alignment_on_a_small_example():
+    """Means .5 and .5 of the source over .8 and .2: rows times .625 and 2.5, renormalised."""
     source = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     target = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
     torch.testing.assert_close(adamatch.align(target, source), torch.full((2, 2), 0.5))
@@ -25,15 +25,15 @@ def test_alignment_on_a_hand_made_case():
     torch.testing.assert_close(adamatch.align(uneven, source), expected)
 
 
-def test_alignment_bears_a_class_that_is_never_predicted():
+def test_alignment_handles_a_class_that_is_never_predicted():
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     aligned = adamatch.align(target, torch.full((2, 2), 0.5))
     assert aligned.isfinite().all()
     torch.testing.assert_close(aligned.sum(1), torch.ones(2))
 
 
-def test_relative_threshold_on_a_hand_made_case():
-    """The source is sure by .9 and .7, in the mean .8; .9 of that is .72."""
+def test_relative_threshold_on_a_small_example():
+    """The source's confidences are .9 and .7, their mean .8; .9 of that is .72."""
     source = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     target = torch.tensor([[0.73, 0.27], [0.29, 0.71], [0.2, 0.8]])
     assert adamatch.confident(target, source, 0.9).tolist() == [True, False, True]
@@ -56,7 +56,7 @@ def test_warm_up(progress, weight):
     assert adamatch.warm_up(progress) == pytest.approx(weight, abs=1e-6)
 
 
-def test_frozen_statistics_stay_and_still_normalise_by_the_batch():
+def test_frozen_statistics_do_not_change_and_batches_are_normalised():
     layer = nn.BatchNorm1d(3)
     x = torch.randn(50, 3) * 4 + 7
     before = layer.running_mean.clone()
@@ -71,7 +71,7 @@ def test_frozen_statistics_stay_and_still_normalise_by_the_batch():
 # --- the step ---------------------------------------------------------------------------------
 
 
-def test_the_step_is_the_papers(batch, monkeypatch):
+def test_the_step_matches_the_paper(batch, monkeypatch):
     """The gradient of one step, written out without the library's helpers."""
     monkeypatch.setitem(augment.AUGMENTATIONS, "geometric", lambda x: x)
     monkeypatch.setitem(augment.AUGMENTATIONS, "strong", lambda x: 1 - x)
@@ -118,14 +118,14 @@ def test_the_average_predicts(batch):
     assert torch.equal(method.predict(images), expected)
 
 
-def test_the_views_are_the_methods_own():
+def test_the_method_makes_its_own_views():
     """Where chapter 3 augments nothing, AdaMatch still has a weak and a strong view."""
     chosen = profiles.load("original", "pixelda").adamatch(0)
     assert (chosen.augmentation, chosen.target_augmentation) == ("strong", "geometric")
 
 
 def test_pseudo_labels_are_aligned_and_masked(pair, monkeypatch):
-    """By hand: nine in ten say 0 at .6, one 1 at .9; the source says both equally often, surely."""
+    """By hand: nine in ten predict 0 at .6, one predicts 1 at .9; the source predicts both alike."""
     method, data = built("adamatch", threshold=0.8), pair.adaptation()
     source, target = torch.zeros(60, 10), torch.zeros(60, 10)
     source[::2, 0], source[1::2, 1] = 1, 1

@@ -1,4 +1,4 @@
-"""What holds for every method of adaptation, above all label secrecy, and what is measured."""
+"""Properties of every adaptation method, above all that target labels stay unseen; measures."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def name(request):
 # --- every method -----------------------------------------------------------------------------
 
 
-def test_the_adaptation_holds_no_target_label(pair):
+def test_the_adaptation_contains_no_target_label(pair):
     held = dataclasses.asdict(pair.adaptation())
     tensors = [value for value in held.values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 2
@@ -36,7 +36,7 @@ def test_the_adaptation_holds_no_target_label(pair):
 
 @pytest.mark.parametrize("change", ["shuffled", "removed"])
 def test_target_labels_change_nothing_bit_for_bit(name, pair, change, tmp_path):
-    """Nor does what either domain is tested on."""
+    """Nor does the test data of either domain."""
     labels = pair.target.train.labels
     other = labels[torch.randperm(len(labels))] if change == "shuffled" else torch.empty(0)
     train = LabelledImages(pair.target.train.images, other)
@@ -57,11 +57,11 @@ def test_target_labels_change_nothing_bit_for_bit(name, pair, change, tmp_path):
 
 STRONG, GEOMETRIC = 0.75, 0.25
 SEEN = {"dann": (STRONG, GEOMETRIC), "pixelda": (GEOMETRIC, GEOMETRIC)}
-"""What the images of either domain become; AdaMatch makes its views in its step."""
+"""The augmentation of either domain; AdaMatch makes its views in its step."""
 
 
-def test_each_domain_has_the_augmentation_of_its_own(name, pair, monkeypatch):
-    """T's change of colours comes in PixelDA's step: G and D see the geometric part alone."""
+def test_each_domain_has_its_own_augmentation(name, pair, monkeypatch):
+    """T's colour augmentation is part of PixelDA's step: G and D see only the geometric part."""
     for kind, value in (("strong", STRONG), ("geometric", GEOMETRIC)):
         monkeypatch.setitem(AUGMENTATIONS, kind, lambda x, value=value: torch.full_like(x, value))
     method = built(name, augmentation="strong", target_augmentation="geometric")
@@ -137,7 +137,7 @@ def scores(**methods):
     return pd.DataFrame(rows)
 
 
-def test_gap_closed_on_a_hand_made_case():
+def test_gap_closed_on_a_small_example():
     found = adaptation.gap_closed(
         scores(
             source_only={"a->b": [0.4, 0.5], "b->c": [0.9]},
@@ -164,7 +164,7 @@ def test_a_claim_is_tested_pair_by_pair():
     assert found["difference"].iloc[0] == pytest.approx(0.2)  # in the error rate
 
 
-def test_accuracies_stand_beside_those_that_others_report():
+def test_accuracies_are_shown_beside_reported_ones():
     found = adaptation.beside_original(scores(DANN={USPS: [0.5, 0.7], "usps->svhn": [0.4]}))
     first, second = found.itertuples()
     assert (first.accuracy, first.seeds, first.original) == ("0.600 ± 0.141", 2, 0.548)

@@ -1,4 +1,4 @@
-"""The benchmarks' loops run and learn something; what they measure is not tested."""
+"""The benchmarks' loops run and learn something; their measurements are not tested."""
 
 import itertools
 import pkgutil
@@ -17,7 +17,7 @@ from dlcvlib.methods.dann import DANN
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """PNGs of faces, of a source and of a target: a few of noise each."""
+    """PNGs of faces, of a source and of a target: a few noise images each."""
     base = tmp_path_factory.mktemp("png")
     for name, size in (("faces", 64), ("source", 32), ("target", 32)):
         images = torch.randint(0, 256, (20, 3, size, size), dtype=torch.uint8)
@@ -33,7 +33,7 @@ def test_pngs_carry_their_labels(folders):
 
 
 @pytest.mark.parametrize("name", ["vae", "dcgan", "dann", "pixelda", "adamatch"])
-def test_plain_loops_move_the_weights(folders, monkeypatch, name):
+def test_plain_loops_update_the_weights(folders, monkeypatch, name):
     made = []
     adam = plain.adam
     monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
@@ -60,7 +60,7 @@ def test_plain_loops_move_the_weights(folders, monkeypatch, name):
     assert sum(changed) > 0.9 * len(changed)
 
 
-def test_summary_is_of_ratios_round_by_round():
+def test_summary_uses_ratios_per_round():
     frame = pd.DataFrame(
         {
             "method": "VAE",
@@ -83,7 +83,7 @@ def test_summary_is_of_ratios_round_by_round():
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="measured on a CPU only")
 def test_kernels_take_a_share_of_the_step(monkeypatch):
-    """By a clock that says a minute: a busy machine's steps may take less time than its kernels."""
+    """With a clock that shows a minute: a busy machine's steps may take less than its kernels."""
     monkeypatch.setattr(contenders, "now", itertools.count(0, 60).__next__)
     settings = profiles.load("smoke", "dann", {"batch_size": 8, "precision": "fp32"}).settings(0)
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
@@ -105,7 +105,7 @@ def test_the_loop_is_timed_without_evaluation(tmp_path):
 
 
 def test_growth_is_an_exponent():
-    """Since the size before of the same quantity, also where another has that size too."""
+    """From the previous size of the same quantity, even if another quantity has that size too."""
     sizes = {"steps": [20, 80], "batch size": [10, 20, 80]}
     frame = pd.DataFrame(
         {"quantity": quantity, "size": size, "round": turn, "cost": 3.0 * size**2}
@@ -135,7 +135,7 @@ def test_growth_of_memory_is_measured_in_a_subprocess(monkeypatch):
 
 
 def test_preparing_is_measured():
-    """At least the interpreter with torch, and no more than a few gigabytes."""
+    """At least the interpreter with torch, and at most a few gigabytes."""
     everything, added = memory.prepared_mb(20)
     assert 0 < added < everything
     assert 100 < everything < 8000

@@ -1,4 +1,4 @@
-"""The command line: help, errors, exit statuses, and that help is quick to come."""
+"""The command line: help, errors, exit statuses, and that help is fast."""
 
 import os
 import shutil
@@ -62,13 +62,13 @@ def test_bad_arguments_give_one_line_and_status_2(words, message, capsys, tmp_pa
 @pytest.mark.parametrize(
     ("data", "message"), [("folder:/nowhere", "no folder /nowhere"), ("cats", "none of embedded")]
 )
-def test_data_that_are_not_there_are_named(data, message, capsys, tmp_path):
+def test_missing_data_are_named(data, message, capsys, tmp_path):
     assert main(["report", "--out", str(tmp_path / "report"), "--only=1", "--data", data]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--jobs", "--cell-timeout"])
-def test_jobs_and_seconds_are_one_or_more(option, capsys):
+def test_jobs_and_seconds_are_at_least_one(option, capsys):
     with pytest.raises(SystemExit):
         main(["report", option, "0"])
     assert f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def chapters_of(*words):
     return cli.chapters(cli.parser().parse_args(["report", *words]))
 
 
-def test_paths_are_of_where_they_were_typed(tmp_path, monkeypatch):
+def test_paths_are_relative_to_where_they_were_typed(tmp_path, monkeypatch):
     """Kernels run in the project, and `~` is the home directory, in any form of the argument."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -97,7 +97,7 @@ def test_paths_are_of_where_they_were_typed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("typed", ["made", "~/made", None])
-def test_the_report_is_made_where_it_was_asked_for(tmp_path, monkeypatch, typed):
+def test_the_report_is_written_where_requested(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(dlcvlib.utils.process, "run_in_subprocess", lambda *_: ({}, False))
@@ -117,7 +117,7 @@ def test_params_shows_values_and_meaning_and_can_be_read_back(capsys):
     assert yaml.safe_load(output) == profiles.load("original", "vae").model_dump()
 
 
-def test_what_is_changed_in_a_chapter_is_changed_where_another_compares():
+def test_changes_to_a_chapter_reach_the_chapters_that_use_it():
     found = chapters_of("--seed=3", "--set=vae.kld_weight=0.5", "--set=dann.channels=[4, 8]")
     assert found["gan"].vae == found["vae"]
     assert found["gan"].vae_changes == {"seed": 3, "ablation_seeds": [3, 4], "kld_weight": 0.5}
@@ -127,7 +127,7 @@ def test_what_is_changed_in_a_chapter_is_changed_where_another_compares():
     assert found["pixelda"].settings(3).channels == [4, 8]
 
 
-def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path):
+def test_changes_by_a_profile_to_chapter_1_are_kept(monkeypatch, tmp_path):
     shutil.copytree(PARAMS, tmp_path / "params")
     profile = tmp_path / "params" / "smoke" / "gan.yaml"
     profile.write_text(profile.read_text() + "\nvae_changes: {kld_weight: 0.5}\n")
@@ -137,7 +137,7 @@ def test_what_a_profile_changes_in_chapter_1_stays_changed(monkeypatch, tmp_path
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
-    """As the README has it: one notebook by itself; papermill would only warn."""
+    """As in the README: one notebook by itself; papermill would only warn."""
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb")]
     command += ["-f", str(PARAMS / "smoke" / "vae.yaml"), "-p", "kld_wieght", "1e-2"]
@@ -157,7 +157,7 @@ MODELS = {
     "dann": {"dann": 1, "classifier": 2},
     "pixelda": {"dann": 1, "classifier": 2, "pixelda": 1, "adamatch": 1},
 }
-"""Chapter -> method -> models that `train` makes of one pair and seed."""
+"""Chapter -> method -> models that `train` trains per pair and seed."""
 
 
 def train(chapter, folder):
@@ -191,12 +191,12 @@ threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), f"{threads} may abort this process at its end"
 sys.exit(status)
 """
-"""Several processes without GPUs, which `accelerate` takes for granted."""
+"""Several processes without GPUs, which `accelerate` assumes."""
 
 
 @pytest.mark.parametrize("chapter", ["vae", "gan", "pixelda"])
 def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
-    """As with `accelerate launch`; a single process finds what they have trained."""
+    """As with `accelerate launch`; a single process then loads what they have trained."""
     program = tmp_path / "on_cpu.py"
     program.write_text(ON_CPU)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -220,12 +220,12 @@ def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
 # --- the environment --------------------------------------------------------------------------
 
 
-def test_the_environment_has_what_the_project_asks_for():
+def test_the_environment_satisfies_the_project():
     assert environment.missing() == []
     assert environment.missing("test") == []
 
 
-def test_what_is_missing_or_was_not_tested_is_named(monkeypatch):
+def test_missing_or_untested_packages_are_named(monkeypatch):
     assert not any(line.startswith("pandas ") for line in environment.deviations())
     real, versions = environment.version, {"torch": "1.0", "pandas": "99.1"}
     monkeypatch.setattr(environment, "version", lambda name: versions.get(name) or real(name))

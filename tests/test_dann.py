@@ -37,7 +37,7 @@ def test_the_originals_networks():
     assert linear == [3, 5]
 
 
-def test_instance_norm_takes_light_and_contrast_away():
+def test_instance_norm_removes_brightness_and_contrast():
     extractor = classifier.FeatureExtractor([4, 4], instance_norm=True).eval()
     images = torch.rand(4, 3, 32, 32)
     changed = extractor(0.5 * images + 0.25)
@@ -64,7 +64,7 @@ def test_reversal_is_the_identity_forward_and_negated_backward():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4])
-def test_the_joint_step_is_the_papers_gradient(batch, weight):
+def test_the_joint_step_has_the_papers_gradient(batch, weight):
     """F: d class - weight * d domain; L: d class; D: d domain. Written out without the layer."""
     method = built("dann", domain_weight=weight, domain_update="joint", **FIXED)
     x_s, y_s, x_t = batch
@@ -108,7 +108,7 @@ GUESSING = math.log(10)
         ("patient", 0.0, dann.rising),
     ],
 )
-def test_weight_along_a_run(schedule, class_loss, share):
+def test_domain_weight_over_a_run(schedule, class_loss, share):
     method = built("dann", domain_weight=0.5, domain_schedule=schedule, steps=8)
     for method.step in (0, 4, 8):
         weight = method.domain_weight(torch.tensor(class_loss, requires_grad=True))
@@ -119,7 +119,7 @@ def test_weight_along_a_run(schedule, class_loss, share):
 # --- steps and training -----------------------------------------------------------------------
 
 
-def test_the_domain_classifiers_own_step_leaves_the_others_alone(batch):
+def test_the_domain_classifiers_own_step_updates_only_itself(batch):
     method = built("dann")
     before = weights(method)
     features = method.extractor(torch.cat([batch[0], batch[2]])).detach()

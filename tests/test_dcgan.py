@@ -1,4 +1,4 @@
-"""The DCGAN: both players' shapes, losses and steps, and that each trick does what it says."""
+"""The DCGAN: shapes, losses and steps of both networks, and the effect of each trick."""
 
 import copy
 import itertools
@@ -77,7 +77,7 @@ def test_initial_weights():
         assert layer.parametrizations.weight.original.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_spectral_norm_is_one_and_its_layers_are_counted(images):
+def test_spectral_norms_are_one_and_their_layers_are_counted(images):
     gan = gan_of(discriminator_norm="spectral", learning_rate=4e-4)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules())
     for _ in range(30):
@@ -95,7 +95,7 @@ def test_spectral_norm_is_one_and_its_layers_are_counted(images):
 # --- losses -----------------------------------------------------------------------------------
 
 
-def test_bce_is_the_formula_and_survives_large_logits():
+def test_bce_matches_the_formula_and_is_stable_for_large_logits():
     logits, target = torch.randn(50), torch.rand(50)
     p = torch.sigmoid(logits)
     plain = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
@@ -189,7 +189,7 @@ def test_tricks_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("policy", ["color", "translation", "cutout"])
-def test_augmentation_differs_by_image_and_lets_gradients_through(policy):
+def test_augmentation_differs_by_image_and_is_differentiable(policy):
     torch.manual_seed(0)
     images = torch.rand(1, 3, 64, 64).repeat(8, 1, 1, 1).requires_grad_()
     changed = augment(images, [policy])
@@ -199,7 +199,7 @@ def test_augmentation_differs_by_image_and_lets_gradients_through(policy):
     assert (images.grad.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_translation_moves_by_whole_pixels_and_fills_with_zeros():
+def test_translation_shifts_by_whole_pixels_and_pads_with_zeros():
     torch.manual_seed(0)
     images = torch.zeros(200, 3, 64, 64)
     images[:, :, 32, 20] = 1
@@ -230,8 +230,8 @@ def test_color_is_the_identity_on_average():
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge"])
-def test_the_step_is_the_papers(images, loss, monkeypatch):
-    """Each player's gradient is that of the loss of [1] or [5] on images as D is shown them.
+def test_the_step_matches_the_paper(images, loss, monkeypatch):
+    """Each network's gradient is that of the loss of [1] or [5] on images as D sees them.
 
     And it updates that player alone.
     """
@@ -294,7 +294,7 @@ def test_averaging_does_not_touch_training(train):
     assert same(*(gan.generator for gan in with_and_without))
 
 
-def test_samples_are_the_averages_unless_the_raw_ones_are_asked_for(images):
+def test_samples_come_from_the_average_unless_requested_otherwise(images):
     gan = gan_of(ema_decay=0.9)
     for _ in range(3):
         gan.training_step((images,))
@@ -357,7 +357,7 @@ def test_signs_of_failure(signs, columns):
     assert seen(settings(), **columns) == signs
 
 
-def test_zero_loss_is_what_the_labels_allow():
+def test_zero_loss_is_the_minimum_for_the_labels():
     flips = {"flip_labels": 0.1, "flip_labels_until": 1000}
     soft = settings(soft_labels=[0.9, 0.9], **flips)
     least = gan_health.least_loss(soft, 10)

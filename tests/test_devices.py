@@ -1,4 +1,4 @@
-"""Which precision is chosen, and what holds for the whole process, set in `setup` alone."""
+"""Which precision is chosen, and process-wide settings, made only in `setup`."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def untrained():
 
 @pytest.fixture
 def trials(monkeypatch, tmp_path):
-    """On a CPU with bfloat16: trials that find it twice as fast, counted, none made before."""
+    """On a CPU with bfloat16: counted trials that find it twice as fast, with an empty cache."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(device.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
@@ -38,8 +38,8 @@ def test_a_requested_precision_is_taken(requested):
 
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
-def test_auto_goes_by_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
-    """An accelerator that is not CUDA is not judged by the CPU beside it."""
+def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
+    """An accelerator other than CUDA does not get the CPU's precision."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
@@ -73,21 +73,21 @@ def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
     assert len(trials) == 3
 
 
-def test_several_processes_make_no_trial(monkeypatch, trials, untrained):
-    """Each of its steps would wait for processes that wait for the trial."""
+def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
+    """Each of its steps would wait for processes that are waiting for the trial."""
     monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
     assert device.choose(untrained, None)[0] == "bf16"
     assert trials == []
 
 
-def test_a_trial_leaves_the_method_as_it_was(untrained):
+def test_a_trial_does_not_change_the_method(untrained):
     images = torch.rand(8, 3, 64, 64, device=device.default())
     before = weights(untrained)
     assert device._trial(untrained, lambda step: (images,)) > 0
     assert same(untrained, before)
 
 
-def test_precisions_take_turns_in_one_process():
+def test_precisions_alternate_in_one_process():
     for precision in ("bf16", "fp32", "bf16"):
         accelerator = device.accelerator_for(precision)
         layer = accelerator.prepare_model(nn.Linear(2, 2), evaluation_mode=True)

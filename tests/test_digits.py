@@ -1,4 +1,4 @@
-"""Digits from three sources, and what is wrong with them said in one line."""
+"""Digits from three sources, and one-line errors for bad input."""
 
 import bz2
 import struct
@@ -74,7 +74,7 @@ def test_embedded(load, monkeypatch):
     assert list(one_pair.domains) == ["usps", "mnistm"]
 
 
-def test_blending_is_the_papers_recipe():
+def test_blending_follows_the_paper():
     picture = np.full((40, 40, 3), [10, 100, 200], np.uint8)
     digit = np.zeros((28, 28), np.uint8)
     digit[5, 5] = 255
@@ -119,8 +119,8 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path, root):
         load(f"folder:{root}", pairs=["svhn->usps"])
 
 
-def test_fingerprints_tell_labels_and_images_apart(load, root):
-    """Also a missing class is allowed and said."""
+def test_fingerprints_distinguish_labels_and_images(load, root):
+    """A missing class is allowed and reported as well."""
     before = load(f"folder:{root}").domains["mnistm"]
     write_labels(root, "mnistm/train", [(f"{i}.png", i % 9) for i in range(20)])
     after = load(f"folder:{root}").domains["mnistm"]
@@ -263,7 +263,7 @@ def test_pickled_mnist_is_refused(load, torchvision_root):
         load(f"torchvision:{torchvision_root}")
 
 
-def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
+def test_failed_downloads_are_named(load, tmp_path, monkeypatch):
     monkeypatch.setattr(SVHN, "download", mock.Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"svhn is not in .* put the files of torchvision"):
         load(f"torchvision:{tmp_path / 'none'}", pairs=["svhn->usps"])
@@ -273,7 +273,7 @@ def test_what_cannot_be_downloaded_is_named(load, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["geometric", "strong"])
-def test_augmentation_is_each_images_own_and_stays_in_range(name):
+def test_augmentation_differs_by_image_and_stays_in_range(name):
     torch.manual_seed(0)
     same = torch.rand(1, 3, 32, 32).expand(64, -1, -1, -1)
     changed = augment.AUGMENTATIONS[name](same)
@@ -290,7 +290,7 @@ def test_points_are_those_of_an_affine_grid():
 
 
 def test_sampling_as_products_is_grid_sample():
-    """Where the grid leaves the image too, and in its gradient."""
+    """Also where the grid leaves the image, and in its gradient."""
     torch.manual_seed(0)
     grid, weights = 1.5 * (2 * torch.rand(5, 6, 9, 2) - 1), torch.randn(5, 3, 6, 9)
     images = torch.rand(5, 3, 6, 9, requires_grad=True)
@@ -301,7 +301,7 @@ def test_sampling_as_products_is_grid_sample():
     torch.testing.assert_close(*gradients)
 
 
-def test_geometric_moves_by_no_more_than_it_says():
+def test_geometric_moves_by_no_more_than_its_limits():
     torch.manual_seed(0)
     point = torch.zeros(256, 1, 32, 32)
     point[:, :, 15:17, 15:17] = 1
@@ -310,7 +310,7 @@ def test_geometric_moves_by_no_more_than_it_says():
     assert 0.5 < away <= 32 * augment.SHIFT + 1.5
 
 
-def test_photometric_inverts_half_and_a_channel_alone_in_one_of_four():
+def test_photometric_inverts_half_and_a_single_channel_in_a_quarter():
     torch.manual_seed(0)
     gradient = torch.linspace(0, 1, 32).expand(800, 3, 32, 32)
     changed = augment.photometric(gradient)

@@ -1,4 +1,4 @@
-"""Running notebooks: which and why, side by side or not, what fails, and what is reused."""
+"""Running notebooks: which and why, in parallel or not, what fails, and what is reused."""
 
 import errno
 import json
@@ -57,7 +57,7 @@ def test_only_what_changed_runs_again_and_why_is_said(small, capsys):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monkeypatch):
+def test_data_libraries_style_and_the_original_count_too(small, tmp_path, monkeypatch):
     small.write(p1_1=[GOOD])
     assert small.make()
 
@@ -81,7 +81,7 @@ def test_data_libraries_style_and_the_original_decide_too(small, tmp_path, monke
 
 @pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("part", ["identity", "code", "versions"])
-def test_a_record_that_lacks_a_part_is_an_older_versions(small, part):
+def test_an_incomplete_record_is_from_an_older_version(small, part):
     small.write(p1_1=[GOOD])
     assert small.make()
     (task,) = small.plan()
@@ -111,8 +111,8 @@ def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path,
     assert uptodate.explain_runs(tmp_path).splitlines()[1] == f"{run.name} continues at step 7"
 
 
-def test_what_another_chapter_decides_decides_too(small):
-    """Chapter 4 shows chapter 3's runs: another network there is another notebook here."""
+def test_parameters_of_another_chapter_count_too(small):
+    """Chapter 4 shows chapter 3's runs: a different network there changes the notebook here."""
     identities = []
     for changes in ({}, {"dann_changes": {"channels": [4, 4]}}):
         chosen = {"pixelda": profiles.load("smoke", "pixelda", changes)}
@@ -141,7 +141,7 @@ def test_the_second_report_runs_nothing(smoke_report, capsys, monkeypatch):
 
 
 def test_the_reports_own_process_loads_nothing_large(smoke_report):
-    """It is there for as long as the notebooks run; torch alone would take 400 MB."""
+    """It lives as long as the notebooks run; torch alone would take 400 MB."""
     out, runs = smoke_report
     arguments = ["report", "--profile=smoke", f"--out={out}", f"--runs-dir={runs}"]
     program = (
@@ -155,13 +155,13 @@ def test_the_reports_own_process_loads_nothing_large(smoke_report):
 # --- which notebooks --------------------------------------------------------------------------
 
 
-def test_a_chapter_is_all_of_its_problems():
+def test_a_chapter_selects_all_of_its_problems():
     assert [name[0] for name in uptodate.chosen(["2"])] == ["2"] * 4
     assert list(uptodate.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
     assert list(uptodate.chosen([])) == PROBLEMS
 
 
-def test_problems_that_are_not_there_or_twice_are_named(small):
+def test_missing_or_repeated_problems_are_named(small):
     small.write(p1_1=[GOOD], p1_2=[GOOD])
     with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2;"):
         uptodate.chosen(["9-9"], small.folder)
@@ -174,7 +174,7 @@ MAGICS = ["%matplotlib inline", "!ls", "files = !ls", "%%bash\necho $(x", "len?"
 
 
 def test_magics_do_not_end_the_search_for_imports(small):
-    """A cell that is not Python even so imports nothing; the others count."""
+    """A cell that is not Python even then imports nothing; the others count."""
     small.write(p1_1=[*MAGICS, "%matplotlib inline\nfrom dlcvlib.evaluation import metrics"])
     (task,) = small.plan()
     assert "evaluation/metrics" in task.identity["code"]
@@ -261,7 +261,7 @@ def test_a_kernel_that_does_not_start_is_tried_again(small, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
 )
-def test_what_no_report_has_made_is_not_overwritten(small, name):
+def test_files_that_no_report_created_are_not_overwritten(small, name):
     small.write(p1_1=[GOOD])
     mine = small.out / name
     mine.parent.mkdir(parents=True)
@@ -271,7 +271,7 @@ def test_what_no_report_has_made_is_not_overwritten(small, name):
     assert [path for path in small.out.rglob("*") if path.is_file()] == [mine]
 
 
-def test_places_where_no_report_can_be(small):
+def test_invalid_output_folders(small):
     small.write(p1_1=[GOOD])
     small.out.write_text("a file in the way")
     with pytest.raises(UserError, match="cannot write to"):
@@ -285,7 +285,7 @@ def test_places_where_no_report_can_be(small):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_braces_in_a_path_are_braces(small):
+def test_braces_in_a_path_are_literal(small):
     small.out = small.out.parent / "{seed} {x}" / "report"
     small.folder = small.folder.parent / "{y}"
     small.write(p1_1=[GOOD])
@@ -337,7 +337,7 @@ assert "p1_1" in Path({str(small.out / "report.html")!r}).read_text()
     assert "p2_1" in text
 
 
-def test_a_page_on_the_way_that_fails_ends_nothing(
+def test_a_failing_preview_page_stops_nothing(
     small, smoke, tmp_path, two_chapters, monkeypatch, capsys
 ):
     def failing(function, *arguments, whole):
@@ -385,7 +385,7 @@ def test_one_job_runs_notebooks_in_order(monkeypatch, tmp_path):
     assert order_of_six(monkeypatch, tmp_path, 1) == ["a1", "a2", "b1", "b2", "c1", "c2"]
 
 
-def test_whoever_is_free_begins_a_chapter_and_at_last_helps_with_another(monkeypatch, tmp_path):
+def test_free_workers_start_a_chapter_and_finally_help_with_another(monkeypatch, tmp_path):
     order = order_of_six(monkeypatch, tmp_path, 2, held="c1")
     assert [problem for problem in order if problem != "c1"] == ["a1", "a2", "b1", "b2", "c2"]
 
@@ -399,7 +399,7 @@ def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
+def test_a_single_notebook_uses_all_cores(small, monkeypatch):
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     small.write(p1_1=["import os", "assert os.environ['OMP_NUM_THREADS'] == '7'"])
@@ -407,7 +407,7 @@ def test_a_single_notebook_shares_its_cores_with_none(small, monkeypatch):
 
 
 @pytest.mark.parametrize(("asked", "had"), [("", "4"), ("1", "1"), ("7", "4")])
-def test_several_notebooks_share_the_cores_or_take_less(monkeypatch, tmp_path, asked, had):
+def test_several_notebooks_share_the_cores(monkeypatch, tmp_path, asked, had):
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     with execute._kernel_environment(2, tmp_path):

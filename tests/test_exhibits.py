@@ -1,4 +1,4 @@
-"""Cell options, checked before anything runs; what a kernel shows and hands to the report."""
+"""Cell options, checked before anything runs; what a kernel shows and passes to the report."""
 
 import base64
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
     assert found["tbl-1-1-b-c"].alt == ""
 
 
-def test_a_caption_may_be_long_and_hold_anything():
+def test_a_caption_may_be_long_and_contain_anything():
     cell = '#| label: tbl-x\n#| tbl-cap: >\n#|   One: "two"\n#|   three.\n1'
     assert check({"1-1": book(cell)})["tbl-x"].caption == 'One: "two" three.'
 
@@ -73,12 +73,12 @@ def test_a_caption_may_be_long_and_hold_anything():
         ("#| label: tbl-a\n#| tbl-cap: As @fig-x.", "@fig-x refers to no exhibit"),
     ],
 )
-def test_a_mistake_is_one_error_that_names_its_cell(cell, message):
+def test_a_mistake_gives_one_error_that_names_its_cell(cell, message):
     with pytest.raises(UserError, match=f"^notebook 1-2, cell 2: .*{message}"):
         check({"1-1": book(FIGURE.format("there", "")), "1-2": book("1", cell)})
 
 
-def test_what_is_no_reference_is_none():
+def test_lookalikes_are_not_references():
     text = r">name@fig-tree.org, \@fig-x, @figure-x, @ref, `@tbl-`; @fig-there."
     check({"1-1": book(FIGURE.format("there", ""), text, "%matplotlib inline\n@decorator")})
 
@@ -161,7 +161,7 @@ def test_a_label_stands_for_one_exhibit_of_its_kind(kernel):
     assert kinds == ["table", None, None]
 
 
-def test_names_in_an_index_are_columns_and_headings_of_two_levels_are_one():
+def test_named_indices_become_columns_and_two_level_headings_are_joined():
     frame = pd.DataFrame({"m": list("uvuv"), "pair": list("aabb"), "accuracy": [0.5, 2, 3, 4]})
     pivot = frame.pivot_table(index="pair", columns="m", values=["accuracy"])
     assert tables.flat(pivot).to_dict("list") == {
@@ -187,7 +187,7 @@ def test_values_become_plain_and_others_are_refused(kernel):
         notebook.plain({"x": object()})
 
 
-def test_prose_is_markdown_and_text_in_it_is_not(kernel):
+def test_prose_is_markdown_but_text_values_are_escaped(kernel):
     (data,) = kernel(
         "from dlcvlib.report.notebook import say\nsay('*{:.0%}* {}', 0.25, '<b> @fig-x')"
     )
@@ -214,7 +214,7 @@ def test_runs_are_named_once(kernel, monkeypatch):
     assert [first[-1][MIME]["runs"], second[MIME]["runs"]] == [["vae-1"], ["gan-1"]]
 
 
-def test_a_table_escapes_what_it_holds_and_aligns_numbers():
+def test_a_table_escapes_its_content_and_aligns_numbers():
     lines = table([["<c>", "0.12±0.03"], ["1", "–"]], ["a|b", "n"]).splitlines()
     assert lines == [
         r"| a\|b | n |",
@@ -252,7 +252,7 @@ def test_parameters_are_those_of_their_cell_and_papermills():
         ([parameters_cell(steps=-1)], "'steps'"),
     ],
 )
-def test_parameters_that_cannot_be_meant_are_refused(cells, message):
+def test_impossible_parameters_are_refused(cells, message):
     with pytest.raises(UserError, match=message):
         begin(*cells)
 

@@ -154,7 +154,7 @@ def test_sixteen_bits_keep_their_shades(tmp_path):
     assert len(np.unique(decode.decode_file(tmp_path / "deep.png", 64)[0])) > 200
 
 
-def test_what_changes_in_a_folder_is_noticed(reload, folder, tmp_path):
+def test_changes_in_a_folder_are_noticed(reload, folder, tmp_path):
     before = reload()
     assert [note[:13] for note in before.notes] == ["2 images were"]
     save(folder / "face/train/extra.png", BLACK)
@@ -171,7 +171,7 @@ def test_what_changes_in_a_folder_is_noticed(reload, folder, tmp_path):
     assert len(list((tmp_path / "runs" / "data").glob("faces-*/"))) == 2
 
 
-def test_attributes_of_both_lists_are_read_whatever_their_names(reload, folder):
+def test_attributes_in_both_lists_are_read_whatever_their_names(reload, folder):
     write_lists(folder, images=lambda _, i: i % 2, resized=lambda _, i: i % 2)
     assert sorted(reload().test.attributes) == ["images", "resized"]
     write_csv(folder / "face/test.csv", ["image_name", "images"], ROWS[:6])
@@ -216,7 +216,7 @@ def train_list(*rows, header=("image_name", "Male")):
 
 
 def overwrite(name, content=None):
-    """An action that overwrites a file, or else cuts it."""
+    """An action that overwrites a file, or truncates it."""
     return lambda f: (f / name).write_bytes(content or (f / name).read_bytes()[:900])
 
 
@@ -344,8 +344,8 @@ print("good")
     ],
     ids=["whole", "killed"],
 )
-def test_several_processes_give_what_one_gives(tmp_path, condition, action):
-    """From a script without a guard of its main part; also if one of the processes is killed."""
+def test_several_processes_match_a_single_one(tmp_path, condition, action):
+    """From a script without a `__main__` guard; also if one of the processes is killed."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM.format(condition=condition, action=action))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -437,7 +437,7 @@ LFW_PICTURES = {"Ada_Byron": 20, "Max_Born": 12, "Emmy_Noether": 8}
 
 @pytest.fixture
 def lfw(tmp_path):
-    """A tiny LFW in its on-disk format: a grey for each person in the middle of a white frame."""
+    """A tiny LFW in its on-disk format: a grey square per person in a white frame."""
     root = tmp_path / "root"
     for grey, (person, count) in enumerate(LFW_PICTURES.items(), 1):
         folder = root / "lfw_home" / "lfw_funneled" / person

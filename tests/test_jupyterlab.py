@@ -1,4 +1,4 @@
-"""A person's JupyterLab, driven by headless Chromium: run all, move, point, look again."""
+"""A user's JupyterLab, driven by headless Chromium: run all cells, use the widgets, check them."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-sync",
 ]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""A proxy knows nothing of this machine's own addresses."""
+"""A proxy cannot reach this machine's own addresses."""
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
@@ -140,7 +140,7 @@ def wait_for_another(picture, before):
 
 
 @pytest.mark.parametrize("lab", [("1-5", "vae", {})], indirect=True)
-def test_run_all_then_move_a_slider_and_reset_it(lab):
+def test_run_all_then_change_a_slider_and_reset_it(lab):
     lab.wait_for_selector(".widget-image", timeout=30_000, state="attached")
     decoded = lab.locator(".widget-image").nth(1)
     decoded.scroll_into_view_if_needed()
@@ -156,7 +156,7 @@ def test_run_all_then_move_a_slider_and_reset_it(lab):
 
 
 @pytest.mark.parametrize("lab", [("2-2", "gan", {"steps": 100})], indirect=True)
-def test_run_all_then_draw_walk_and_go_back_in_training(lab):  # smoke's 12 steps: all alike
+def test_run_all_then_sample_interpolate_and_view_earlier_steps(lab):  # smoke's 12 steps: all alike
     lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
     picture = lab.locator(".widget-image").first
     picture.scroll_into_view_if_needed()
@@ -189,7 +189,7 @@ def test_run_all_then_point_at_the_map(lab):
 
 
 @pytest.mark.parametrize("lab", [("4-4", "pixelda", {})], indirect=True)
-def test_run_all_then_pick_an_image_and_draw_the_noise_again(lab):
+def test_run_all_then_select_an_image_and_resample_the_noise(lab):
     lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
     source, translated = (lab.locator(".widget-image").nth(n) for n in (0, 1))
     source.scroll_into_view_if_needed()

@@ -1,4 +1,4 @@
-"""Imports between the library's modules point downwards only, by seven floors at most."""
+"""Imports between the library's modules point downwards only, through at most seven layers."""
 
 import ast
 from functools import cache
@@ -50,6 +50,6 @@ def test_imports_point_downwards():
     assert upwards == []
 
 
-def test_there_are_few_floors_and_no_cycle():
+def test_there_are_few_layers_and_no_cycles():
     chain = max((longest(module) for module in FILES), key=len)
     assert len(chain) <= FLOORS, " > ".join(chain)

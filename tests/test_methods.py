@@ -1,4 +1,4 @@
-"""What holds for every method, one test for all."""
+"""Properties of every method, with one test for all."""
 
 from dataclasses import replace
 from typing import Literal, get_args, get_origin
@@ -28,7 +28,7 @@ TRICKS = {
     "horizontal_flip": True,
 }
 BASE = {"dcgan": TRICKS, "dann": {"domain_schedule": "rising"}, "adamatch": {"ema_decay": 0.15}}
-"""Settings under which all others matter."""
+"""Settings under which all other settings matter."""
 
 
 @pytest.fixture(params=METHODS)
@@ -89,7 +89,7 @@ def test_it_overfits_one_batch(name, data):
         ("pixelda", {"content_weight": 0.1}),
     ],
 )
-def test_killed_again_and_again_it_is_the_uninterrupted_run(
+def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(
     name, changes, train, before_step, monkeypatch
 ):
     """Bit for bit: weights, snapshots and history, whose rows average several steps."""
@@ -117,7 +117,7 @@ def test_killed_again_and_again_it_is_the_uninterrupted_run(
 
 @pytest.fixture(params=["vae", "dcgan", "classifier"])
 def split(request, faces, pair, params, tmp_path):
-    """Data in splits, and how a method is trained on such data, changed."""
+    """Data in splits, and a function that trains a method on a changed copy."""
     name, data = request.param, pair.source if request.param == "classifier" else faces
 
     def train(folder, **splits):
@@ -171,8 +171,8 @@ def other(kind, name, value):
     return value // 2 or value + 1 if isinstance(value, int) else value / 2 or 0.1
 
 
-def test_every_setting_decides_the_weights(name, train):
-    """Changed alone, it ends in other weights."""
+def test_every_setting_changes_the_weights(name, train):
+    """Each one changed by itself leads to different weights."""
     changes = {"steps": 2, "batch_size": 8, **BASE.get(name, {})}
     before, base, ignored = train(name, **changes).method, settings_of(name, **changes), []
     for setting, value in base:

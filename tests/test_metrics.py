@@ -33,7 +33,7 @@ def test_kid_separates_sets():
     assert metrics.kid(a, b) == metrics.kid(a, b)
 
 
-def test_kid_of_sets_that_each_draw_takes_whole_has_no_deviation():
+def test_kid_has_no_deviation_if_every_draw_is_the_whole_set():
     torch.manual_seed(0)
     a, b = torch.randn(60, 8), torch.randn(60, 8)
     value, spread = metrics.kid(a, b)

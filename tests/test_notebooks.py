@@ -1,4 +1,4 @@
-"""The notebooks' form, and that they ran: question, small cells, exhibits read in a sentence."""
+"""The notebooks' form, and that they ran: question, small cells, exhibits and sentences on them."""
 
 import ast
 import json
@@ -38,7 +38,7 @@ def bodies(notebook):
     return [split(cell.source)[1] for cell in cells]
 
 
-def test_there_is_one_a_problem():
+def test_there_is_one_per_problem():
     wanted = {1: 6, 2: 4, 3: 6, 4: 4}
     assert list(BOOKS) == [
         f"{chapter}-{n}" for chapter, count in wanted.items() for n in range(1, count + 1)
@@ -88,7 +88,7 @@ def test_no_plumbing(notebook):
 
 
 def test_no_number_is_typed_into_prose(notebook):
-    """Results are computed: no prose may hold a decimal fraction but the original's settings."""
+    """Results are computed: prose contains no decimal fraction except the original's settings."""
     allowed = {"0.1", "0.5"}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -128,15 +128,15 @@ def test_every_figure_has_its_values(executed):
     assert all(figure["csv"].count("\n") > 1 for figure in figures)
 
 
-def test_notebooks_tell_what_data_their_pictures_are_of(executed):
-    """Synthetic faces and digits are called so wherever they are seen."""
+def test_notebooks_name_the_data_of_their_pictures(executed):
+    """Synthetic faces and digits are labelled as such wherever they are shown."""
     for notebook in executed.values():
         outputs = [output.get("data", {}) for cell in code(notebook) for output in cell.outputs]
         if any("image/png" in data for data in outputs):
             assert any("Data: " in data.get("text/markdown", "") for data in outputs)
 
 
-def test_executed_notebooks_hold_no_litter(executed):
+def test_executed_notebooks_have_no_stray_output(executed):
     text = json.dumps(executed)
     assert "it/s]" not in text
     assert "widget-view" not in text

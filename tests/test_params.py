@@ -65,7 +65,7 @@ def test_profiles_are_valid(profile, chapter):
         ),
     ],
 )
-def test_original_is_the_homeworks_setting(chapter, settings):
+def test_original_has_the_homeworks_settings(chapter, settings):
     original = profiles.load("original", chapter).model_dump()
     assert settings.items() <= original.items()
     if chapter == "gan":
@@ -150,7 +150,7 @@ def test_the_gan_is_compared_with_the_vae_that_chapter_1_trains():
 
 @pytest.mark.parametrize(("chapter", "used"), [("gan", "vae"), ("pixelda", "dann")])
 def test_parameters_do_not_change_with_the_disk(tmp_path, monkeypatch, chapter, used):
-    """A run could otherwise be trained by values that its name does not cover."""
+    """Otherwise a run could be trained with values that its name does not cover."""
     shutil.copytree(paths.PARAMS, tmp_path / "params")
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
     chosen = profiles.load("smoke", chapter)

@@ -1,4 +1,4 @@
-"""Whatever is typed or lies in a file: it is understood, or one clear error says what is wrong."""
+"""Any typed text or file content is understood, or one clear error says what is wrong."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=20)
 
 
 def attempt(function, named):
-    """What a function returns, or None if it refuses, with an error that names what it is about."""
+    """What a function returns, or None if it refuses with an error that names the cause."""
     try:
         return function()
     except UserError as error:
@@ -41,7 +41,7 @@ def attempt(function, named):
 
 
 @given(st.sampled_from(list(profiles.CHAPTERS)), NAMES, st.integers() | st.booleans() | NAMES)
-def test_an_assignment_is_what_yaml_makes_of_it(chapter, name, value):
+def test_an_assignment_is_parsed_as_yaml(chapter, name, value):
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
     found = profiles.parse_assignments([f"{chapter}.{name}={text}"])
     assert found[chapter] == {name: value}

@@ -46,7 +46,7 @@ def test_the_originals_networks():
     assert [m.out_channels for m in convolutions] == [64, 128, 256, 512, 1]
 
 
-def test_noise_and_source_decide_a_translation(method, pair):
+def test_a_translation_depends_on_noise_and_source(method, pair):
     images = pair.source.train.images  # more than one chunk
     z = method.noise(len(images))
     first, again = method.translate(images, z), method.translate(images, z)
@@ -143,7 +143,7 @@ def test_the_generators_loss_is_the_weighted_sum(batch):
 
 
 @pytest.mark.parametrize(("patient", "knows"), [(True, True), (True, False), (False, False)])
-def test_generated_images_teach_a_patient_classifier_as_far_as_it_has_learned(
+def test_with_warm_up_generated_images_train_the_classifier_as_far_as_it_has_learned(
     batch, patient, knows
 ):
     method = built("pixelda", augmentation="none", patient=patient)
@@ -196,7 +196,7 @@ def test_the_originals_error_updates_the_classifier_with_the_generator(batch, mo
     assert taken == {2}
 
 
-def test_a_discriminator_that_has_learned_is_seen(method):
+def test_discriminator_accuracy_shows_what_it_has_learned(method):
     for _ in range(60):
         terms = method._train_discriminator(torch.ones(16, 3, 32, 32), torch.zeros(16, 3, 32, 32))
     assert terms["discriminator_accuracy"] > 0.9

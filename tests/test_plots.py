@@ -1,4 +1,4 @@
-"""Each plot draws small data, labels its axes and keeps its values; what a reader would miss."""
+"""Each plot draws small data, labels its axes, keeps its values and hides nothing."""
 
 import itertools
 import subprocess
@@ -82,7 +82,7 @@ def test_a_plot_fits_a_page_and_keeps_its_values(name):
         assert figure.get_supylabel() or figure.axes[0].get_xlabel() or figure.axes[0].get_ylabel()
 
 
-def test_the_users_matplotlibrc_decides_nothing(tmp_path):
+def test_the_users_matplotlibrc_is_ignored(tmp_path):
     (tmp_path / "matplotlibrc").write_text("image.origin: lower\nfont.size: 30\nbackend: svg\n")
     script = (
         "import matplotlib as mpl\n"
@@ -110,7 +110,7 @@ def test_names_of_domains_are_those_of_the_papers():
     assert style.domain_name("other") == "other"
 
 
-def test_rows_stand_below_each_other_and_pairs_apart():
+def test_rows_are_stacked_and_pairs_separated():
     rows = images.digit_rows(DIGITS, 2)
     ax = images.image_rows(rows * 2, list("abcd"), over=images.DIGITS, blocks=2)
     assert [label.get_text() for label in ax.get_yticklabels()] == list("abcd")
@@ -121,7 +121,7 @@ def test_rows_stand_below_each_other_and_pairs_apart():
     assert (sheet[16, 3 * 34 : 3 * 34 + 32] == 60).all()
 
 
-def test_a_digit_that_is_lacking_leaves_its_place_grey():
+def test_a_missing_digit_leaves_a_grey_cell():
     some = DIGITS.labels != 4
     (row,) = images.digit_rows(LabelledImages(DIGITS.images[some], DIGITS.labels[some]))
     assert row.shape == (10, 3, 32, 32)
@@ -129,19 +129,19 @@ def test_a_digit_that_is_lacking_leaves_its_place_grey():
     assert (row[5] == 100).all()
 
 
-def test_a_level_above_the_curves_is_seen():
+def test_a_level_above_the_curves_is_visible():
     panels = [("loss", {"loss": "train"})]
     figure = curves.line_panels(HISTORY, panels, levels={"real images": 1.0})
     low, high = figure.axes[0].get_ylim()
     assert low == 0 < 1.0 < high
 
 
-def test_what_was_not_measured_has_no_place_in_the_legend():
+def test_unmeasured_columns_are_not_in_the_legend():
     figure = curves.line_panels(HISTORY, [("loss", {"loss": "train", "kid": "KID"})])
     assert figure.axes[0].get_legend_handles_labels()[1] == ["train"]
 
 
-def test_losses_below_zero_are_seen():
+def test_losses_below_zero_are_visible():
     figure = curves.line_panels(HISTORY.assign(loss=[0.5, 0, -0.4]), [("loss", {"loss": "train"})])
     assert figure.axes[0].get_ylim()[0] < -0.4
 
@@ -190,15 +190,15 @@ def test_digits_on_a_map_do_not_cover_each_other():
     assert distances.min() > 0.8
 
 
-def test_multiply_adds_of_a_transposed_convolution_count_what_goes_in():
+def test_multiply_adds_of_a_transposed_convolution_count_input_pixels():
     layer = nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
     (count,) = layers.layers(nn.Sequential(layer), (1, 8, 5, 5))["mult_adds"]
     # Each of 25 pixels in meets each weight; each of 100 out, in 4 channels, adds its bias.
     assert count == 25 * 8 * 4 * 16 + 4 * 100
 
 
-def test_only_what_feeds_a_block_has_an_arrow_to_it():
-    """The encoder's two heads stand side by side; PixelDA's image joins the spread noise."""
+def test_arrows_join_only_connected_blocks():
+    """The encoder's two heads are side by side; PixelDA's image is joined with the mapped noise."""
     encoder = layers.blocks(layers.layers(vae.Encoder((4, 8), latent_dim=16), (1, 3, 64, 64)))
     assert [block.beside for block in encoder] == [False, False, False, True]
     generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
@@ -208,7 +208,7 @@ def test_only_what_feeds_a_block_has_an_arrow_to_it():
     assert sum(isinstance(patch, FancyArrowPatch) for patch in ax.patches) == 2
 
 
-def test_small_networks_share_a_row_and_long_ones_go_on_in_the_next():
+def test_small_networks_share_a_row_and_long_ones_continue_in_the_next():
     figure = architecture.architecture({"F": BLOCKS * 6, "L": BLOCKS, "D": BLOCKS[1:]})
     first, second = ([text.get_text() for text in ax.texts] for ax in figure.axes)
     assert first.count("8×16×16") == 4
@@ -217,7 +217,7 @@ def test_small_networks_share_a_row_and_long_ones_go_on_in_the_next():
 
 
 def inside(widget):
-    """The widget and all that it holds."""
+    """The widget and everything that it contains."""
     return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
 
 
@@ -226,7 +226,7 @@ def control(widget, name):
     return found
 
 
-def test_a_map_shows_the_misclassified_alone():
+def test_a_map_can_show_misclassified_images_only():
     explorer = widgets.feature_maps([MAP])
     (plot,) = [w for w in inside(explorer) if hasattr(w, "data")]
     assert len(plot.data[0].x) == 30

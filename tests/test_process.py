@@ -1,4 +1,4 @@
-"""Processes of their own: results, errors, end; what they load; how they keep memory."""
+"""Subprocesses: results, errors and end; what they load; how they use memory."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ def test_it_answers_from_another_process(monkeypatch):
     assert stopwatch.so_far()["data"] > 100.0
 
 
-def test_its_errors_are_ours_and_say_where_they_come_from():
+def test_errors_are_passed_on_with_their_origin():
     with pytest.raises(UserError) as caught:
         run_in_subprocess("work:refuse", "luck")
     assert str(caught.value) == "no luck"
@@ -77,7 +77,7 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     assert not psutil.wait_procs(started, timeout=60)[1]
 
 
-def test_chapters_do_without_torchvision():
+def test_chapters_do_not_load_torchvision():
     program = (
         "import sys; from dlcvlib.evaluation import features; from dlcvlib.methods import dcgan; "
         "features.inception(); assert 'torchvision' not in sys.modules"
@@ -119,7 +119,7 @@ def test_kernels_keep_what_a_training_step_frees(monkeypatch, tmp_path, tuned, f
     assert os.environ == before
 
 
-def test_resident_memory_is_that_of_all_processes():
+def test_resident_memory_covers_all_processes():
     own = resident_bytes()
     assert 0.5 < own / (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) < 1.5
     program = "block = bytearray(10**8); print(flush=True); input()"

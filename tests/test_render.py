@@ -1,4 +1,4 @@
-"""From executed notebooks to a page: what is shown, linked, and kept from doing harm."""
+"""From executed notebooks to a page: what is shown, linked and escaped."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ def png():
 
 
 def shown(source, *bundles, metadata=None):
-    """A code cell that has run: a payload's kind stands for the payload."""
+    """An executed code cell, whose outputs contain their kind as payload."""
     cell = nbformat.v4.new_code_cell(source, execution_count=1)
     for data in bundles:
         if MIME in data:
@@ -76,7 +76,7 @@ DESCRIBED = provenance.describe({}, 0.0, {}, {}, ABOUT)
 
 
 class Made:
-    """A report of notebooks that have run, and of one, 4-4, that is not in it."""
+    """A report of executed notebooks, without 4-4."""
 
     def __init__(self, tmp_path, failures=None, **notebooks):
         books = {
@@ -165,7 +165,7 @@ def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):
     assert [td.get_text() for td in cover.select("td")][:4] == list(row.values())
 
 
-def test_runs_are_named_once_at_a_problems_end(tmp_path):
+def test_runs_are_named_once_at_the_end_of_a_problem(tmp_path):
     names = [f"vae-{n}" for n in range(6)]
     cell = shown("1", {MIME: {"kind": "values", "runs": names}})
     made = Made(tmp_path, p1_1=[cell, cell])

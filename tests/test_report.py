@@ -1,4 +1,4 @@
-"""The report as a reader, another program and a later run find it."""
+"""The report as seen by a reader, another program and a later run."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ def test_every_problem_has_numbered_tables(page):
     assert found == set(PROBLEMS)
 
 
-def test_a_deviation_stays_beside_its_mean(page):
+def test_a_deviation_is_shown_with_its_mean(page):
     texts = [each.get_text() for each in page.select("td, caption, figcaption, p")]
     signs = [text for text in texts if "±" in text]
     assert signs
@@ -73,7 +73,7 @@ def test_references_from_notebook_to_notebook_are_links(page):
     assert all(page.find("a", href=f"#{label}") for label in referred)
 
 
-def test_links_within_the_page_lead_somewhere(page):
+def test_links_within_the_page_have_targets(page):
     targets = {tag["id"] for tag in page.find_all(id=True)}
     links = [a["href"] for a in page.find_all("a", href=True)]
     assert all(link.startswith("#") and link[1:] in targets for link in links)
@@ -158,7 +158,7 @@ def test_documented_keys_are_there(smoke_report):
 
 
 def test_every_methods_accuracies_are_its_own(smoke_report):
-    """Chapters 3 and 4 by pair, against the tables that set them side by side."""
+    """Chapters 3 and 4 by pair, compared with the tables that combine them."""
     results = json.loads((smoke_report[0] / "results.json").read_text())
     closed, standings = (
         pd.DataFrame(results[problem][name])
@@ -172,7 +172,7 @@ def test_every_methods_accuracies_are_its_own(smoke_report):
             assert theirs[method] == mean_text(results["4-1"][pair][key]["accuracy"], 3)
 
 
-def test_figures_lie_beside_the_report(smoke_report):
+def test_figures_are_written_beside_the_report(smoke_report):
     folder = smoke_report[0] / "figures"
     pictures = [p for p in folder.iterdir() if p.suffix in (".png", ".svg")]
     assert len(pictures) >= 15
@@ -182,8 +182,8 @@ def test_figures_lie_beside_the_report(smoke_report):
     assert (folder / "1-3.1-reconstructions.png").is_file()
 
 
-def test_a_folder_of_two_domains_of_the_least_size(tmp_path, capsys):
-    """As the homework's shared data have them: the one pair that can be run is."""
+def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
+    """As in the homework's shared data: the only pair that can be run is run."""
     from dlcvlib.report.cli import main
 
     root = digit_folder(tmp_path / "mine", ["usps", "mnistm"], train=60, test=20)
@@ -234,7 +234,7 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, caps
     assert "failed" not in json.loads((small.out / "results.json").read_text())["1-1"]
 
 
-def test_figures_of_earlier_reports_go(small):
+def test_figures_of_earlier_reports_are_removed(small):
     (small.out / "figures").mkdir(parents=True)
     (small.out / "figures" / "old.png").write_bytes(b"x")
     (small.out / execute.MARK).touch()

@@ -1,4 +1,4 @@
-"""Runs on disk: reused when nothing has changed, trained again when anything has."""
+"""Runs on disk: reused if nothing has changed, otherwise retrained."""
 
 import contextlib
 import gc
@@ -45,7 +45,7 @@ def test_the_second_call_trains_nothing(train, fitted, monkeypatch):
     assert runs.handed_out == [first.name]
 
 
-def test_what_a_run_leaves(train):
+def test_files_of_a_run(train):
     run = train("dcgan", keep_snapshots=False)
     left = sorted(path.name for path in run.folder.iterdir())
     assert left == ["history.csv", "model.safetensors", "provenance.json", "settings.yaml"]
@@ -58,8 +58,8 @@ def test_what_a_run_leaves(train):
     assert record["parameters"] == sum(p.numel() for m in players for p in m.parameters())
 
 
-def test_a_training_leaves_no_tensors_behind(train):
-    """Autocast leaves modules in reference cycles, which the collector seldom comes for."""
+def test_training_leaves_no_tensors_behind(train):
+    """Autocast leaves modules in reference cycles, which are rarely collected."""
 
     def alive(seed):
         train("vae", precision="bf16", seed=seed)
@@ -90,7 +90,7 @@ def identity(settings=None, fingerprint="f", method="vae"):
     return runs.identity_of(class_of(method), settings or settings_of(method), data)
 
 
-def test_settings_data_and_versions_decide_a_run(smoke, monkeypatch):
+def test_settings_data_and_versions_determine_a_run(smoke, monkeypatch):
     one = identity()
     assert identity() == one
     assert identity(settings_of("vae", seed=1)) != one
@@ -127,7 +127,7 @@ def test_settings_data_and_versions_decide_a_run(smoke, monkeypatch):
         ("utils/storage", set()),
     ],
 )
-def test_code_that_trains_decides_a_run_and_no_other(module, affected, monkeypatch):
+def test_only_code_that_trains_determines_a_run(module, affected, monkeypatch):
     """Nor do comments and docstrings."""
 
     def codes():
@@ -157,7 +157,7 @@ def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypa
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "history.csv"])
-def test_what_is_damaged_is_trained_again(train, fitted, capsys, file):
+def test_a_damaged_run_is_retrained(train, fitted, capsys, file):
     run = train("vae")
     flip(run.folder / file)
     again = train("vae")
@@ -167,7 +167,7 @@ def test_what_is_damaged_is_trained_again(train, fitted, capsys, file):
 
 
 @pytest.mark.parametrize("harm", [flip, cut, lambda path: path.unlink()])
-def test_a_snapshot_that_is_lost_leaves_the_model_alone(train, fitted, capsys, harm):
+def test_a_lost_snapshot_does_not_affect_the_model(train, fitted, capsys, harm):
     changes = {"steps": 6, "ema_decay": 0.9, "keep_snapshots": True}
     run, z = train("dcgan", **changes), torch.randn(4, 8)
     assert list(run.snapshots) == [3, 6]
@@ -183,7 +183,7 @@ def test_a_snapshot_that_is_lost_leaves_the_model_alone(train, fitted, capsys, h
     assert torch.equal(again.snapshots[6].sample(z), late)
 
 
-def test_checkpoints_that_a_kill_at_the_end_has_left_go(train):
+def test_checkpoints_left_by_a_late_kill_are_removed(train):
     run = train("vae")
     for name in ("checkpoint-12.safetensors", "checkpoint.json"):
         (run.folder / name).write_bytes(b"left")
@@ -208,7 +208,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_what_a_kill_leaves_is_swept(tmp_path):
+def test_temporary_files_left_by_a_kill_are_removed(tmp_path):
     (tmp_path / f"{storage.TEMPORARY}a.safetensors").write_text("half")
     (tmp_path / f"{storage.TEMPORARY}b").mkdir()
     (tmp_path / f"{storage.TEMPORARY}b" / "c.ipynb").write_text("half")
@@ -217,7 +217,7 @@ def test_what_a_kill_leaves_is_swept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
-def test_tensors_come_back_as_they_were(tmp_path):
+def test_tensors_are_restored_unchanged(tmp_path):
     tensors = {"a": torch.randn(2, 3).to(torch.bfloat16), "b": torch.arange(4)}
     path = tmp_path / "t.safetensors"
     storage.write_tensors(path, tensors, {"step": 3})
@@ -259,7 +259,7 @@ def test_what_another_process_trains_comes_last(shared, fitted, tmp_path, monkey
     assert fitted == [1, 2, 0]
 
 
-def test_where_others_train_all_the_rest_it_is_waited_for(shared, fitted, tmp_path, monkeypatch):
+def test_runs_that_others_train_are_waited_for(shared, fitted, tmp_path, monkeypatch):
     jobs, other = shared
 
     @contextlib.contextmanager

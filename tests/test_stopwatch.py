@@ -1,4 +1,4 @@
-"""The stopwatch, on a clock that the test turns."""
+"""The stopwatch, with a clock that the test controls."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from dlcvlib.utils.stopwatch import timed
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Call it with seconds that pass."""
+    """Call it with the seconds that should pass."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stopwatch.take()

@@ -1,4 +1,4 @@
-"""What several runs say: variants of settings, and verdicts on claims."""
+"""Conclusions from several runs: variants of settings, and verdicts on claims."""
 
 import math
 
@@ -24,7 +24,7 @@ from dlcvlib.utils.errors import UserError
     ],
 )
 def test_verdicts(worse, better, verdict):
-    """One seed, and seeds without a spread, say nothing."""
+    """A single seed, or seeds without a spread, are inconclusive."""
     found = significance.compare("it is better", "error", pd.Series(worse), pd.Series(better))
     assert found["verdict"] == verdict
     assert (found["claim"], found["measure"]) == ("it is better", "error")
@@ -36,7 +36,7 @@ def test_standard_error_of_a_difference():
     assert found["standard_error"] == pytest.approx(math.sqrt(1 / 3 + 12 / 3))
 
 
-def test_the_rule_passes_by_chance_as_often_as_it_says():
+def test_the_rule_passes_by_chance_as_often_as_stated():
     rng = np.random.default_rng(0)
     runs = rng.normal(size=(4000, 2, 2))
     error = np.sqrt(runs.var(2, ddof=1).sum(1) / 2)
@@ -66,7 +66,7 @@ def test_means_with_their_spread():
     assert significance.mean_text([], 2) == significance.mean_text([math.nan], 2) == "–"
 
 
-def test_variants_differ_from_the_base_in_their_change_alone(faces, tmp_path):
+def test_variants_differ_from_the_base_only_in_their_change(faces, tmp_path):
     base, measured = settings_of("vae", steps=2), []
 
     def measure(variant, run):

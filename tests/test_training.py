@@ -1,4 +1,4 @@
-"""The loop: schedules, batches, noise, several processes, interrupts, and numbers that go wrong."""
+"""The loop: schedules, batches, noise, several processes, interrupts, and non-finite numbers."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_each_step_has_the_rate_of_its_schedule(tmp_path, schedule):
     assert run.history["learning_rate"].tolist() == pytest.approx(expected)
 
 
-def test_each_step_and_seed_has_noise_of_its_own(tmp_path):
+def test_each_step_and_seed_has_its_own_noise(tmp_path):
     drawn = []
 
     class Noisy(Line):
@@ -136,7 +136,7 @@ def test_prior_samples_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize(("steps", "at"), [(4, [2, 4]), (5, [3, 5]), (240, [80, 160, 240])])
-def test_validations_are_at_even_distances_and_at_the_end(tmp_path, steps, at):
+def test_validations_are_evenly_spaced_and_at_the_end(tmp_path, steps, at):
     history = fit(tmp_path, steps=steps).history
     assert history["step"].tolist() == list(range(1, steps + 1))
     assert history.dropna()["step"].tolist() == at
@@ -195,7 +195,7 @@ PartialState().destroy_process_group()
 """
 
 
-def test_processes_that_share_batches_give_what_one_gives(tmp_path):
+def test_processes_that_share_batches_match_a_single_one(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROCESS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -211,7 +211,7 @@ def test_processes_that_share_batches_give_what_one_gives(tmp_path):
         torch.testing.assert_close(torch.tensor(found), weight.flatten(), atol=1e-5, rtol=1e-4)
 
 
-def test_a_run_continues_with_as_many_processes_as_began_it(tmp_path, before_step):
+def test_a_run_continues_only_with_the_same_number_of_processes(tmp_path, before_step):
     with before_step(Line, 3, interrupt), pytest.raises(KeyboardInterrupt):
         fit(tmp_path)
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -225,7 +225,7 @@ def test_a_run_continues_with_as_many_processes_as_began_it(tmp_path, before_ste
 
 
 @pytest.mark.parametrize("processes", [3, 8])
-def test_batches_that_cannot_be_shared_out_are_refused(processes):
+def test_batches_that_cannot_be_divided_are_refused(processes):
     batch = torch.zeros(8, 3), torch.zeros(8)
     with pytest.raises(UserError, match=f"8 cannot be divided evenly.* {processes} processes"):
         loop._share(batch, 0, processes)
@@ -252,7 +252,7 @@ def test_an_interrupt_waits_for_the_step_and_loses_none(train, before_step, monk
 
 
 def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
-    """Also where this machine would choose another one by then."""
+    """Even if this machine would now choose another one."""
     chosen = ["bf16"]
     monkeypatch.setattr(device, "choose", lambda *_: (chosen[-1], "for a test"))
     whole = train("vae", "whole", steps=9, precision="auto")
@@ -265,8 +265,8 @@ def test_a_resumed_run_keeps_its_precision(train, before_step, monkeypatch):
 
 
 @pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])
-def test_slow_checkpoints_come_less_often(tmp_path, monkeypatch, cost, saves):
-    """On a clock by which a step takes a second: every 30 s, or at 2 % of the time."""
+def test_slow_checkpoints_are_written_less_often(tmp_path, monkeypatch, cost, saves):
+    """With a clock on which a step takes a second: every 30 s, or 2% of the time."""
     now, taken = 0.0, []
 
     class Stepping(Line):

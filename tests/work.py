@@ -1,4 +1,4 @@
-"""What `run_in_subprocess` is asked to run in tests; imports nothing that takes time."""
+"""Functions for `run_in_subprocess` to run in tests; nothing here is slow to import."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A full disk: one error that names the path and the space, and what was there before is whole."""
+"""A full disk: one error that names path and space needed, and earlier files stay intact."""
 
 import re
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are fre
 def test_at_a_checkpoint_the_last_good_one_stays(
     smoke, faces, tmp_path, before_step, disk_full_beyond
 ):
-    """The disk fills up after step 9; with room again the run ends as if nothing had been."""
+    """The disk fills up after step 9; once there is space, the run ends as if undisturbed."""
     settings = smoke(steps=20, precision="fp32").settings
     whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
     with ExitStack() as stack:
@@ -49,7 +49,7 @@ def test_at_prepared_data(smoke, tmp_path, disk_full_beyond):
 
 @pytest.mark.usefixtures("unrendered")
 def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
-    """The executed notebook cannot be kept: it failed, and the report says so."""
+    """The executed notebook cannot be saved: it counts as failed, and the report says so."""
     small.write(p1_1=["'before'"])
     assert small.make()
     small.write(p1_1=["'after'"])
@@ -72,8 +72,8 @@ def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
     assert "'after'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
 
 
-def test_at_each_part_of_the_report(small, disk_full_beyond, monkeypatch):
-    """Whichever part does not fit, all of the old report is still there."""
+def test_while_writing_each_part_of_the_report(small, disk_full_beyond, monkeypatch):
+    """Whichever part does not fit, the old report stays complete."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731
     monkeypatch.setattr(execute, "run_in_subprocess", here)

@@ -1,4 +1,4 @@
-"""Hostile input: nothing is unpickled, nothing is run, nothing is read that was not offered."""
+"""Hostile input: nothing is unpickled, executed, or read from outside of the given folders."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ from dlcvlib.utils.errors import UserError
 
 
 class Payload:
-    """Pickled, it makes a file when it is loaded."""
+    """Pickled, it creates a file when it is loaded."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -34,14 +34,14 @@ class Payload:
 
 @pytest.fixture
 def malicious(tmp_path):
-    """A pickle that leaves a mark when it is loaded, and the check that it has not been."""
+    """A pickle that leaves a file when it is loaded, and the check that it was not."""
     mark = tmp_path / "was-here"
     yield pickle.dumps(Payload(mark))
     assert not mark.exists()
 
 
 def test_the_pickle_would_work(tmp_path):
-    """Else the tests below could not fail."""
+    """Otherwise the tests below could not fail."""
     mark = tmp_path / "was-here"
     pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()
@@ -59,8 +59,8 @@ def test_in_each_file_of_a_run(smoke, faces, tmp_path, malicious):
         assert path.read_bytes() != malicious
 
 
-def test_in_a_run_that_vouches_for_it(smoke, faces, tmp_path, malicious, capsys):
-    """Hash and seal are right: whoever wrote this had the whole folder in hand."""
+def test_in_a_run_with_matching_hashes(smoke, faces, tmp_path, malicious, capsys):
+    """Hash and seal are valid: the attacker controlled the whole folder."""
     settings = smoke(steps=4, precision="fp32").settings
     run = train_or_load(vae.VAE, settings, faces, tmp_path)
     model = run.folder / "model.safetensors"
@@ -129,7 +129,7 @@ def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
 CALL = "!!python/object/apply:builtins.open [{!r}, 'w']"
 
 
-def test_yaml_tags_reach_no_code(tmp_path, monkeypatch):
+def test_yaml_tags_run_no_code(tmp_path, monkeypatch):
     mark = tmp_path / "was-here"
     yaml.unsafe_load(CALL.format(str(mark))).close()
     assert mark.exists()  # it would
@@ -173,15 +173,15 @@ META = {"__metadata__": {"meta": "{}"}}
     ],
     ids=["oversized", "overlapping", "outside", "no body", "no meta", "bad meta", "deep", "empty"],
 )
-def test_a_file_that_lies_is_refused(tmp_path, content):
+def test_a_file_with_a_false_header_is_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(storage.DamagedFileError, match="refused"):
         storage.read_tensors(path, storage.sha256(path))
 
 
-def test_the_form_above_is_right(tmp_path):
-    """Else the tests above could not fail."""
+def test_the_form_above_is_valid(tmp_path):
+    """Otherwise the tests above could not fail."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors({"a": tensor(0, 8)} | META, body=b"\0" * 8))
     tensors, meta = storage.read_tensors(path, storage.sha256(path))

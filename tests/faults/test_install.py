@@ -34,7 +34,7 @@ sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).pare
 import venv
 venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
 """
-"""Makes a venv without installing the real pip, which would take seconds."""
+"""Creates a venv without installing the real pip, which would take seconds."""
 PROJECT = """
 [project]
 name = "stand-in"
@@ -45,7 +45,7 @@ dependencies = ["needed>=1"]
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout whose only dependency the stand-in for pip installs; it says whether it could."""
+    """A checkout whose only dependency comes from the stand-in for pip; it prints the result."""
     for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -87,7 +87,7 @@ def start(checkout, *arguments, script="./run_all.sh", cwd=None, env=()):
 
 
 def wait_for(path, process):
-    """Until the process has made the file; it must not end before."""
+    """Wait until the process has created the file; it must not end before."""
     while not path.exists():
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
@@ -122,8 +122,8 @@ def test_an_installation_that_fails_ends_it(checkout):
     assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
 
 
-def test_what_somebody_else_has_made_is_never_removed(checkout):
-    """A folder of theirs is no environment; a venv of theirs is installed into, again and again."""
+def test_folders_of_others_are_never_removed(checkout):
+    """Another folder is not an environment; another venv is installed into, repeatedly."""
     (checkout / "broken").touch()
     thesis = checkout / "else where" / "thesis.txt"
     thesis.parent.mkdir()
@@ -149,14 +149,14 @@ def test_what_somebody_else_has_made_is_never_removed(checkout):
     assert not (checkout / "new").exists()
 
 
-def test_what_can_be_had_is_taken_where_the_tested_versions_cannot(checkout):
+def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkout):
     (checkout / "other-versions").touch()
     out, said = start(checkout).communicate(timeout=120)
     assert out == "has 1.0\n"
     assert "Not all versions of constraints.txt are available here" in said
 
 
-def test_arguments_arrive_and_paths_are_those_of_where_it_was_started(checkout):
+def test_arguments_are_passed_on_and_paths_are_relative_to_the_start(checkout):
     elsewhere = checkout / "else where"
     elsewhere.mkdir()
 

@@ -1,4 +1,4 @@
-"""Killed at any moment, again and again, a report ends as if it had never been."""
+"""Killed at any moment, repeatedly, a report ends as if it had not been killed."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from dlcvlib.utils import storage
 
 KILLS = 12
 PROBLEMS = "1-2,2-2,3-2,4-1"
-"""One of each method's; what they show holds no times."""
+"""One per method; their output contains no times."""
 SETTINGS = {
     "vae.steps": 40,
     "vae.precision": "fp32",
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 class Report:
-    """A report whose trainings keep a checkpoint at every chance."""
+    """A report that saves checkpoints at every opportunity."""
 
     def __init__(self, base):
         self.base = base
@@ -65,7 +65,7 @@ class Report:
 
 
 def kill(process):
-    """SIGKILL to the process, its workers and its kernels at once, as when the power fails."""
+    """SIGKILL to the process, its workers and its kernels at once, as in a power failure."""
     top = psutil.Process(process.pid)
     for one in [top, *top.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,7 +75,7 @@ def kill(process):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The report that nobody disturbed."""
+    """The uninterrupted report."""
     report = Report(tmp_path_factory.mktemp("whole"))
     started = time.monotonic()
     process = report.start()
@@ -86,10 +86,10 @@ def whole(tmp_path_factory):
 
 
 def test_killed_at_random_moments(whole, tmp_path):
-    """`KILLS` times, by a clock that knows nothing of what is going on.
+    """`KILLS` times, at random times independent of what is happening.
 
-    The moments are spread evenly over what a report takes, in a random order; when it is done
-    early, what is left to disturb is shorter.
+    The times are spread evenly over a report's duration, in random order; once the report ends
+    early, the remaining range is shorter.
     """
     report, rng = Report(tmp_path), random.Random(0)
     moments, longest = rng.sample(range(KILLS), KILLS), whole.seconds
@@ -116,7 +116,7 @@ def test_killed_at_random_moments(whole, tmp_path):
     assert leftovers == []
 
 
-def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path):
+def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
     arguments = ["train", "vae", "--profile", "smoke", "--set", "vae.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlcvlib", *arguments, "--runs-dir", str(tmp_path)],

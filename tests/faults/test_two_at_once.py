@@ -1,4 +1,4 @@
-"""Two at once: each thing is made once, the other waits, says for whom, and takes it."""
+"""Two at once: all is computed once; the second waits, says for whom, and uses the result."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def make():
     return {"a": torch.zeros(3)}, {}
 print(storage.cached(path, make)[0]["a"].tolist())
 """
-"""Makes a thing as soon as it is told to, on standard input."""
+"""Creates a file as soon as it is told to on standard input."""
 
 
 def start(*arguments):
@@ -40,7 +40,7 @@ def start(*arguments):
 
 
 def read_until(stream, text):
-    """What a process prints up to the line that holds a text."""
+    """The output of a process up to the line that contains a text."""
     lines = []
     for line in stream:
         lines.append(line)
@@ -49,7 +49,7 @@ def read_until(stream, text):
     raise AssertionError(f"{text!r} was never printed: {lines}")
 
 
-def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
+def test_the_second_waits_names_the_first_and_uses_the_result(tmp_path):
     path = tmp_path / "thing.safetensors"
     first = start("-c", MAKE, path, "first")
     read_until(first.stdout, "making")
@@ -62,7 +62,7 @@ def test_the_second_waits_says_for_whom_and_takes_the_result(tmp_path):
     assert not (tmp_path / "made-by-second").exists()
 
 
-def test_a_dead_holders_lock_is_free(tmp_path):
+def test_the_lock_of_a_dead_process_is_free(tmp_path):
     path = tmp_path / "thing.safetensors"
     dead = start("-c", MAKE, path, "dead")
     read_until(dead.stdout, "making")
@@ -76,7 +76,7 @@ def test_a_dead_holders_lock_is_free(tmp_path):
 
 
 def run_name(tmp_path):
-    """The folder of smoke's VAE."""
+    """The folder of the VAE of profile smoke."""
     chosen = profiles.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
     faces = load_faces(chosen)
     return train_or_load(vae.VAE, chosen.settings, faces, chosen.runs_dir).name
@@ -84,7 +84,7 @@ def run_name(tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "report"])
 def test_two_commands_in_one_checkout(tmp_path, command):
-    """Both meet a lock that the test holds; let go, both succeed, and the run is trained once."""
+    """Both wait for a lock that the test holds; after its release both succeed and train once."""
     out = ["--out", tmp_path / "report", "--only", "1-2"] if command == "report" else ["vae"]
     arguments = [command, *out, "--profile", "smoke", "--runs-dir", tmp_path / "runs"]
     wanted = tmp_path / "report" / ".report"
