@@ -151,7 +151,9 @@ def train_or_load(
                 finally:
                     gc.collect()  # autocast leaves modules and gradients in reference cycles
                     gc.unfreeze()
-                run = _load(folder, method, settings)
+    if run is None:
+        # Only now has every process left the lock, so that the main one has written all of it.
+        run = _load(folder, method, settings)
     if run is None:
         raise storage.DamagedFileError(f"{folder} was just written but cannot be read")
     if name not in handed_out:

@@ -1,11 +1,14 @@
-"""A damaged cache: damage to any file is detected, named, set aside and repaired."""
+"""A damaged cache: every file that is read again is noticed, named, set aside and made again."""
+
+from pathlib import Path
 
 import pytest
-from conftest import interrupt
+import torch
+from conftest import cut, flip, interrupt
 
 from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
-from dlcvlib.evaluation import adaptation, features
+from dlcvlib.evaluation import features, latent
 from dlcvlib.methods import dcgan, vae
 from dlcvlib.report import execute
 from dlcvlib.training.runs import train_or_load
@@ -70,22 +73,18 @@ def test_prepared_data(smoke, tmp_path, damage, name, capsys):
     assert after.train.images.equal(before.train.images)
 
 
-def test_a_cached_map(tmp_path, damage, digits, capsys):
-    from dlcvlib.evaluation import feature_spaces
-
-    chosen = profiles.load("smoke", "dann", {"runs_dir": str(tmp_path), "seeds": [0]})
-    scores = adaptation.source_only(chosen, digits)
-    pair = next(iter(digits.pairs.values()))
-    before = feature_spaces.feature_map(pair, scores, chosen)
+def test_a_cached_map(tmp_path, damage, capsys):
+    features = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    before = latent.tsne(features, 5.0, 0, tmp_path)
     (path,) = tmp_path.rglob("tsne*.safetensors")
     damage(path)
-    after = feature_spaces.feature_map(pair, scores, chosen)
+    after = latent.tsne(features, 5.0, 0, tmp_path)
     assert f"{path} is damaged" in capsys.readouterr().out
-    assert after.points == pytest.approx(before.points, abs=1e-3)
+    assert after == pytest.approx(before, abs=1e-3)
 
 
-def test_damage_found_by_two_processes_at_once(tmp_path, monkeypatch):
-    """The slower one, which finds the file gone, reports it as if it had been the first."""
+def test_damage_that_two_processes_find_at_once(tmp_path, monkeypatch):
+    """The slower one, which finds the file gone, says so as if it had been the first."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"damaged")
     real = storage.sha256
@@ -102,7 +101,7 @@ def test_damage_found_by_two_processes_at_once(tmp_path, monkeypatch):
         storage.check(path, "another")
 
 
-def test_a_half_written_map_is_removed(tmp_path):
+def test_half_a_map_that_a_kill_has_left_goes(tmp_path):
     path = tmp_path / "thing.safetensors"
     half, others = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
     for left in (half, others):
@@ -128,25 +127,31 @@ def test_an_executed_notebook(small, damage, capsys):
         assert execute.reuse(task)
 
 
-def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path, damage):
-    """The first and last page leave out a run whose record is damaged, and do not quote it."""
+def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path):
+    """The report does without a run whose record is damaged or gone, and counts it."""
     run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path / "runs")
-    cell = f"""
-import pandas as pd
-from types import SimpleNamespace
-from dlcvlib.report.exhibits import Page
-runs = [SimpleNamespace(name={run.name!r})]
-Page("1-1").table(pd.DataFrame({{"a": [1]}}), "numbers", "Caption.", runs=runs)
-"""
-    small.write(p1_1=[cell])
+    handed = f"types.SimpleNamespace(handed_out=[{run.name!r}])"
+    cells = [
+        f"import sys, types\nsys.modules['dlcvlib.training.runs'] = {handed}",
+        "from dlcvlib.report.notebook import record\nrecord(a=1)",
+    ]
+    small.write(p1_1=cells, p1_2=["1"])
     assert small.make()
-    assert [r["run"] for r in small.results()["provenance"]["runs"]] == [run.name]
-    damage(run.folder / "provenance.json")
-    assert small.make()
-    assert small.results()["provenance"]["runs"] == []
+    provenance = small.results()["provenance"]
+    assert [record["run"] for record in provenance["runs"]] == [run.name]
+    assert "threads" in provenance["device"]
+    path = run.folder / "provenance.json"
+    whole = path.read_bytes()
+    for harm in (flip, cut, Path.unlink):
+        path.write_bytes(whole)
+        harm(path)
+        assert small.make()
+        provenance = small.results()["provenance"]
+        assert provenance["runs"] == []
+        assert "training runs without a record: 1" in provenance["device"]
 
 
-def test_half_written_files_are_never_read(smoke, faces, tmp_path):
+def test_what_a_kill_leaves_is_never_read(smoke, faces, tmp_path):
     """Half-written files under temporary names are swept and change nothing."""
     settings = smoke(steps=6, precision="fp32").settings
     whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
@@ -160,7 +165,7 @@ def test_half_written_files_are_never_read(smoke, faces, tmp_path):
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
 
 
-def test_every_file_of_a_run_has_a_hash(smoke, faces, tmp_path):
+def test_every_file_of_a_run_is_vouched_for(smoke, faces, tmp_path):
     run = train_or_load(vae.VAE, smoke(steps=6).settings, faces, tmp_path)
     names = {path.name for path in run.folder.iterdir()}
     assert names == {*run.provenance["files"], "provenance.json"}
