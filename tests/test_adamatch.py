@@ -125,7 +125,7 @@ def test_the_method_makes_its_own_views():
 
 
 def test_pseudo_labels_are_aligned_and_masked(pair, monkeypatch):
-    """By hand: nine in ten predict 0 at .6, one predicts 1 at .9; the source predicts both alike."""
+    """By hand: nine in ten predict 0 at .6, one predicts 1 at .9; the source, both alike."""
     method, data = built("adamatch", threshold=0.8), pair.adaptation()
     source, target = torch.zeros(60, 10), torch.zeros(60, 10)
     source[::2, 0], source[1::2, 1] = 1, 1
