@@ -133,7 +133,7 @@ def test_results(smoke_report):
     assert 0 <= results["1-5"]["auc"] <= 1
     assert len(results["1-6"]["sweep_runs"]["seed"]) == 8
     assert len(results["2-3"]["variant_runs"]["seed"]) == 2 * 12
-    verdicts = ("holds", "does not hold", "cannot be told here")
+    verdicts = ("supported", "contradicted", "inconclusive")
     assert set(results["2-3"]["verdicts"]["verdict"]) <= set(verdicts)
     assert results["2-4"]["kid"].keys() == {"VAE", "VAE, fitted", "GAN"}
     provenance = results["provenance"]
