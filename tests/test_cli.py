@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy():
         (["--set", "steps=1"], "expected CHAPTER.NAME=VALUE"),
         (["--only", ""], "--only names no problem: such as --only 1-1,1-3 or --only 2"),
         (["--only", ","], "--only names no problem: such as --only 1-1,1-3 or --only 2"),
-        (["--only", "1-33"], "no problem 1-33"),
+        (["--only", "1-33"], "unknown problem 1-33"),
         (["--out", "{taken}"], "report.pdf is no report's"),
     ],
 )
@@ -60,7 +60,8 @@ def test_bad_arguments_give_one_line_and_status_2(words, message, capsys, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [("folder:/nowhere", "no folder /nowhere"), ("cats", "none of embedded")]
+    ("data", "message"),
+    [("folder:/nowhere", "no folder /nowhere"), ("cats", "is not one of embedded")],
 )
 def test_missing_data_are_named(data, message, capsys, tmp_path):
     assert main(["report", "--out", str(tmp_path / "report"), "--only=1", "--data", data]) == 2

@@ -163,7 +163,7 @@ def test_a_chapter_selects_all_of_its_problems():
 
 def test_missing_or_repeated_problems_are_named(small):
     small.write(p1_1=[GOOD], p1_2=[GOOD])
-    with pytest.raises(UserError, match=r"no problem 9-9 \(there are: 1-1, 1-2;"):
+    with pytest.raises(UserError, match=r"unknown problem 9-9 \(there are: 1-1, 1-2;"):
         uptodate.chosen(["9-9"], small.folder)
     (small.folder / "1-2-copy.ipynb").touch()
     with pytest.raises(UserError, match=r"of a problem: 1-2-copy\.ipynb, 1-2-test\.ipynb$"):

@@ -130,7 +130,7 @@ def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "vae stopped after step " in error
-    assert "run it again to go on from there" in error
+    assert "run it again to continue from there" in error
     (folder,) = tmp_path.glob("vae-*/")
     pointer = storage.read_sealed(folder / "checkpoint.json")
     assert f"stopped after step {pointer['step']} of 100000" in error
