@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -124,11 +125,17 @@ def test_parameters_of_another_chapter_count_too(small):
     assert identities[0] != identities[1]
 
 
-def test_the_second_report_runs_nothing(smoke_report, capsys, monkeypatch):
+@pytest.fixture
+def made(smoke_report, tmp_path):
+    """The smoke report, copied since a second report would overwrite its results; and its runs."""
+    return Path(shutil.copytree(smoke_report[0], tmp_path / "report")), smoke_report[1]
+
+
+def test_the_second_report_runs_nothing(made, capsys, monkeypatch):
     """And `--explain` says so, without running what would be run."""
     from dlcvlib.report.cli import main
 
-    out, runs = smoke_report
+    out, runs = made
     files = [*runs.glob("*/model.safetensors"), *(out / "notebooks").glob("*.ipynb")]
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
     arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
@@ -140,9 +147,9 @@ def test_the_second_report_runs_nothing(smoke_report, capsys, monkeypatch):
     assert capsys.readouterr().out.count(" is reused") == len(PROBLEMS)
 
 
-def test_the_reports_own_process_loads_nothing_large(smoke_report):
+def test_the_reports_own_process_loads_nothing_large(made):
     """It lives as long as the notebooks run; torch alone would take 400 MB."""
-    out, runs = smoke_report
+    out, runs = made
     arguments = ["report", "--profile=smoke", f"--out={out}", f"--runs-dir={runs}"]
     program = (
         f"import sys; from dlcvlib.report.cli import main; assert main({arguments}) == 0; "
