@@ -201,18 +201,20 @@ def _picture(figure: Figure, salt: str) -> dict[str, Any]:
 
 def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
     """An exhibit as a MIME bundle; what is none is shown as pandas shows it."""
+    headline = "headline" in _cell.get("tags", [])
+    label = "" if headline else _label("tbl-")
+    if not (headline or label):
+        return {}
     frame, text = (shown.data if isinstance(shown, Styler) else shown), tables.as_text(shown)
-    if "headline" in _cell.get("tags", []):
+    if headline:
         rows = text.set_axis(list(frame), axis="columns").to_dict("records")
         return {MIME: _payload("headline", {}, rows=rows)}
-    if label := _label("tbl-"):
-        return {
-            "text/html": text.to_html(index=False, escape=True, border=0),
-            "text/markdown": tables.to_markdown(shown),
-            "text/plain": f"<{label}>",
-            MIME: _payload("table", {name_of(label): tables.flat(frame).to_dict("list")}),
-        }
-    return {}
+    return {
+        "text/html": text.to_html(index=False, escape=True, border=0),
+        "text/markdown": tables.to_markdown(shown),
+        "text/plain": f"<{label}>",
+        MIME: _payload("table", {name_of(label): tables.flat(frame).to_dict("list")}),
+    }
 
 
 def plain(value: Any) -> Any:
