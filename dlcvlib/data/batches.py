@@ -71,10 +71,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(memory_format=torch.channels_last).float().div_(255)
 
 
-def float_chunks(images: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A uint8 image set in chunks of `CHUNK`, converted by `to_float`, on the device."""
-    for chunk in images.split(CHUNK):
-        yield to_float(chunk.to(device))
+def float_chunks(rows: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Chunks of `CHUNK` rows on the device; images that are uint8 are converted by `to_float`."""
+    for part in rows.split(CHUNK):
+        chunk = part.to(device)
+        yield to_float(chunk) if chunk.dtype == torch.uint8 else chunk
 
 
 def random_flips(horizontal: bool, vertical: bool) -> Callable[[Tensor], Tensor]:

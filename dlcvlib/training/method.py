@@ -87,15 +87,20 @@ class Method(nn.Module):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def over(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Apply a function of float images to uint8 images (N, C, H, W), a chunk at a time.
+    def over(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Apply a function to inputs of equal length, a chunk at a time.
+
+        Args:
+            function: its arguments are on the device.
+            inputs: uint8 images (N, C, H, W), which the function gets as floats in 0..1, or
+                other tensors (N, …), which it gets as they are.
 
         Returns:
             The results, in evaluation mode, concatenated on the CPU; floats as float32.
         """
         with evaluating(self):
-            chunks = float_chunks(images, self.device)
-            result = torch.cat([function(chunk).cpu() for chunk in chunks])
+            chunks = zip(*(float_chunks(rows, self.device) for rows in inputs), strict=True)
+            result = torch.cat([function(*chunk).cpu() for chunk in chunks])
         return result.float() if result.is_floating_point() else result
 
 
