@@ -78,11 +78,7 @@ def adam(settings, *modules: nn.Module) -> torch.optim.Adam:
 
 def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
     """Kingma and Welling's, as in pytorch/examples."""
-    encoder = vae.Encoder(settings.channels, settings.latent_dim, settings.normalise_heads)
-    decoder = vae.Decoder(
-        settings.channels, settings.latent_dim, settings.decoder_kernel, settings.activation
-    )
-    encoder, decoder = encoder.to(DEVICE), decoder.to(DEVICE)
+    encoder, decoder = vae.Encoder(settings).to(DEVICE), vae.Decoder(settings).to(DEVICE)
     optimizer = adam(settings, encoder, decoder)
     for images, _ in batches(faces, settings.batch_size, FLIP):
         optimizer.zero_grad()
@@ -98,8 +94,8 @@ def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
 
 def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
     """The DCGAN tutorial of pytorch.org, with a moving average of the generator as in ours."""
-    generator = dcgan.Generator(settings.channels, settings.latent_dim, settings.kernel).to(DEVICE)
-    discriminator = dcgan.Discriminator(settings.channels, settings.kernel).to(DEVICE)
+    generator = dcgan.Generator(settings).to(DEVICE)
+    discriminator = dcgan.Discriminator(settings).to(DEVICE)
     averaged = torch.optim.swa_utils.AveragedModel(
         generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
     )
@@ -163,12 +159,8 @@ def train_pixelda(settings: PixelDASettings, source: Path, target: Path) -> Iter
     """eriklindernoren/PyTorch-GAN: generator and classifier, then the discriminator."""
     extractor, classifier = networks(settings)
     task = nn.Sequential(extractor, classifier)
-    generator = pixelda.Generator(
-        settings.latent_dim, settings.generator_channels, settings.residual_blocks
-    ).to(DEVICE)
-    discriminator = pixelda.Discriminator(
-        settings.discriminator_channels, settings.discriminator_norm
-    ).to(DEVICE)
+    generator = pixelda.Generator(settings).to(DEVICE)
+    discriminator = pixelda.Discriminator(settings).to(DEVICE)
     optimizers = [adam(settings, network) for network in (generator, discriminator, task)]
     g_optimizer, d_optimizer, t_optimizer = optimizers
     pairs = zip(
@@ -212,8 +204,7 @@ def train_adamatch(settings: AdaMatchSettings, source: Path, target: Path) -> It
     for step, ((weak_s, strong_s, y_s), (weak_t, strong_t, _)) in enumerate(pairs):
         both = torch.cat([weak_s, strong_s])
         joint = model(torch.cat([both, weak_t, strong_t]))
-        with adamatch.frozen_statistics(model):
-            alone = model(both)
+        alone = adamatch.without_statistics(model, both)
         on_source = adamatch.interpolate(joint[: len(both)], alone)
         on_weak, on_strong = joint[len(both) :].chunk(2)
         with torch.no_grad():

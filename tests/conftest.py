@@ -251,8 +251,13 @@ def updated(method, before):
     return {k.split(".")[0] for k, value in names.items() if not torch.equal(value, before[k])}
 
 
+def gradients(module, loss):
+    """The gradient of a loss with respect to each parameter of a module."""
+    return torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+
+
 def close(module, expected, **tolerance):
-    """Assert that a module's gradients are those expected, as `torch.autograd.grad` gives them."""
+    """Assert that the gradients in a module are those expected, as `gradients` gives them."""
     tolerance = {"rtol": 1e-3, "atol": 1e-6} | tolerance
     for parameter, gradient in zip(module.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, **tolerance)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import built
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +19,6 @@ from torch import nn
 
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import layers
-from dlcvlib.methods import pixelda, vae
 from dlcvlib.plots import architecture, curves, domains, images, style, widgets
 
 FACES = torch.rand(4, 3, 64, 64)
@@ -199,9 +199,9 @@ def test_multiply_adds_of_a_transposed_convolution_count_input_pixels():
 
 def test_arrows_join_only_connected_blocks():
     """The encoder's two heads are side by side; PixelDA's image is joined with the mapped noise."""
-    encoder = layers.blocks(layers.layers(vae.Encoder((4, 8), latent_dim=16), (1, 3, 64, 64)))
+    encoder = layers.blocks(layers.layers(built("vae", channels=[4, 8]).encoder, (1, 3, 64, 64)))
     assert [block.beside for block in encoder] == [False, False, False, True]
-    generator = pixelda.Generator(latent_dim=8, channels=4, blocks=1)
+    generator = built("pixelda", latent_dim=8, residual_blocks=1).generator
     table = layers.layers(generator, [(1, 3, 32, 32), (1, 8)])
     assert not any(block.beside for block in layers.blocks(table))
     (ax,) = architecture.architecture({"E": encoder}).axes

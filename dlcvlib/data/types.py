@@ -145,14 +145,14 @@ class Adaptation:
 
     Attributes:
         source: labelled images of the source, for training.
-        source_validation: further labelled images, held out of training.
+        validation: further labelled images of the source, held out of training.
         target: images of the target, for training, (N, 3, 32, 32) uint8.
         target_validation: further images of the target, held out of training.
         fingerprint: hex digest of all of these; no target label is in it.
     """
 
     source: LabelledImages
-    source_validation: LabelledImages
+    validation: LabelledImages
     target: Tensor
     target_validation: Tensor
     fingerprint: str

@@ -17,34 +17,30 @@ batches have the same size.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dlcvlib.config.settings import AdaMatchSettings
-from dlcvlib.data.augment import AUGMENTATIONS, unchanged
+from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.classifier import Classifier, networks, two_domains
 from dlcvlib.training.method import Batch, Method, adam, update
 
 
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, BatchNorm normalises by the batch but does not update its running statistics."""
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, before, strict=True):
-            layer.momentum = momentum
+def without_statistics(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) that leaves the running statistics of BatchNorm as they are.
+
+    It normalises by the batch all the same.
+    """
+    # Copies are updated in their place. The count of batches, an integer, goes on.
+    copies = {name: b.clone() for name, b in module.named_buffers() if b.is_floating_point()}
+    return functional_call(module, copies, x)
 
 
 def interpolate(joint: Tensor, alone: Tensor) -> Tensor:
@@ -105,8 +101,8 @@ class AdaMatch(Classifier):
         return {"trained": adam([self.trained], self.settings)}
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
-        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
-        return two_domains(data, self.settings, device, unchanged, unchanged)
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images; the step augments."""
+        return two_domains(data, self.settings, device, "none", "none")
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on weak and strong views of both domains."""
@@ -116,8 +112,7 @@ class AdaMatch(Classifier):
         # 1. Logits of all views in one batch, and of the source's alone: BatchNorm differs.
         source = torch.cat([weak(x_s), strong(x_s)])
         joint = self.trained(torch.cat([source, weak(x_t), strong(x_t)]))
-        with frozen_statistics(self.trained):
-            alone = self.trained(source)
+        alone = without_statistics(self.trained, source)
         on_source = interpolate(joint[: len(source)], alone)
         on_weak, on_strong = joint[len(source) :].chunk(2)
         # 2. Pseudo-labels for the target, and which of them are confident.
@@ -129,13 +124,10 @@ class AdaMatch(Classifier):
         source_loss = F.cross_entropy(on_source, torch.cat([y_s, y_s]))
         losses = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
         target_loss = (mask * losses).mean()
-        update(source_loss + self.target_weight() * target_loss, self.optimizers.values())
+        mu = warm_up(self.step / self.settings.steps)
+        update(source_loss + mu * target_loss, self.optimizers.values())
         self.averaged.update_parameters(self.trained)
         return {"class": source_loss, "target": target_loss, "kept": mask.mean()}
-
-    def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """Accuracy of the averaged networks on the source's validation images."""
-        return {"accuracy": self.accuracy(data.source_validation)}
 
     def pseudo_labels(self, data: Adaptation) -> tuple[Tensor, Tensor]:
         """The averaged networks' labels for the target's training images, and which are confident.
@@ -149,7 +141,3 @@ class AdaMatch(Classifier):
         )
         aligned = align(target, source)
         return aligned.argmax(1), confident(aligned, source, self.settings.threshold)
-
-    def target_weight(self) -> float:
-        """Weight of the target's loss at the current step."""
-        return warm_up(self.step / self.settings.steps)

@@ -4,7 +4,8 @@ Distances in its feature space (KID, FID) are comparable within one data set and
 network, not with published values.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,10 @@ from dlcvlib.training.method import Batch, Method, update
 class AttributeNet(nn.Module):
     """Strided convolutions to a feature vector, then a linear layer to the attributes' logits."""
 
-    def __init__(self, attributes: int, channels: Sequence[int] = (32, 64, 128, 128)) -> None:
+    def __init__(self, attributes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for in_channels, out_channels in zip((3, *channels), channels, strict=False):
+        for in_channels, out_channels in itertools.pairwise((3, 32, 64, 128, 128)):
             layers += [
                 nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
@@ -31,7 +32,7 @@ class AttributeNet(nn.Module):
         self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         # BatchNorm gives features of unit scale, whatever the data: KID's cubic kernel needs it.
         self.hidden = nn.Sequential(
-            nn.Linear(4 * channels[-1], 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
+            nn.Linear(4 * 128, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
         )
         self.head = nn.Linear(128, attributes)
 

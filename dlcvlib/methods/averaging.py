@@ -5,38 +5,28 @@ References:
     [2] Tarvainen, Valpola: Mean Teachers Are Better Role Models. NIPS 2017. arXiv:1703.01780
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def averaged(module: nn.Module, decay: float) -> AveragedModel:
+def averaged(module: nn.Module, highest: float) -> AveragedModel:
     """An exponential moving average of a module's weights and buffers, itself never trained.
 
     Args:
         module: the network to average.
-        decay: maximum decay (see `decay_after`).
+        highest: the decay of an update, after a ramp of (1 + t) / (10 + t) for t updates before.
     """
-    return AveragedModel(module, multi_avg_fn=_average(decay), use_buffers=True).requires_grad_(
-        False
-    )
 
-
-def decay_after(updates: int, highest: float) -> float:
-    """Decay of the update that follows `updates` others: ramped up to `highest`."""
-    return min(highest, (1 + updates) / (10 + updates))
-
-
-def _average(decay: float) -> Callable:
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        share = 1 - decay_after(int(count), decay)
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, share)
+    def update(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        t = int(updates)
+        decay = min(highest, (1 + t) / (10 + t))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
             else:
-                mean.copy_(value)
+                average.copy_(value)
 
-    return update
+    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    return average.requires_grad_(False)

@@ -8,6 +8,7 @@ five of its code; images may be normalised one by one (`instance_norm`), which r
 and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -33,12 +34,10 @@ class FeatureExtractor(nn.Module):
         instance_norm: first normalise each channel of each image by its own mean and deviation.
     """
 
-    def __init__(
-        self, channels: Sequence[int] = (64, 128, 256, 512), instance_norm: bool = False
-    ) -> None:
+    def __init__(self, channels: Sequence[int], instance_norm: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.InstanceNorm2d(3)] * instance_norm
-        for in_channels, out_channels in zip((3, *channels), channels, strict=False):
+        for in_channels, out_channels in itertools.pairwise((3, *channels)):
             layers += [
                 nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
@@ -56,7 +55,7 @@ class FeatureExtractor(nn.Module):
 class LabelClassifier(nn.Module):
     """L: three fully connected layers, ReLU after the first two."""
 
-    def __init__(self, features: int, width: int = 512) -> None:
+    def __init__(self, features: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(features, width),
@@ -98,8 +97,8 @@ class Classifier(Method):
         update(loss, self.optimizers.values())
         return {"class": loss}
 
-    def evaluate(self, data: Domain) -> dict[str, float]:
-        """Accuracy on validation images."""
+    def evaluate(self, data: Domain | Adaptation) -> dict[str, float]:
+        """Accuracy on labelled validation images."""
         return {"accuracy": self.accuracy(data.validation)}
 
     def logits(self, images: Tensor) -> Tensor:
@@ -136,15 +135,19 @@ def learned(class_loss: Tensor) -> Tensor:
 
 
 def two_domains(
-    data: Adaptation,
-    settings: ClassifierSettings,
-    device: torch.device,
-    augment_source: Callable[[Tensor], Tensor],
-    augment_target: Callable[[Tensor], Tensor],
+    data: Adaptation, settings: ClassifierSettings, device: torch.device, source: str, target: str
 ) -> Callable[[int], Batch]:
-    """step -> source images, source labels, target images; the domains are drawn independently."""
-    tensors, seed = [data.source.images, data.source.labels], settings.seed
-    source = Batches(tensors, settings.batch_size, seed, device, augment_source)
+    """step -> source images, source labels, target images; the domains are drawn independently.
+
+    Args:
+        data: the images.
+        settings: batch size and seed.
+        device: of the batches.
+        source: name of the augmentation of source images.
+        target: name of the augmentation of target images.
+    """
+    labelled, size = [data.source.images, data.source.labels], settings.batch_size
+    from_source = Batches(labelled, size, settings.seed, device, AUGMENTATIONS[source])
     # In a different order from the source's, even if both have the same size.
-    target = Batches([data.target], settings.batch_size, ~seed, device, augment_target)
-    return lambda step: (*source(step), *target(step))
+    from_target = Batches([data.target], size, ~settings.seed, device, AUGMENTATIONS[target])
+    return lambda step: (*from_source(step), *from_target(step))

@@ -31,26 +31,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib.config.settings import DANNSettings
-from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import Classifier, learned, two_domains
 from dlcvlib.training.method import Batch, adam, update
 
 
-class _ReverseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: float | Tensor) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradient, None
-
-
 def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
-    """x forward, -weight times the gradient backward ([1], section 3, eq. 8 and 9)."""
-    return _ReverseGradient.apply(x, weight)
+    """x forward, -weight times the gradient backward ([1], section 3, eq. 8 and 9).
+
+    Raises:
+        RuntimeError: if x requires no gradient.
+    """
+    same = x.view_as(x)
+    same.register_hook(lambda gradient: -weight * gradient)
+    return same
 
 
 def rising(progress: float) -> float:
@@ -67,7 +61,7 @@ class DomainClassifier(nn.Module):
         layers: number of hidden layers.
     """
 
-    def __init__(self, features: int, width: int = 512, layers: int = 4) -> None:
+    def __init__(self, features: int, width: int, layers: int) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         for in_features in [features, *[width] * (layers - 1)]:
@@ -97,9 +91,9 @@ class DANN(Classifier):
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
         """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
-        source = AUGMENTATIONS[self.settings.augmentation]
-        target = AUGMENTATIONS[self.settings.target_augmentation]
-        return two_domains(data, self.settings, device, source, target)
+        settings = self.settings
+        source, target = settings.augmentation, settings.target_augmentation
+        return two_domains(data, settings, device, source, target)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One joint step of F, L and D.
@@ -110,7 +104,9 @@ class DANN(Classifier):
         features = self.extractor(torch.cat([x_s, x_t]))
         is_source = torch.arange(len(features), device=features.device) < len(x_s)
         if self.settings.domain_update == "alternating":
-            self._train_domain_classifier(features.detach(), is_source.float())
+            domain_logits = self.domain(features.detach())
+            domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
+            update(domain_loss, [self.optimizers["domain"]])
         class_loss = F.cross_entropy(self.classifier(features[: len(x_s)]), y_s)
         weight = self.domain_weight(class_loss)
         domain_logits = self.domain(reverse_gradient(features, weight))
@@ -123,10 +119,6 @@ class DANN(Classifier):
             "domain_weight": weight,
         }
 
-    def _train_domain_classifier(self, features: Tensor, is_source: Tensor) -> None:
-        loss = F.binary_cross_entropy_with_logits(self.domain(features), is_source)
-        update(loss, [self.optimizers["domain"]])
-
     def domain_weight(self, class_loss: Tensor) -> Tensor:
         """The weight of the reversed gradient at the current step: scalar.
 
@@ -135,20 +127,18 @@ class DANN(Classifier):
         """
         settings = self.settings
         weight = torch.full_like(class_loss, settings.domain_weight)
-        if settings.domain_schedule == "fixed":
-            return weight
-        weight *= rising(self.step / settings.steps)
-        return weight * learned(class_loss) if settings.domain_schedule == "patient" else weight
-
-    def domain_accuracy(self, source: Tensor, target: Tensor) -> float:
-        """D's mean accuracy over both domains' images (N, 3, 32, 32) uint8; 0.5 is chance."""
-        logits = [self.over(lambda x: self.domain(self.extractor(x)), x) for x in (source, target)]
-        return ((logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()).item() / 2
+        if settings.domain_schedule != "fixed":
+            weight *= rising(self.step / settings.steps)
+        if settings.domain_schedule == "patient":
+            weight *= learned(class_loss)
+        return weight
 
     def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """Accuracy on the source's validation images, and D's accuracy; no target label is used."""
-        images = data.source_validation.images
-        return {
-            "accuracy": self.accuracy(data.source_validation),
-            "domain_accuracy": self.domain_accuracy(images, data.target_validation),
-        }
+        """Accuracy on the source's validation images, and D's; no target label is used.
+
+        D's accuracy is the mean of those on both domains' images; 0.5 is chance.
+        """
+        images = data.validation.images, data.target_validation
+        logits = [self.over(lambda x: self.domain(self.extractor(x)), some) for some in images]
+        correct = (logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()
+        return super().evaluate(data) | {"domain_accuracy": correct.item() / 2}

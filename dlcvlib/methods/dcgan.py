@@ -19,10 +19,10 @@ Departures from the original homework: D outputs a logit and the loss contains t
 numerical stability; labels are flipped per image, not per batch.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dlcvlib.config.settings import GANSettings
-from dlcvlib.data.batches import CHUNK, Batches, prior_samples, random_flips
+from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training.method import Batch, Method, adam, evaluating, frozen, update
+from dlcvlib.training.method import Batch, Method, adam, frozen, update
 
-IMAGE_SIZE = 64
 STAGES = 4
-SIDE = IMAGE_SIZE >> STAGES
+SIDE = 64 >> STAGES
+"""Of the smallest feature maps of both networks: STAGES halvings from an image's 64 pixels."""
 
 
 class Generator(nn.Module):
@@ -47,31 +47,32 @@ class Generator(nn.Module):
     BatchNorm and ReLU follow each but the last, which ends in Tanh.
 
     Args:
-        channels: number before the last stage, doubled for each stage further back.
-        latent_dim: length of z.
-        kernel: side of the transposed convolutions, 4 or 5.
+        settings: `channels`, number before the last stage, doubled for each stage further back;
+            `latent_dim`; `kernel`, side of the transposed convolutions, 4 or 5.
     """
 
-    def __init__(self, channels: int = 64, latent_dim: int = 100, kernel: int = 5) -> None:
+    def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        widths = [channels << stage for stage in reversed(range(STAGES))]
+        kernel = settings.kernel
+        widths = [settings.channels << stage for stage in reversed(range(STAGES))]
         self.stem = nn.Sequential(
-            nn.Linear(latent_dim, widths[0] * SIDE**2, bias=False),
+            nn.Linear(settings.latent_dim, widths[0] * SIDE**2, bias=False),
             nn.BatchNorm1d(widths[0] * SIDE**2),
             nn.ReLU(),
             nn.Unflatten(1, (widths[0], SIDE, SIDE)),
         )
-
-        def upsample(in_channels: int, out_channels: int) -> nn.Module:
-            padding = {"padding": (kernel - 1) // 2, "output_padding": kernel % 2}
-            return nn.ConvTranspose2d(
-                in_channels, out_channels, kernel, stride=2, bias=out_channels == 3, **padding
-            )
-
+        upsample = partial(
+            nn.ConvTranspose2d,
+            kernel_size=kernel,
+            stride=2,
+            padding=(kernel - 1) // 2,
+            output_padding=kernel % 2,
+            bias=False,
+        )
         blocks = []
         for in_channels, out_channels in itertools.pairwise(widths):
             blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
-        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3), nn.Tanh())
+        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3, bias=True), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -85,23 +86,21 @@ class Discriminator(nn.Module):
     No pooling, and no BatchNorm in the first block ([2], section 3).
 
     Args:
-        channels: number after the first convolution, doubled by each that follows.
-        kernel: side of the convolutions, 4 or 5.
-        spectral: spectral normalisation of every layer in place of BatchNorm ([5]).
+        settings: `channels`, number after the first convolution, doubled by each that follows;
+            `kernel`, side of the convolutions, 4 or 5; `discriminator_norm`, "batch", or "spectral"
+            normalisation of every layer's weights in place of BatchNorm ([5]).
     """
 
-    def __init__(self, channels: int = 64, kernel: int = 5, spectral: bool = False) -> None:
+    def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        widths = [3, *(channels << stage for stage in range(STAGES))]
-        layers: list[nn.Module] = []
-        for stage, (in_channels, out_channels) in enumerate(itertools.pairwise(widths)):
-            normalise = not spectral and stage > 0
-            layers.append(
-                nn.Conv2d(
-                    in_channels, out_channels, kernel, 2, (kernel - 1) // 2, bias=not normalise
-                )
-            )
-            layers += [nn.BatchNorm2d(out_channels)] * normalise
+        kernel, spectral = settings.kernel, settings.discriminator_norm == "spectral"
+        widths = [settings.channels << stage for stage in range(STAGES)]
+        conv = partial(nn.Conv2d, kernel_size=kernel, stride=2, padding=(kernel - 1) // 2)
+        layers = [conv(3, widths[0]), nn.LeakyReLU(0.2)]
+        for in_channels, out_channels in itertools.pairwise(widths):
+            layers.append(conv(in_channels, out_channels, bias=spectral))
+            if not spectral:
+                layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, SIDE), nn.Flatten(0))
         initialise(self)
@@ -127,20 +126,19 @@ def initialise(module: nn.Module) -> None:
 # --- losses, and the blur on D's input ----------------------------------------------------------
 
 
-def labels(
-    count: int, soft: Sequence[float], flipped: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """D's targets for real and for generated images, each (count,).
+def labels(count: int, soft: Sequence[float], flipped: float, device: torch.device) -> Tensor:
+    """D's targets for real and for generated images: (2, count).
 
     Args:
         count: images of each kind.
         soft: range from which the labels of real images are drawn ([3]); generated ones have 0.
         flipped: probability that an image gets the other kind's label.
+        device: of the labels.
     """
     real = torch.empty(count, device=device).uniform_(*soft)
     fake = torch.zeros(count, device=device)
     swap = torch.rand(2, count, device=device) < flipped
-    return torch.where(swap[0], fake, real), torch.where(swap[1], real, fake)
+    return torch.where(swap, torch.stack([fake, real]), torch.stack([real, fake]))
 
 
 def discriminator_loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
@@ -163,25 +161,20 @@ def generator_loss(kind: str, logits: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
-    """Gaussian blur of images (N, C, H, W), cut off at `reach` pixels, with mirrored edges.
+    """Gaussian blur of images (N, C, S, S), cut off at `reach` pixels, with mirrored edges.
 
     As two matrix products: a GPU sums the gradient of reflection padding in a different order each
     time, and a run would not be reproducible.
     """
+    pixels = torch.arange(images.shape[-1], device=images.device)
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
     weights = weights / weights.sum()
-
-    def along(size: int) -> Tensor:
-        """Weight of every pixel of a line in each blurred one: (size, size)."""
-        last = size - 1
-        places = (
-            last
-            - (last - (torch.arange(size, device=images.device)[:, None] + offsets).abs()).abs()
-        )
-        return weights @ F.one_hot(places, size).to(weights.dtype)
-
-    return along(images.shape[2]) @ images @ along(images.shape[3]).T
+    last = len(pixels) - 1
+    mirrored = last - (last - (pixels[:, None] + offsets).abs()).abs()
+    # The weight of every pixel of a line in each blurred one: (S, S).
+    blur = weights @ F.one_hot(mirrored, len(pixels)).to(weights.dtype)
+    return blur @ images @ blur.T
 
 
 # --- the method ---------------------------------------------------------------------------------
@@ -194,13 +187,11 @@ class DCGAN(Method):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__(settings)
-        spectral = settings.discriminator_norm == "spectral"
-        self.generator = Generator(settings.channels, settings.latent_dim, settings.kernel)
-        self.discriminator = Discriminator(settings.channels, settings.kernel, spectral)
+        self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
 
-    @functools.cached_property
+    @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam for each network."""
         return {
@@ -216,9 +207,9 @@ class DCGAN(Method):
 
     def batches(self, data: MeasuredFaces, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 64, 64) in 0..1, mirrored at random."""
-        settings, images = self.settings, [data.faces.train.images]
+        settings, images = self.settings, data.faces.train.images
         flips = random_flips(settings.horizontal_flip, vertical=False)
-        return Batches(images, settings.batch_size, settings.seed, device, flips)
+        return Batches([images], settings.batch_size, settings.seed, device, flips)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of D, then one or several of G."""
@@ -228,26 +219,23 @@ class DCGAN(Method):
         terms = self._train_discriminator(real, fake.detach())
         # G's first step uses the images that D has just been trained on.
         terms |= self._train_generator(fake)
-        for _ in range(self.generator_steps() - 1):
-            self._train_generator(self.generator(self.noise(len(real), real.device)))
+        if self.step < self.settings.generator_steps_until:
+            for _ in range(self.settings.generator_steps - 1):
+                self._train_generator(self.generator(self.noise(len(real), real.device)))
         if self.settings.ema_decay:
             self.averaged.update_parameters(self.generator)
         return terms
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings = self.settings
-        targets = labels(len(real), settings.soft_labels, self.flip_labels(), real.device)
-        logits = [self.discriminator(self.shown(images)) for images in (real, fake)]
-        losses = [
-            discriminator_loss(settings.loss, *pair) for pair in zip(logits, targets, strict=True)
-        ]
-        loss = losses[0] + losses[1]
+        flipped = settings.flip_labels if self.step < settings.flip_labels_until else 0.0
+        targets = labels(len(real), settings.soft_labels, flipped, real.device)
+        on_real, on_fake = (self.discriminator(self.shown(images)) for images in (real, fake))
+        loss = discriminator_loss(settings.loss, on_real, targets[0])
+        loss = loss + discriminator_loss(settings.loss, on_fake, targets[1])
         update(loss, [self.optimizers["discriminator"]])
-        return {
-            "discriminator": loss,
-            "d_real": logits[0].sigmoid().mean(),
-            "d_fake": logits[1].sigmoid().mean(),
-        }
+        d_real, d_fake = on_real.sigmoid().mean(), on_fake.sigmoid().mean()
+        return {"discriminator": loss, "d_real": d_real, "d_fake": d_fake}
 
     def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
         with frozen(self.discriminator):
@@ -259,38 +247,18 @@ class DCGAN(Method):
         """z ~ N(0, I): (count, latent_dim)."""
         return torch.randn(count, self.settings.latent_dim, device=device)
 
-    # The original's tricks at the current step.
-
-    def flip_labels(self) -> float:
-        """Probability that one of D's labels is flipped."""
-        return self.settings.flip_labels if self.step < self.settings.flip_labels_until else 0.0
-
-    def generator_steps(self) -> int:
-        """Steps of G per step of D."""
-        early = self.step < self.settings.generator_steps_until
-        return self.settings.generator_steps if early else 1
-
-    def input_noise(self) -> float:
-        """Standard deviation of the noise on D's input."""
-        return self.settings.input_noise * self._left(self.settings.input_noise_annealed)
-
-    def input_blur(self) -> float:
-        """Standard deviation in pixels of the blur on D's input."""
-        return self.settings.input_blur * self._left(self.settings.input_blur_annealed)
-
-    def _left(self, annealed: bool) -> float:
-        return 1 - self.step / self.settings.steps if annealed else 1.0
-
     def shown(self, images: Tensor) -> Tensor:
         """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
-        if blur := self.input_blur():
-            images = blurred(images, blur, math.ceil(3 * self.settings.input_blur))
-        if noise := self.input_noise():
+        settings, left = self.settings, 1 - self.step / self.settings.steps
+        blur = settings.input_blur * (left if settings.input_blur_annealed else 1.0)
+        noise = settings.input_noise * (left if settings.input_noise_annealed else 1.0)
+        if blur:
+            images = blurred(images, blur, math.ceil(3 * settings.input_blur))
+        if noise:
             # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
             images = images + noise * torch.randn(images.shape, device=images.device)
-        return augment(images, self.settings.augmentation)
+        return augment(images, settings.augmentation)
 
-    @torch.no_grad()
     def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU.
 
@@ -299,9 +267,7 @@ class DCGAN(Method):
             averaged: use the averaged generator, if there is one.
         """
         generator = self.averaged if averaged and self.settings.ema_decay else self.generator
-        with evaluating(generator):
-            chunks = [generator(part.to(self.device)).float().cpu() for part in z.split(CHUNK)]
-        return (torch.cat(chunks) + 1) / 2
+        return (self.over(generator, z) + 1) / 2
 
     def evaluate(self, data: MeasuredFaces) -> dict[str, float]:
         """Quality of samples compared with as many held-out faces; the noise is always the same.
@@ -309,8 +275,8 @@ class DCGAN(Method):
         Of the generator and, under names that end in "_averaged", of its moving average.
         """
         z = prior_samples(data.held_out, self.settings.latent_dim, seed=0)
-        values = {}
-        for ending in ["", "_averaged"] if self.settings.ema_decay else [""]:
-            measured = data.quality(self.sample(z, averaged=bool(ending)))
-            values |= {name + ending: value for name, value in measured.items()}
+        values = data.quality(self.sample(z, averaged=False))
+        if self.settings.ema_decay:
+            averaged = data.quality(self.sample(z))
+            values |= {f"{name}_averaged": value for name, value in averaged.items()}
         return values

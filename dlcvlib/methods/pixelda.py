@@ -28,18 +28,17 @@ before a cross-entropy that contains one, and T in G's optimiser, where [1] upda
 
 import itertools
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib.config.settings import PixelDASettings
-from dlcvlib.data.augment import AUGMENTATIONS, photometric, strong
-from dlcvlib.data.batches import CHUNK, to_float
+from dlcvlib.data.augment import photometric, strong
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, evaluating, frozen, update
+from dlcvlib.training.method import Batch, adam, frozen, update
 
 
 class ResidualBlock(nn.Module):
@@ -64,20 +63,21 @@ class Generator(nn.Module):
     """G: noise mapped to three channels beside the image's, then residual blocks and Tanh.
 
     Args:
-        latent_dim: length of the noise vector.
-        channels: width of the residual blocks.
-        blocks: number of residual blocks.
+        settings: `latent_dim`, length of the noise vector; `generator_channels`, width of the
+            residual blocks; `residual_blocks`, their number.
     """
 
-    def __init__(self, latent_dim: int = 1024, channels: int = 64, blocks: int = 6) -> None:
+    def __init__(self, settings: PixelDASettings) -> None:
         super().__init__()
+        channels = settings.generator_channels
         self.spread = nn.Sequential(
-            nn.Linear(latent_dim, 3 * IMAGE_SIZE**2), nn.Unflatten(1, (3, IMAGE_SIZE, IMAGE_SIZE))
+            nn.Linear(settings.latent_dim, 3 * IMAGE_SIZE**2),
+            nn.Unflatten(1, (3, IMAGE_SIZE, IMAGE_SIZE)),
         )
         self.layers = nn.Sequential(
             nn.Conv2d(6, channels, 3, padding=1),
             nn.ReLU(),
-            *(ResidualBlock(channels) for _ in range(blocks)),
+            *(ResidualBlock(channels) for _ in range(settings.residual_blocks)),
             nn.Conv2d(channels, 3, 3, padding=1),
             nn.Tanh(),
         )
@@ -94,20 +94,20 @@ class Discriminator(nn.Module):
     The first block has no normalisation.
 
     Args:
-        channels: number after the first convolution, doubled by each that follows.
-        norm: "instance" normalises by each image's own mean and deviation, which removes its
-            colours; "batch" by those of the batch.
+        settings: `discriminator_channels`, number after the first convolution, doubled by each that
+            follows; `discriminator_norm`, "instance" normalises by each image's own mean and
+            deviation, which removes its colours, "batch" by those of the batch.
     """
 
-    def __init__(self, channels: int = 64, norm: str = "instance") -> None:
+    def __init__(self, settings: PixelDASettings) -> None:
         super().__init__()
-        widths = [3, *(channels << stage for stage in range(4))]
-        normalise = nn.InstanceNorm2d if norm == "instance" else nn.BatchNorm2d
-        layers: list[nn.Module] = []
-        for stage, (in_channels, out_channels) in enumerate(itertools.pairwise(widths)):
-            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1))
-            layers += [normalise(out_channels)] * (stage > 0)
-            layers.append(nn.LeakyReLU(0.2))
+        widths = [settings.discriminator_channels << stage for stage in range(4)]
+        norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
+        normalise = norms[settings.discriminator_norm]
+        conv = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        layers = [conv(3, widths[0]), nn.LeakyReLU(0.2)]
+        for in_channels, out_channels in itertools.pairwise(widths):
+            layers += [conv(in_channels, out_channels), normalise(out_channels), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -154,12 +154,7 @@ class PixelDA(Classifier):
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
-        self.generator = Generator(
-            settings.latent_dim, settings.generator_channels, settings.residual_blocks
-        )
-        self.discriminator = Discriminator(
-            settings.discriminator_channels, settings.discriminator_norm
-        )
+        self.generator, self.discriminator = Generator(settings), Discriminator(settings)
 
     @cached_property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -171,10 +166,9 @@ class PixelDA(Classifier):
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
         """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
-        kind = self.settings.augmentation
-        source = AUGMENTATIONS["geometric" if kind == "strong" else kind]
-        target = AUGMENTATIONS[self.settings.target_augmentation]
-        return two_domains(data, self.settings, device, source, target)
+        settings = self.settings
+        source = "geometric" if settings.augmentation == "strong" else settings.augmentation
+        return two_domains(data, settings, device, source, settings.target_augmentation)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """A step of D and T, then one of G ([1], section 3)."""
@@ -212,9 +206,12 @@ class PixelDA(Classifier):
             adversarial = adversarial_loss(settings.adversarial_loss, logits, True)
             on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
             content = content_loss(x_s, fake)
-            loss = settings.adversarial_weight * adversarial
-            loss = loss + settings.task_weight * (on_source + on_fake) / 2
-            update(loss + settings.content_weight * content, updated)
+            loss = (
+                settings.adversarial_weight * adversarial
+                + settings.task_weight * (on_source + on_fake) / 2
+                + settings.content_weight * content
+            )
+            update(loss, updated)
         return {
             "generator": adversarial,
             "class": on_source,
@@ -232,24 +229,14 @@ class PixelDA(Classifier):
     def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return task_loss(logits, labels, self.settings.softmax_twice)
 
-    def evaluate(self, data: Adaptation) -> dict[str, float]:
-        """T's accuracy on the source's validation images."""
-        return {"accuracy": self.accuracy(data.source_validation)}
-
     def noise(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """z, uniform in -1..1: (count, latent_dim)."""
         return torch.empty(count, self.settings.latent_dim, device=device).uniform_(-1, 1)
 
-    @torch.no_grad()
     def translate(self, images: Tensor, z: Tensor) -> Tensor:
         """Source images (N, 3, 32, 32) uint8 and noise (N, latent_dim) -> the target's style.
 
         Returns:
             (N, 3, 32, 32) uint8 on the CPU.
         """
-        with evaluating(self.generator):
-            translated = [
-                self.generator(to_float(some.to(self.device)), noise.to(self.device)).cpu()
-                for some, noise in zip(images.split(CHUNK), z.split(CHUNK), strict=True)
-            ]
-        return (torch.cat(translated) * 255).round().to(torch.uint8)
+        return self.over(self.generator, images, z).mul(255).round().byte()

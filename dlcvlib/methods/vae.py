@@ -19,17 +19,17 @@ log-variance is clamped to a range that training leaves only when it diverges.
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dlcvlib.config.settings import VAESettings
-from dlcvlib.data.batches import CHUNK, Batches, float_chunks, random_flips
+from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.types import FaceData
-from dlcvlib.training.method import Batch, Method, evaluating, update
+from dlcvlib.training.method import Batch, Method, update
 
 IMAGE_SIZE = 64
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
@@ -45,20 +45,15 @@ class Encoder(nn.Module):
     """Conv + BatchNorm + ReLU + MaxPool blocks, then two linear heads.
 
     Args:
-        channels: output channels of the blocks; each halves the image.
-        latent_dim: length of z.
-        normalise_heads: BatchNorm on the mean and the log-variance, as in the original's code.
+        settings: `channels`, of the blocks' outputs, each of which halves the image; `latent_dim`;
+            `normalise_heads`, BatchNorm on mean and log-variance, as in the original's code.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (64, 128, 256, 512),
-        latent_dim: int = 1024,
-        normalise_heads: bool = False,
-    ) -> None:
+    def __init__(self, settings: VAESettings) -> None:
         super().__init__()
+        channels, latent_dim = settings.channels, settings.latent_dim
         blocks = []
-        for in_channels, out_channels in zip((3, *channels), channels, strict=False):
+        for in_channels, out_channels in itertools.pairwise((3, *channels)):
             blocks += [
                 nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
@@ -66,9 +61,15 @@ class Encoder(nn.Module):
                 nn.ReLU(),
             ]
         self.blocks = nn.Sequential(*blocks, nn.Flatten())
-        side = IMAGE_SIZE >> len(channels)
-        self.mean = _head(channels[-1] * side**2, latent_dim, normalise_heads)
-        self.log_variance = _head(channels[-1] * side**2, latent_dim, normalise_heads)
+
+        def head() -> nn.Module:
+            side = IMAGE_SIZE >> len(channels)
+            linear = nn.Linear(channels[-1] * side**2, latent_dim)
+            if settings.normalise_heads:
+                return nn.Sequential(linear, nn.BatchNorm1d(latent_dim))
+            return linear
+
+        self.mean, self.log_variance = head(), head()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, 64, 64) in 0..1 -> mean and log-variance of q(z|x), each (N, latent_dim)."""
@@ -76,56 +77,39 @@ class Encoder(nn.Module):
         return self.mean(features), self.log_variance(features).clamp(*LOG_VARIANCE_RANGE)
 
 
-def _head(features: int, latent_dim: int, normalise: bool) -> nn.Module:
-    linear = nn.Linear(features, latent_dim)
-    return nn.Sequential(linear, nn.BatchNorm1d(latent_dim)) if normalise else linear
-
-
 class Decoder(nn.Module):
     """A linear layer, then ConvTranspose + BatchNorm + activation blocks.
 
     Args:
-        channels: the encoder's channels, which the decoder uses in reverse order.
-        latent_dim: length of z.
-        kernel: side of the transposed convolutions, of stride 2: 2 (adjacent patches) or 4
-            (overlapping ones).
-        activation: "relu" or "leaky_relu".
-        output: "sigmoid", or "tanh" rescaled to the same range.
-        normalise_output: BatchNorm before the output activation, as in the original's code.
+        settings: `channels`, the encoder's, which are used in reverse order; `latent_dim`;
+            `decoder_kernel`, the side of the transposed convolutions, of stride 2: 2 (adjacent
+            patches) or 4 (overlapping ones); `activation`; `output`, "sigmoid", or "tanh" rescaled
+            to the same range; `normalise_output`, BatchNorm before it, as in the original's code.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (64, 128, 256, 512),
-        latent_dim: int = 1024,
-        kernel: int = 4,
-        activation: Literal["relu", "leaky_relu"] = "leaky_relu",
-        output: Literal["sigmoid", "tanh"] = "sigmoid",
-        normalise_output: bool = False,
-    ) -> None:
+    def __init__(self, settings: VAESettings) -> None:
         super().__init__()
-        widths = tuple(reversed(channels))
-        side = IMAGE_SIZE >> len(channels)
-        act = ACTIVATIONS[activation]
+        widths, kernel = settings.channels[::-1], settings.decoder_kernel
+        activation = ACTIVATIONS[settings.activation]
+        side = IMAGE_SIZE >> len(widths)
         self.stem = nn.Sequential(
-            nn.Linear(latent_dim, widths[0] * side**2, bias=False),
+            nn.Linear(settings.latent_dim, widths[0] * side**2, bias=False),
             nn.BatchNorm1d(widths[0] * side**2),
-            act(),
+            activation(),
             nn.Unflatten(1, (widths[0], side, side)),
         )
-
-        def upsample(in_channels: int, out_channels: int) -> nn.Module:
-            padding = (kernel - 2) // 2
-            return nn.ConvTranspose2d(
-                in_channels, out_channels, kernel, stride=2, padding=padding, bias=out_channels == 3
-            )
-
+        upsample = partial(
+            nn.ConvTranspose2d, kernel_size=kernel, stride=2, padding=kernel // 2 - 1, bias=False
+        )
         blocks = []
         for in_channels, out_channels in itertools.pairwise(widths):
-            blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), act()]
-        last = upsample(widths[-1], 3)
-        self.blocks = nn.Sequential(*blocks, last, *[nn.BatchNorm2d(3)] * normalise_output)
-        self.output = output
+            norm = nn.BatchNorm2d(out_channels)
+            blocks += [upsample(in_channels, out_channels), norm, activation()]
+        blocks.append(upsample(widths[-1], 3, bias=True))
+        if settings.normalise_output:
+            blocks.append(nn.BatchNorm2d(3))
+        self.blocks = nn.Sequential(*blocks)
+        self.output = settings.output
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1."""
@@ -155,22 +139,13 @@ class VAE(Method):
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__(settings)
-        self.encoder = Encoder(settings.channels, settings.latent_dim, settings.normalise_heads)
-        self.decoder = Decoder(
-            settings.channels,
-            settings.latent_dim,
-            settings.decoder_kernel,
-            settings.activation,
-            settings.output,
-            settings.normalise_output,
-        )
+        self.encoder, self.decoder = Encoder(settings), Decoder(settings)
 
     def batches(self, data: FaceData, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 64, 64) in 0..1, flipped at random."""
         settings = self.settings
         flips = random_flips(settings.horizontal_flip, settings.vertical_flip)
-        images = [data.train.images]
-        return Batches(images, settings.batch_size, settings.seed, device, flips)
+        return Batches([data.train.images], settings.batch_size, settings.seed, device, flips)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on the evidence lower bound."""
@@ -189,16 +164,15 @@ class VAE(Method):
             "kld": kl_divergence(mean, log_variance).mean(),
         }
 
-    @torch.no_grad()
     def evaluate(self, data: FaceData) -> dict[str, float]:
         """The loss's terms on validation images, z drawn as in training."""
         images = data.validation.images
-        with evaluating(self):
-            chunks = [
-                [len(chunk) * value for value in self.terms(chunk).values()]
-                for chunk in float_chunks(images, self.device)
-            ]
-        mse, kld = torch.tensor(chunks).sum(0).div(len(images)).tolist()
+
+        def sums(chunk: Tensor) -> Tensor:
+            terms = self.terms(chunk)
+            return len(chunk) * torch.stack([terms["mse"], terms["kld"]])[None]
+
+        mse, kld = self.over(sums, images).sum(0).div(len(images)).tolist()
         return {"mse": mse, "kld": kld}
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,12 +182,11 @@ class VAE(Method):
 
     def encode(self, images: Tensor) -> Tensor:
         """Means of q(z|x): (N, 3, 64, 64) uint8 -> (N, latent_dim) on the CPU."""
-        return self.over(lambda chunk: self.encoder(chunk)[0], images)
+        return self.posterior(images)[0]
 
-    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU."""
-        return torch.cat([self.decoder(chunk.to(self.device)).cpu() for chunk in z.split(CHUNK)])
+        return self.over(self.decoder, z)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) uint8 -> their reconstructions in 0..1, from the mean of q(z|x)."""
@@ -227,10 +200,9 @@ def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10)
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=20, random_state=seed)
-    with warnings.catch_warnings():
-        # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         mixture.fit(latents[:FITTED].double().numpy())
     z, _ = mixture.sample(count)
-    order = np.random.default_rng(seed).permutation(count)  # sample() sorts by component
-    return torch.from_numpy(z[order]).float()
+    shuffled = np.random.default_rng(seed).permutation(z)  # sample() sorts by component
+    return torch.from_numpy(shuffled).float()
