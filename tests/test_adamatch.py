@@ -82,10 +82,9 @@ def test_the_method_makes_its_own_views():
 def test_pseudo_labels_are_aligned_and_masked(pair, monkeypatch):
     """By hand: nine in ten predict 0 at .6, one predicts 1 at .9; the source, both alike."""
     method, data = built("adamatch", threshold=0.8), pair.adaptation()
-    source, target = torch.zeros(60, 10), torch.zeros(60, 10)
-    source[::2, 0], source[1::2, 1] = 1, 1
-    target[:, 0], target[:, 1] = 0.6, 0.4
-    target[::10, 0], target[::10, 1] = 0.1, 0.9
+    source, target = torch.eye(10)[torch.arange(60) % 2], torch.zeros(60, 10)
+    target[:, :2] = torch.tensor([0.6, 0.4])
+    target[::10, :2] = torch.tensor([0.1, 0.9])
     answers = iter([source, target])
     monkeypatch.setattr(method, "over", lambda function, images: next(answers))
     labels, sure = method.pseudo_labels(data)

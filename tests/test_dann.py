@@ -8,19 +8,7 @@ import torch
 from conftest import built, close, gradients
 from torch import nn
 
-from dlcvlib.config import profiles
 from dlcvlib.methods import dann
-
-
-def test_the_originals_networks():
-    original = profiles.load("original", "dann")
-    assert (original.domain_weight, original.domain_update) == (0.07, "alternating")
-    method = dann.DANN(original.settings(0))
-    kinds = [type(layer).__name__ for layer in method.extractor.layers]
-    # Pooled before ReLU, which gives the same.
-    assert kinds == ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"] * 4 + ["Flatten"]
-    networks = method.classifier, method.domain
-    assert [[type(m) for m in net.layers].count(nn.Linear) for net in networks] == [3, 5]
 
 
 def test_instance_norm_removes_brightness_and_contrast():
@@ -30,20 +18,9 @@ def test_instance_norm_removes_brightness_and_contrast():
     torch.testing.assert_close(extractor(images), changed, rtol=1e-3, atol=1e-3)
 
 
-# --- gradient reversal ------------------------------------------------------------------------
-
-
-def test_reversal_is_the_identity_forward_and_negated_backward():
-    x, scale = torch.randn(6, requires_grad=True), torch.randn(6)
-    same = dann.reverse_gradient(x, 0.7)
-    assert torch.equal(same, x)
-    (reported,) = torch.autograd.grad((scale * same.sin()).sum(), x)
-    torch.testing.assert_close(reported, -0.7 * scale * x.detach().cos())
-
-
 @pytest.mark.parametrize(("weight", "channels"), [(0.0, [8, 16]), (0.4, [4, 8, 8, 8, 8])])
 def test_the_joint_step_has_the_papers_gradient(batch, weight, channels):
-    """F: d class - weight * d domain; L: d class; D: d domain. Written out without the layer."""
+    """F: d class - weight * d domain; L: d class; D: d domain. Without gradient reversal."""
     fixed = {"domain_schedule": "fixed", "domain_update": "joint", "channels": channels}
     method = built("dann", domain_weight=weight, **fixed)
     x_s, y_s, x_t = batch
@@ -89,9 +66,6 @@ def test_domain_weight_over_a_run(schedule, class_loss, share):
         weight = method.domain_weight(torch.tensor(class_loss, requires_grad=True))
         assert weight.item() == pytest.approx(0.5 * share(method.step / 8), abs=1e-6)
         assert not weight.requires_grad
-
-
-# --- steps and training -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("update", "steps"), [("joint", [1, 1]), ("alternating", [1, 2])])

@@ -7,9 +7,7 @@ import torch
 from conftest import built, close, gradients, updated, weights
 from torch import nn
 
-from dlcvlib.config import profiles
 from dlcvlib.methods import pixelda
-from dlcvlib.utils.errors import UserError
 
 
 @pytest.fixture
@@ -27,34 +25,19 @@ def fake(method, batch):
 
 def test_shapes_and_ranges(method, fake):
     assert fake.shape == (16, 3, 32, 32)
-    assert fake.min() >= 0
-    assert fake.max() <= 1
+    assert torch.equal(fake, fake.clamp(0, 1))
     assert method.discriminator(fake).shape == (16, 1, 2, 2)
     noise = method.noise(5000)
     assert noise.shape == (5000, 8)
     assert [noise.min().item(), noise.max().item()] == pytest.approx([-1, 1], abs=0.01)
 
 
-def test_the_originals_networks():
-    original = profiles.load("original", "pixelda")
-    assert original.dann == profiles.load("original", "dann")
-    assert (original.softmax_twice, original.classifier_with_generator) == (True, True)
-    method = pixelda.PixelDA(original.settings(0))
-    spread = method.generator.spread[0]
-    assert (spread.in_features, spread.out_features) == (1024, 3 * 32 * 32)
-    widths = [
-        [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
-        for network in (method.generator, method.discriminator)
-    ]
-    assert widths == [[64] * (1 + 2 * 6) + [3], [64, 128, 256, 512, 1]]
-
-
 def test_a_translation_depends_on_noise_and_source(method, pair):
     images = pair.source.train.images  # more than one chunk
     z = method.noise(len(images))
-    first, again = method.translate(images, z), method.translate(images, z)
+    first = method.translate(images, z)
     assert (first.dtype, first.shape) == (torch.uint8, images.shape)
-    assert torch.equal(first, again)
+    assert torch.equal(first.flip(0), method.translate(images.flip(0), z.flip(0)))
     assert not torch.equal(first, method.translate(images, -z))
     assert not torch.equal(first, method.translate(images.flip(0), z))
 
@@ -70,15 +53,6 @@ def test_the_classifier_sees_half_of_the_source_in_its_own_colours(monkeypatch):
 
 
 # --- losses -----------------------------------------------------------------------------------
-
-
-def test_adversarial_losses():
-    logits = torch.randn(7, 1, 2, 2)
-    loss, p = pixelda.adversarial_loss, torch.sigmoid(logits)
-    torch.testing.assert_close(loss("least_squares", logits, True), ((logits - 1) ** 2).mean())
-    torch.testing.assert_close(loss("least_squares", logits, False), (logits**2).mean())
-    torch.testing.assert_close(loss("bce", logits, True), -p.log().mean())
-    torch.testing.assert_close(loss("bce", logits, False), -(1 - p).log().mean())
 
 
 def test_task_loss():
@@ -126,14 +100,18 @@ def test_the_generators_loss_is_the_weighted_sum(method, batch, fake):
     assert all(p.requires_grad for p in method.parameters())
 
 
-def test_the_discriminators_step(method, batch, fake):
+@pytest.mark.parametrize(("kind", "middle"), [("least_squares", 0.5), ("bce", 0.0)])
+def test_the_discriminators_step(method, batch, fake, kind, middle):
+    method.settings = method.settings.replace(adversarial_loss=kind)
     on_target, on_fake = method.discriminator(batch[2]), method.discriminator(fake.detach())
     loss = ((on_target - 1) ** 2).mean() + (on_fake**2).mean()
+    if kind == "bce":
+        loss = -(on_target.sigmoid().log() + (1 - on_fake.sigmoid()).log()).mean()
     expected, before = gradients(method.discriminator, loss), weights(method)
     terms = method._train_discriminator(batch[2], fake.detach())
     close(method.discriminator, expected)
     assert updated(method, before) == {"discriminator"}
-    correct = torch.cat([on_target > 0.5, on_fake <= 0.5]).float().mean()
+    correct = torch.cat([on_target > middle, on_fake <= middle]).float().mean()
     torch.testing.assert_close(terms["discriminator_accuracy"], correct)
 
 
@@ -178,5 +156,3 @@ def test_the_classifier_is_chapter_3s(params):
     assert fourth.settings(0).augmentation == "geometric"
     steps = fourth.settings(0).steps, fourth.adamatch(0).steps
     assert steps == (fourth.steps, fourth.adamatch_steps)
-    with pytest.raises(UserError, match="did you mean 'channels'"):
-        params("pixelda", dann_changes={"chanels": [4]})

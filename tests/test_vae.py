@@ -9,7 +9,6 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 from torch.nn.functional import mse_loss
 
-from dlcvlib.config import profiles
 from dlcvlib.data.batches import to_float
 from dlcvlib.data.types import ImageSet
 from dlcvlib.evaluation.latent import training_latents
@@ -19,27 +18,17 @@ from dlcvlib.methods import vae
 @pytest.mark.parametrize("kernel", [2, 4])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("output", ["sigmoid", "tanh"])
-def test_shapes_and_range(kernel, normalise, output):
-    norms = {"normalise_heads": normalise, "normalise_output": normalise}
-    method = built("vae", latent_dim=16, decoder_kernel=kernel, output=output, **norms)
-    mean, log_variance = method.encoder(torch.rand(3, 3, 64, 64))
-    assert mean.shape == log_variance.shape == (3, 16)
-    images = method.decoder(50 * mean)
+def test_images_are_in_0_to_1(kernel, normalise, output):
+    method = built("vae", decoder_kernel=kernel, output=output, normalise_output=normalise)
+    images = method.decoder(50 * torch.randn(3, method.settings.latent_dim))
     assert images.shape == (3, 3, 64, 64)
-    assert images.min() >= 0
-    assert images.max() <= 1
-
-
-def test_original_size():
-    linear, _ = vae.Encoder(profiles.load("original", "vae").settings).mean
-    assert (linear.in_features, linear.out_features) == (8192, 1024)
+    assert torch.equal(images, images.clamp(0, 1))
 
 
 def test_kl_against_torch_distributions():
     mean, log_variance = torch.randn(5, 7), torch.randn(5, 7)
     exact = reference_kl(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(vae.kl_divergence(mean, log_variance), exact)
-    assert vae.kl_divergence(torch.zeros(2, 9), torch.zeros(2, 9)).abs().max() == 0
 
 
 def test_reconstruction_error_against_torch():
@@ -50,15 +39,14 @@ def test_reconstruction_error_against_torch():
 
 def test_reparameterisation_has_the_right_mean_and_spread_and_gradients():
     torch.manual_seed(0)
-    mean = torch.full((200_000, 1), 3.0, requires_grad=True)
-    log_variance = torch.full((200_000, 1), 2 * 0.7, requires_grad=True)
+    mean, log_variance = (torch.full((200_000,), x, requires_grad=True) for x in (3.0, 2 * 0.7))
     z = vae.reparameterise(mean, log_variance)
     assert z.mean().item() == pytest.approx(3.0, abs=0.03)
     assert z.std().item() == pytest.approx(torch.e**0.7, rel=0.01)
     # d z / d mean is 1, d z / d log_variance half of what the noise adds.
-    gradients = torch.autograd.grad(z.sum(), [mean, log_variance])
-    torch.testing.assert_close(gradients[0], torch.ones_like(mean))
-    torch.testing.assert_close(gradients[1], 0.5 * (z - mean).detach())
+    d_mean, d_log_variance = torch.autograd.grad(z.sum(), [mean, log_variance])
+    torch.testing.assert_close(d_mean, torch.ones_like(mean))
+    torch.testing.assert_close(d_log_variance, 0.5 * (z - mean).detach())
 
 
 def test_the_loss_is_its_formula(faces):
@@ -66,8 +54,7 @@ def test_the_loss_is_its_formula(faces):
     images = to_float(faces.train.images[:8])
     torch.manual_seed(1)
     before = method.terms(images)
-    loss = before["mse"] + 0.25 * before["kld"]
-    expected = gradients(method.encoder, loss)
+    expected = gradients(method.encoder, before["mse"] + 0.25 * before["kld"])
     torch.manual_seed(1)
     terms = method.training_step((images,))
     torch.testing.assert_close(terms["mse"], before["mse"])
