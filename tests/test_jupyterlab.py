@@ -9,13 +9,14 @@ import time
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from dlcvlib.config import profiles
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
@@ -63,35 +64,23 @@ def lab(server, browser, smoke_report, request):
     problem, chapter, changes = request.param
     folder, address = server
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
-    notebook = nbformat.read(source, as_version=4)
     changes = changes | {"runs_dir": str(smoke_report[1])}
     values = profiles.load("smoke", chapter, changes).model_dump()
-    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = "\n".join(
-        f"{name}: {type(value).__name__} = {value!r}" for name, value in values.items()
-    )
+    notebook = parameterize_notebook(load_notebook_node(str(source)), values)
     nbformat.write(notebook, folder / source.name)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(60_000)
     # Else the page may ask which kernel, in a dialog, before the server has listed any.
-    session = {"path": source.name, "name": source.name, "type": "notebook"}
-    started = page.request.post(
-        f"{address}api/sessions", data=session | {"kernel": {"name": "python3"}}
-    )
+    session = {"path": source.name, "name": source.name, "kernel": {"name": "python3"}}
+    started = page.request.post(f"{address}api/sessions", data=session | {"type": "notebook"})
     # In a workspace of its own: another would open the notebooks of earlier tests again.
     page.goto(f"{address}lab/workspaces/{problem}/tree/{source.name}")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady")
-    page.evaluate(
-        "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
-        ".then(succeeded => { window.succeeded = succeeded }) }"
-    )
-    page.wait_for_function("window.succeeded !== undefined", timeout=240_000)
-    assert page.evaluate("succeeded")
+    assert page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
     assert page.get_by_text("Traceback").count() == 0
     yield page
-    page.screenshot(path=os.environ.get("DLCV_SCREENSHOT") or os.devnull, type="png")
     page.request.delete(f"{address}api/sessions/{started.json()['id']}")
     page.close()
 
