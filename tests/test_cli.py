@@ -29,8 +29,8 @@ def test_help(words, capsys):
 def python(*words, **environment):
     """Run Python with some arguments in the project."""
     command = [sys.executable, *map(str, words)]
-    environment = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300}
+    return subprocess.run(command, env=os.environ | environment, **options)
 
 
 def test_help_imports_nothing_heavy():

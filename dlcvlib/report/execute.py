@@ -170,7 +170,8 @@ def kernel_environment(jobs: int, status: str) -> dict[str, str]:
 
 def _run(tasks: Sequence[Task], jobs: int, cell_timeout: int | None) -> Iterator[Outcome]:
     """Outcomes as they come, with a line for each and, on a terminal, a bar under the lines."""
-    jobs = max(1, min(jobs, sum(bool(task.reasons) for task in tasks)))
+    # However many of them are reused: a run that continues keeps its number of threads.
+    jobs = min(jobs, len(tasks))
     order = list(tasks)
     if jobs > 1:
         # Notebooks of different chapters rarely wait for the same model.
