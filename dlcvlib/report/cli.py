@@ -1,8 +1,22 @@
-"""The command line: `python -m dlcvlib report | train | params`.
+"""A reproducible report on VAE, DCGAN, DANN and PixelDA.
 
-Modules are imported where they are needed, so that help and errors come at once.
+  python -m dlcvlib report                          the quick report on the embedded data
+  python -m dlcvlib report --data folder:hw3_data   on your own images
+  python -m dlcvlib report --only 1-3,1-4 --set vae.kld_weight=0.5
+  python -m dlcvlib train vae --profile original    a chapter's main runs, which notebooks then use
+  python -m dlcvlib params vae --profile original   what can be set, and to what it is set
+
+Profiles: smoke is a check; quick, the default, is for two CPU cores; full has the best settings
+known; original has the homework's.
+
+A report consists of report.html, report.pdf, results.json, the executed notebooks and every figure
+with its values. What is up to date is reused; an interrupted report continues where it stopped.
+
+On several devices: accelerate launch -m dlcvlib train vae --profile original
 """
 
+# The text above is what `--help` shows. Modules are imported where they are needed, so that help
+# and errors come at once.
 import argparse
 import shlex
 import sys
@@ -10,102 +24,52 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlcvlib.config.paths import ROOT, absolute
 from dlcvlib.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dlcvlib.config.schema import Chapter
 
 CHAPTERS = ("vae", "gan", "dann", "pixelda")
-DESCRIPTION = """\
-A reproducible report on VAE, DCGAN, DANN and PixelDA.
-
-  python -m dlcvlib report                          the quick report on the embedded data
-  python -m dlcvlib report --data folder:hw3_data   on your own images
-  python -m dlcvlib report --only 1-3,1-4 --set vae.kld_weight=0.5
-  python -m dlcvlib params vae --profile original   what can be set, and to what it is set
-"""
+PROFILES = ("smoke", "quick", "full", "original")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, without importing anything heavy."""
-    top = argparse.ArgumentParser(
-        prog="python -m dlcvlib",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
     chosen = argparse.ArgumentParser(add_help=False)
-    group = chosen.add_argument_group("what is run")
-    group.add_argument(
-        "--profile",
-        default="quick",
-        choices=("smoke", "quick", "full", "original"),
-        help="smoke: a check; quick (default): for two CPU cores; full: the best settings known; "
-        "original: the homework's",
-    )
-    group.add_argument(
-        "--data",
-        metavar="D",
-        help="embedded (default), folder:PATH (the homework's layout) or torchvision:PATH",
-    )
-    group.add_argument(
-        "--runs-dir", metavar="DIR", help="trained runs and prepared data (default: runs)"
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="first seed of every chapter")
-    group.add_argument(
+    chosen.add_argument("--profile", default="quick", choices=PROFILES, help="default: quick")
+    chosen.add_argument("--data", help="embedded (default), folder:PATH or torchvision:PATH")
+    chosen.add_argument("--runs-dir", type=absolute, help="trained runs and prepared data")
+    chosen.add_argument("--seed", type=int, help="first seed of every chapter")
+    chosen.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="CHAPTER.NAME=VALUE",
-        dest="assignments",
         help="change a parameter, such as vae.kld_weight=0.5; may be given several times",
     )
-
-    report = commands.add_parser(
-        "report",
-        parents=[chosen],
-        help="run the notebooks and write the report",
-        description="Run the notebooks headless and write report.html, report.pdf, results.json, "
-        "the executed notebooks and every figure with its values. What is up to date is reused; "
-        "an interrupted report continues where it stopped.",
+    top = argparse.ArgumentParser(
+        prog="python -m dlcvlib",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    report = commands.add_parser("report", parents=[chosen], help="run the notebooks headless")
     report.add_argument(
         "--only", metavar="N-M,…", help="only these problems, or chapters, such as 1-1,1-3 or 2"
     )
     report.add_argument(
         "--jobs",
         type=count,
-        metavar="N",
-        help="notebooks run side by side (default: one a core, at most four; with a GPU, one)",
+        help="notebooks side by side (default: one a core, at most four; with a GPU, one)",
     )
-    report.add_argument(
-        "--cell-timeout",
-        type=count,
-        metavar="S",
-        help="seconds after which a notebook's cell counts as hanging (default: never)",
-    )
-    report.add_argument(
-        "--explain",
-        action="store_true",
-        help="run nothing: say what would run and why, and what would be used again",
-    )
-    report.add_argument("--out", metavar="DIR", help="default: report/ in the project")
+    report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
+    report.add_argument("--explain", action="store_true", help="only say what would run, and why")
+    report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
-    train = commands.add_parser(
-        "train",
-        parents=[chosen],
-        help="train a chapter's main runs, without notebooks",
-        description="Train a chapter's main runs, or find them trained; the notebooks use them. "
-        "For several devices: accelerate launch -m dlcvlib train vae --profile original",
-    )
-    params = commands.add_parser(
-        "params",
-        parents=[chosen],
-        help="show a chapter's parameters, or refresh the notebooks' parameters cells",
-        description="Show a chapter's parameters with their values and meaning, as YAML that a "
-        "file under params/ or papermill's -f takes.",
-    )
+    train = commands.add_parser("train", parents=[chosen], help="train without notebooks")
+    params = commands.add_parser("params", parents=[chosen], help="show a chapter's parameters")
     for command in (train, params):
         command.add_argument("chapter", choices=CHAPTERS)
     params.add_argument(
@@ -144,22 +108,19 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     2-4 compares with the VAE of chapter 1, and chapter 4 with chapter 3, whatever has been changed
     there; which images are used is their own.
     """
-    from dlcvlib.config.paths import absolute
     from dlcvlib.config.profiles import parse_assignments
     from dlcvlib.config.schema import CHAPTERS, load
 
-    changes = parse_assignments(arguments.assignments)
+    changes = parse_assignments(arguments.set)
+    given = {"data": arguments.data, "runs_dir": arguments.runs_dir}
+    given = {name: value for name, value in given.items() if value is not None}
     for chapter, own in changes.items():
         of_profile = load(arguments.profile, chapter).model_dump()
-        own.update(_seeds(arguments.seed, of_profile) | own)
-        for other in CHAPTERS[chapter].used:
-            name = f"{other}_changes"
-            own.setdefault(name, of_profile[name] | changes[other])
-    given = {"data": arguments.data, "runs_dir": arguments.runs_dir}
-    for own in changes.values():
-        own.update({name: value for name, value in given.items() if value is not None} | own)
-        if path := own.get("runs_dir"):
-            own["runs_dir"] = absolute(str(path))
+        used = {
+            f"{other}_changes": of_profile[f"{other}_changes"] | changes[other]
+            for other in CHAPTERS[chapter].used
+        }
+        changes[chapter] = _seeds(arguments.seed, of_profile) | used | given | own
     return {chapter: load(arguments.profile, chapter, own) for chapter, own in changes.items()}
 
 
@@ -176,18 +137,14 @@ def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report(arguments: argparse.Namespace) -> int:
     params = chapters(arguments)
-    from dlcvlib.config.paths import ROOT, absolute
     from dlcvlib.report import execute, uptodate
     from dlcvlib.utils.process import run_in_subprocess
 
-    only = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]
-    if arguments.only is not None and not only:
-        raise UserError("--only names no problem: such as --only 1-1,1-3 or --only 2")
-    out = Path(absolute(arguments.out)) if arguments.out else ROOT / "report"
+    out = Path(arguments.out)
+    only = [] if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     # A folder may well hold faces only, or digits only.
-    numbers = {int(problem[0]) for problem in uptodate.chosen(only)}
-    used = {name: params[name] for number, name in enumerate(params, 1) if number in numbers}
-    uptodate.declared()  # mistakes in exhibits and a wrong folder, before the data are prepared
+    used = {name: params[name] for name in map(uptodate.chapter_of, uptodate.chosen(only))}
+    uptodate.declared()  # mistakes in notebooks and a wrong folder, before the data are prepared
     if not arguments.explain:
         execute.refuse(out)
     # torch and the images take hundreds of megabytes; what follows needs neither.
@@ -219,7 +176,8 @@ def _train(arguments: argparse.Namespace) -> int:
     data = load(params)
     for line in getattr(data, "left_out", ()):
         print(line)
-    for run in _main_runs(arguments.chapter, params, data):
+    runs = _main_runs(arguments.chapter, params, data)
+    for run in {run.name: run for run in runs}.values():
         print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s")
         print(run.history.iloc[-1].to_string())
     # Otherwise its threads may release tensors after Python has ended, which aborts the process.
@@ -241,9 +199,7 @@ def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
         return [train_or_load(DCGAN, params.settings, measured, params.runs_dir)]
     third = (adaptation.SOURCE_ONLY, "DANN", adaptation.TARGET_ONLY)
     methods = adaptation.ALL if chapter == "pixelda" else third
-    return list(
-        {run.name: run for run in adaptation.train(params, data, methods).values()}.values()
-    )
+    return list(adaptation.train(params, data, methods).values())
 
 
 def _params(arguments: argparse.Namespace) -> int:

@@ -4,40 +4,42 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
+import functools
+import multiprocessing
 import os
-import queue
-import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import joblib
 import nbformat
-import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbformat import NotebookNode
+from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
 from dlcvlib.report.exhibits import MIME, options
-from dlcvlib.report.uptodate import Task, declared, plan, why
+from dlcvlib.report.uptodate import Task, declared, plan
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
-KERNEL_STARTS = 3
+PAGE_SECONDS = 300.0
+"""Time between two pages on the way, each of which takes some seconds to write."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
-SIDE_BY_SIDE = ("pixelda", "vae", "dann", "gan")
+SIDE_BY_SIDE = "4132"
 """Chapters in the order of their beginning, the longest first: the others then fill the time. The
 last has nothing long, and uses a model of the second."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
@@ -49,16 +51,11 @@ TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: `error` is empty if it succeeded; `reused` if nothing was run.
-
-    `memory` is the most, in bytes, that had been in use by the end of the run that made it.
-    """
+    """What came of a task: `error` is empty if it succeeded, `seconds` is what that took."""
 
     task: Task
-    seconds: float
+    seconds: float = 0.0
     error: str = ""
-    reused: bool = False
-    memory: int = 0
 
 
 def make_report(
@@ -73,7 +70,7 @@ def make_report(
     command: str = "",
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
-    """Run what has changed and write the report.
+    """Run what has changed and write the report, its page also every few minutes on the way.
 
     A notebook that fails does not keep the others from running; a notice stands in its place.
 
@@ -102,9 +99,8 @@ def make_report(
     outcomes: list[Outcome] = []
 
     def render(whole: bool) -> None:
-        ended = sorted(outcomes, key=lambda o: o.task.problem)
+        ended = sorted(outcomes, key=lambda outcome: outcome.task.problem)
         good = [o for o in ended if not o.error]
-        memory = max([board.memory, *(o.memory for o in ended)])
         # In a process of its own, or this one would hold 200 MB more while notebooks run.
         run_in_subprocess(
             "dlcvlib.report.render:render",
@@ -112,7 +108,7 @@ def make_report(
             {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"memory": memory, "spent": stopwatch.so_far()},
+            about | {"spent": stopwatch.so_far()},
             exhibits,
             out,
             whole=whole,
@@ -122,20 +118,18 @@ def make_report(
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
-        with _board(len(tasks), out) as board:
-            for outcome in _run(tasks, min(jobs, len(tasks)), cell_timeout, board):
-                outcomes.append(outcome)
-                ended = {o.task.problem for o in outcomes}
-                left = {task.chapter for task in tasks if task.problem not in ended}
-                new = not all(o.reused for o in outcomes)
-                if new and left and outcome.task.chapter not in left:
-                    try:
-                        render(whole=False)
-                    except Exception as error:
-                        # A page on the way is a convenience: the notebooks continue.
-                        board(f"no page yet: {error}")
-            board("writing the report")
-            render(whole=True)
+        written = time.monotonic()
+        for outcome in _run(tasks, jobs, cell_timeout):
+            outcomes.append(outcome)
+            if time.monotonic() - written >= PAGE_SECONDS and len(outcomes) < len(tasks):
+                try:
+                    render(whole=False)
+                except Exception as error:
+                    # A page on the way is a convenience: the notebooks continue.
+                    _say(f"no page yet: {error}")
+                written = time.monotonic()
+        _say("writing the report")
+        render(whole=True)
     failures = [o for o in outcomes if o.error]
     for failure in failures:
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
@@ -160,161 +154,142 @@ def side_by_side(gpu: bool) -> int:
     return 1 if gpu else min(joblib.cpu_count(), JOBS_MAX)
 
 
-def _run(
-    tasks: Sequence[Task], jobs: int, cell_timeout: int | None, board: "_Board"
-) -> Iterator[Outcome]:
-    """Outcomes as they come: chapters side by side, a chapter's notebooks one after another.
+def kernel_environment(jobs: int, status: str) -> dict[str, str]:
+    """Environment variables of the kernels: where to report, how many threads, malloc."""
+    environment = os.environ | {"DLCV_STATUS": status}
+    if not TUNED & environment.keys():
+        environment |= ALLOCATOR
+    if jobs > 1:
+        asked, share = environment.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
+        environment["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
+    return environment
 
-    Where no chapter is left to begin, another's last notebooks are taken: nothing that two of them
-    need is trained twice.
-    """
-    waiting: dict[str, list[Task]] = {}
-    for task in tasks:
-        waiting.setdefault(task.chapter, []).append(task)
-    untouched = list(waiting) if jobs == 1 else sorted(waiting, key=SIDE_BY_SIDE.index)
-    choosing = threading.Lock()
-    finished: queue.Queue[Outcome] = queue.Queue()
 
-    def claim(own: str) -> Task | None:
-        with choosing:
-            if not waiting.get(own) and untouched:
-                own = untouched.pop(0)
-            if waiting.get(own):
-                return waiting[own].pop(0)
-            most = max(waiting.values(), key=len)
-            return most.pop() if most else None
+# --- all notebooks ----------------------------------------------------------------------------
 
-    def work() -> None:
-        chapter = ""
-        while task := claim(chapter):
-            chapter = task.chapter
+
+def _run(tasks: Sequence[Task], jobs: int, cell_timeout: int | None) -> Iterator[Outcome]:
+    """Outcomes as they come, with a line for each and, on a terminal, a bar under the lines."""
+    # However many of them are reused: a run that continues keeps its number of threads.
+    jobs = min(jobs, len(tasks))
+    order = list(tasks)
+    if jobs > 1:
+        # Notebooks of different chapters rarely wait for the same model.
+        order.sort(key=lambda task: (task.problem[2:], SIDE_BY_SIDE.index(task.problem[0])))
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as status,
+        tqdm(total=len(tasks), desc="report", unit="notebook", disable=None) as bar,
+        # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
+        ThreadPool(jobs) as pool,
+    ):
+        environment = kernel_environment(jobs, status)
+        attempt = functools.partial(_attempt, environment=environment, cell_timeout=cell_timeout)
+        ended = pool.imap_unordered(attempt, order)
+        left = len(tasks)
+        while left:
+            bar.set_postfix_str(_trained(Path(status)))
             try:
-                finished.put(reuse(task) or execute(task, board, cell_timeout))
-            except Exception as error:
-                # Or the main thread would wait for ever.
-                finished.put(Outcome(task, 0.0, str(error) or type(error).__name__))
-
-    with _kernel_environment(jobs, board.folder):
-        # Daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
-        for _ in range(jobs):
-            threading.Thread(target=work, daemon=True).start()
-        ended = 0
-        while ended < len(tasks):
-            board.look()
-            with suppress(queue.Empty):
-                outcome = finished.get(timeout=1)
-                ended += 1
-                board.finished(outcome)
-                yield outcome
+                outcome = ended.next(timeout=1)
+            except multiprocessing.TimeoutError:
+                continue
+            how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"
+            _say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
+            bar.update()
+            left -= 1
+            yield outcome
 
 
-def reuse(task: Task) -> Outcome | None:
-    """The outcome of an earlier run of the same notebook, if it is whole and still true."""
-    if why(task):
-        return None
-    record = storage.read_sealed(task.record)
-    return Outcome(task, record["seconds"], reused=True, memory=record.get("memory", 0))
+def _say(text: str) -> None:
+    """Print a line above the bar; several threads do."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
 
 
-def execute(task: Task, board: "_Board", cell_timeout: int | None = None) -> Outcome:
-    """Run a notebook to a temporary file; keep it under its name only if every cell ran."""
-    if task.unreadable:
-        return Outcome(task, 0.0, task.unreadable)
-    board(f"{task.problem} starts: {'; '.join(why(task))}")
+def _trained(status: Path) -> str:
+    """What the kernels last reported of their training."""
+    texts = []
+    for path in sorted(status.iterdir()):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < 10:
+                texts.append(path.read_text(encoding="utf-8"))
+    return " | ".join(texts)
+
+
+def _attempt(task: Task, environment: Mapping[str, str], cell_timeout: int | None) -> Outcome:
+    try:
+        if task.reasons:
+            return Outcome(task, execute(task, environment, cell_timeout))
+        return Outcome(task, storage.read_sealed(task.record)["seconds"])
+    except Exception as error:
+        return Outcome(task, error=str(error) or type(error).__name__)
+
+
+# --- a notebook -------------------------------------------------------------------------------
+
+
+def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None) -> float:
+    """Run a notebook, and keep it under its name only if every cell ran; the seconds it took.
+
+    Raises:
+        UserError: naming the cell that failed, or if the disk is full.
+    """
+    _say(f"{task.problem} starts: {'; '.join(task.reasons)}")
     task.record.unlink(missing_ok=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=task.target.parent, prefix=storage.TEMPORARY) as folder:
-        temporary = Path(folder) / task.target.name
-        cut_short = _papermill(task, temporary, cell_timeout)
-        try:
-            notebook = nbformat.read(temporary, as_version=4)
-        except (OSError, ValueError):  # papermill could not write all of it: none of it counts
-            notebook = nbformat.read(task.source, as_version=4)
+    notebook = parameterize_notebook(task.notebook, task.parameters)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=cell_timeout,
+        startup_timeout=120,
+        # Outputs that come late, on a busy machine, are waited for, and none is lost in silence.
+        iopub_timeout=60,
+        raise_on_iopub_timeout=True,
+        # Else each kernel warns on the terminal that its local ports are not encrypted, and
+        # some that they are interrupted, which is how they are ended.
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
+        shutdown_kernel="immediate",
+    )
+    where, failed = "the notebook", task.target.with_suffix(".failed.ipynb")
+    try:
+        with client.setup_kernel(cwd=str(ROOT), env=environment):
+            for index, cell in enumerate(notebook.cells):
+                first_line, *_ = cell.source.split("\n")
+                where = f"the cell {first_line!r}"
+                client.execute_cell(cell, index)
+                _check_exhibit(cell)
+    except Exception as error:
+        storage.write_text(failed, _cleaned(notebook))
+        reason = _reason(error, cell_timeout)
+        raise UserError(f"{where}: {reason}\nThe notebook is kept in {failed}") from error
     seconds = time.monotonic() - started
-    error = unfinished(notebook, cut_short)
-    clean(notebook)
-    text = nbformat.writes(notebook)
-    if error:
-        storage.write_text(task.failed, text)
-        return Outcome(task, seconds, f"{error}\nThe notebook is kept in {task.failed}")
-    storage.write_text(task.target, text)
+    storage.write_text(task.target, _cleaned(notebook))
     record = {"identity": task.identity, "sha256": storage.sha256(task.target)}
-    storage.write_sealed(task.record, record | {"seconds": seconds, "memory": board.memory})
-    task.failed.unlink(missing_ok=True)
-    return Outcome(task, seconds)
+    storage.write_sealed(task.record, record | {"seconds": seconds})
+    failed.unlink(missing_ok=True)
+    return seconds
 
 
-def _papermill(task: Task, target: Path, cell_timeout: int | None) -> str:
-    """Execute to the end or a cell's error; what else cut it short, as said of a cell, or nothing.
-
-    A kernel that does not start is tried again.
-    """
-    for left in reversed(range(KERNEL_STARTS)):
-        try:
-            papermill.execute_notebook(
-                _literal(task.source),
-                _literal(target),
-                parameters=task.parameters,
-                kernel_name="python3",
-                cwd=str(ROOT),
-                progress_bar=False,
-                start_timeout=120,
-                execution_timeout=cell_timeout,
-                # Else each kernel warns on the terminal that its local ports are not encrypted, and
-                # some that they are interrupted, which is how they are ended.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
-                shutdown_kernel="immediate",
-            )
-        except PapermillExecutionError:
-            return ""  # the notebook holds it
-        except CellTimeoutError:
-            return f"ran longer than {cell_timeout} s (--cell-timeout)"
-        except DeadKernelError:
-            return "ended with the kernel's death"
-        except Exception as error:
-            # A RuntimeError of the kernel's start: ports collide at times.
-            starting = isinstance(error, RuntimeError) and "Kernel" in str(error)
-            if not starting or not left:
-                return f"was not run: {type(error).__name__}: {error}"
-        else:
-            break
-    return ""
-
-
-def _literal(path: Path) -> str:
-    """A path for papermill, which would fill in what stands in braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def unfinished(notebook: nbformat.NotebookNode, cut_short: str = "") -> str:
-    """Which cell failed, was running when the notebook was cut short, or was never run, if any.
-
-    papermill takes a cell that calls `sys.exit(0)` for success: here every cell must have run.
-    """
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    for cell in cells:
-        for output in cell.outputs:
-            if output.output_type == "error":
-                return f"{_name(cell)} ended with {output.ename}: {output.evalue}"
+def _check_exhibit(cell: NotebookNode) -> None:
+    """Raise a UserError if an executed cell does not show the exhibit that it declares."""
+    if cell.cell_type == "code" and "label" in options(cell.source):
         shown = {output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs}
-        labelled = "label" in options(cell.source)
-        if cell.execution_count and labelled and not {"figure", "table"} & shown:
-            return f"{_name(cell)} shows no figure or table: its value must be one"
-    if cut_short:
-        begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
-        return f"{_name(begun[-1]) if begun else 'the first cell'} {cut_short}"
-    never = [cell for cell in cells if cell.execution_count is None]
-    return f"{_name(never[0])} was never run" if never else ""
+        if not {"figure", "table"} & shown:
+            raise UserError("shows no figure or table: its value must be one")
 
 
-def _name(cell: nbformat.NotebookNode) -> str:
-    return f"the cell {cell.source.splitlines()[0]!r}"
+def _reason(error: Exception, cell_timeout: int | None) -> str:
+    match error:
+        case CellExecutionError():
+            return f"{error.ename}: {error.evalue}"
+        case CellTimeoutError():
+            return f"ran longer than {cell_timeout} s (--cell-timeout)"
+    return str(error) or type(error).__name__
 
 
-def clean(notebook: nbformat.NotebookNode) -> None:
-    """Drop what is litter in a still page: progress bars and widgets without their kernel."""
-    notebook.metadata.pop("widgets", None)
+def _cleaned(notebook: NotebookNode) -> str:
+    """A notebook as text, without what is litter in a still page: progress bars and widgets."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
@@ -322,65 +297,4 @@ def clean(notebook: nbformat.NotebookNode) -> None:
                 for output in cell.outputs
                 if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
             ]
-
-
-@contextmanager
-def _kernel_environment(jobs: int, folder: Path) -> Iterator[None]:
-    """Environment variables that the kernels inherit: where to report, how many threads, malloc."""
-    before = dict(os.environ)
-    os.environ["DLCV_STATUS"] = str(folder.resolve())
-    if not TUNED & before.keys():
-        os.environ.update(ALLOCATOR)
-    if jobs > 1:
-        asked, share = before.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
-        os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-class _Board:
-    """The overall progress: a line a notebook, under them on a terminal a bar.
-
-    Attributes:
-        folder: where the kernels report.
-        memory: the most that was seen in use at once, in bytes.
-    """
-
-    def __init__(self, bar: tqdm, folder: Path) -> None:
-        self.bar = bar
-        self.folder = folder
-        self.memory = 0
-
-    def __call__(self, text: str) -> None:
-        self.bar.write(text)  # above the bar; several threads write here
-        sys.stdout.flush()
-
-    def look(self) -> None:
-        """Measure the memory in use, and show what the kernels last reported of their training."""
-        self.memory = max(self.memory, resident_bytes())
-        texts = []
-        for path in sorted(self.folder.glob("*")):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime < 10:
-                    texts.append(path.read_text(encoding="utf-8"))
-        self.bar.set_postfix_str(" | ".join(texts))
-
-    def finished(self, outcome: Outcome) -> None:
-        how = "unchanged" if outcome.reused else f"{outcome.seconds:.0f} s"
-        self(f"{outcome.task.problem} {'failed' if outcome.error else how}")
-        self.bar.update()
-
-
-@contextmanager
-def _board(total: int, out: Path) -> Iterator[_Board]:
-    # Were this process killed, the next report's sweep would take the folder away.
-    folder = storage.make_dir(out / f"{storage.TEMPORARY}status")
-    plain = not sys.stderr.isatty()
-    try:
-        with tqdm(total=total, desc="report", unit="notebook", disable=plain) as bar:
-            yield _Board(bar, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return nbformat.writes(notebook)

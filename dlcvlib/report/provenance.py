@@ -28,7 +28,6 @@ Payloads = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def describe(
     payloads: Payloads,
-    cell_seconds: float,
     seconds: Mapping[str, float],
     params: Mapping[str, Parameters],
     about: Mapping[str, Any],
@@ -37,11 +36,10 @@ def describe(
 
     Args:
         payloads: of the notebooks that ran.
-        cell_seconds: how long all cells of these ran.
         seconds: problem -> how long its notebook took.
         params: chapter -> its parameters.
-        about: profile, command and start time of this report, the most memory, in bytes, that its
-            processes have had together, and seconds spent so far by kind of work (`stopwatch`).
+        about: profile, command and start time of this report, and seconds spent so far by kind of
+            work (`stopwatch`).
     """
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in payloads))
     sent = list(itertools.chain(*payloads.values()))
@@ -50,8 +48,7 @@ def describe(
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
     inside = sum((Counter(payload["seconds"]) for payload in sent), Counter())
     spent = inside + Counter(about["spent"])
-    spent["evaluation and figures"] = cell_seconds - inside.total()
-    spent["starting the notebooks"] = sum(seconds.values()) - cell_seconds
+    spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {
         "profile": about["profile"],
         "command": about["command"],
@@ -66,7 +63,6 @@ def describe(
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
         "notebooks": dict(seconds),
         "seconds_by_work": dict(spent.most_common()),
-        "memory_peak_mb": about["memory"] / 1e6,
         "runs": runs,
     }
 

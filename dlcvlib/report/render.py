@@ -70,8 +70,7 @@ def render(
     }
     files = {name: content for page in pages.values() for name, content in page.files.items()}
     payloads = {problem: page.payloads for problem, page in pages.items()}
-    cell_seconds = sum(page.seconds for page in pages.values())
-    made = provenance.describe(payloads, cell_seconds, seconds, params, about)
+    made = provenance.describe(payloads, seconds, params, about)
     markdown = document(pages=pages, failures=failures, provenance=made, params=params)
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as name:
         folder = Path(name)
@@ -110,7 +109,6 @@ class Page:
         abstract: what it adds to the report's abstract, in Markdown.
         headline: what it adds to the first page's main table.
         runs: names of the training runs that it came from.
-        seconds: how long its cells ran.
     """
 
     def __init__(
@@ -122,8 +120,6 @@ class Page:
         self.payloads: list[dict[str, Any]] = []
         self.abstract: list[str] = []
         self.headline: list[dict[str, str]] = []
-        durations = (cell.metadata.get("papermill", {}).get("duration") for cell in notebook.cells)
-        self.seconds = sum(duration or 0.0 for duration in durations)
         parts = [part for cell in notebook.cells for part in self._cell(cell)]
         # Links to the problem lead to its first heading.
         text = "\n\n".join(filter(None, parts))

@@ -4,15 +4,18 @@ A notebook is run again if anything that decides its result has changed: its tex
 the data, the modules that it imports, or the versions of the libraries behind what it shows.
 """
 
-import ast
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
+from papermill.iorw import load_notebook_node
 
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.schema import CHAPTERS, Chapter, load
@@ -26,47 +29,50 @@ DECIDING = (
     *("matplotlib", "seaborn"),
 )
 """Libraries whose version decides what a notebook shows."""
-FILES = [
-    fingerprints.PACKAGE / name
-    for name in (
-        "plots/report.mplstyle",
-        "report/columns.yaml",
-        "evaluation/original_report.yaml",
-    )
-]
+FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""
 OLDER = "it was made by an older version of this project"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One notebook to run, and where its result goes.
+    """A notebook of the report, as it is before it runs, and where its result goes.
 
     Attributes:
+        problem: such as "1-3".
         identity: part -> what decides the result.
-        unreadable: why the file is not a notebook; empty if it is one.
     """
 
-    source: Path
+    problem: str
+    notebook: NotebookNode
     target: Path
-    chapter: str
-    title: str
     parameters: dict[str, Any]
     identity: dict[str, Any]
-    unreadable: str = ""
 
     @property
-    def problem(self) -> str:
-        """Such as "1-3"."""
-        return self.source.name[:3]
+    def title(self) -> str:
+        return self.notebook.cells[0].source.partition("\n")[0].lstrip("# ")
 
     @property
     def record(self) -> Path:
         return self.target.with_suffix(".json")
 
-    @property
-    def failed(self) -> Path:
-        return self.target.with_suffix(".failed.ipynb")
+    @cached_property
+    def reasons(self) -> list[str]:
+        """Why it must be run; empty if the executed notebook is whole and still true."""
+        if not self.record.is_file():
+            return ["it has not been run yet"]
+        try:
+            record = storage.read_sealed(self.record)
+            storage.check(self.target, record["sha256"])
+        except storage.DamagedFileError as error:
+            return [str(error)]
+        return _differences(record.get("identity", {}), self.identity)
+
+
+def chapter_of(problem: str) -> str:
+    """The chapter of a problem: "vae" of "1-3"."""
+    return list(CHAPTERS)[int(problem[0]) - 1]
 
 
 def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
@@ -83,8 +89,8 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     there = {*sources, *(problem[0] for problem in sources)}
     if unknown := [name for name in only if name not in there]:
         raise UserError(
-            f"--only: unknown problem {', '.join(unknown)} (there are: {', '.join(sources)}; "
-            "a chapter's number stands for all of it)"
+            f"--only: unknown problem {', '.join(map(repr, unknown))} "
+            f"(there are: {', '.join(sources)}; a chapter's number stands for all of it)"
         )
     return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}
 
@@ -96,37 +102,31 @@ def plan(
     out: Path,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Task]:
-    """The notebooks to run, in order, each with the identity of its result.
+    """The notebooks of the report, in order, each with the identity of its result.
 
     Raises:
-        UserError: as `chosen`.
+        UserError: as `chosen`, and if a file is not a notebook.
     """
     tasks = []
-    for source in chosen(only, notebooks).values():
-        notebook, target = _read(source), out / "notebooks" / source.name
-        chapter = list(CHAPTERS)[int(source.name[0]) - 1]
-        if isinstance(notebook, str):
-            task = Task(source, target, chapter, source.stem, {}, {}, unreadable=notebook)
-        else:
-            title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
-            own, data = params[chapter], fingerprints_of_data[chapter]
-            identity = _identity(notebook, own, data)
-            task = Task(source, target, chapter, title, own.model_dump(), identity)
-        tasks.append(task)
+    for problem, source in chosen(only, notebooks).items():
+        chapter, notebook = chapter_of(problem), _read(source)
+        own, target = params[chapter], out / "notebooks" / source.name
+        identity = _identity(notebook, own, fingerprints_of_data[chapter])
+        tasks.append(Task(problem, notebook, target, own.model_dump(), identity))
     return tasks
 
 
 def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
-    """The exhibits of all notebooks that can be read, in order, whichever of them are run.
+    """The exhibits of all notebooks, in order, whichever of them are run.
 
     Raises:
-        UserError: naming notebook and cell, if an exhibit is not declared as it should be.
+        UserError: if a file is not a notebook, or naming notebook and cell, if an exhibit is not
+            declared as it should be.
     """
-    read = {problem: _read(path) for problem, path in chosen([], notebooks).items()}
-    return check({name: found for name, found in read.items() if not isinstance(found, str)})
+    return check({problem: _read(path) for problem, path in chosen([], notebooks).items()})
 
 
-def _identity(notebook: nbformat.NotebookNode, params: Chapter, data: str) -> dict[str, Any]:
+def _identity(notebook: NotebookNode, params: Chapter, data: str) -> dict[str, Any]:
     return {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
         "parameters": _deciding(params),
@@ -138,14 +138,14 @@ def _identity(notebook: nbformat.NotebookNode, params: Chapter, data: str) -> di
     }
 
 
-def _read(path: Path) -> nbformat.NotebookNode | str:
-    """A notebook, or why it is none."""
+def _read(path: Path) -> NotebookNode:
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = load_notebook_node(str(path))
         nbformat.validate(notebook)
-        return notebook
     except Exception as error:  # broken JSON, a merge's marks, an empty file, another format
-        return f"{path} is not a readable notebook: {next(iter(str(error).splitlines()), error)}"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a readable notebook: {reason}") from None
+    return notebook
 
 
 def _deciding(params: Chapter) -> dict[str, Any]:
@@ -156,63 +156,42 @@ def _deciding(params: Chapter) -> dict[str, Any]:
     return {n: value for n, value in named.items() if not n.endswith(("runs_dir", "_changes"))}
 
 
-def _code(notebook: nbformat.NotebookNode) -> dict[str, str]:
+def _code(notebook: NotebookNode) -> dict[str, str]:
     """Hash of every module that a notebook imports, directly or through others."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return fingerprints.hashes(fingerprints.imported("\n".join(map(_python, cells))))
-
-
-def _python(cell: str) -> str:
-    """A cell without IPython's magics; nothing if it is not Python even so."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    for source in (cell, TransformerManager().transform_cell(cell)):
-        try:
-            ast.parse(source)
-        except SyntaxError:
-            continue
-        return source
-    return ""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    # Cell by cell, without IPython's magics.
+    python = "\n".join(map(TransformerManager().transform_cell, sources))
+    try:
+        return fingerprints.hashes(fingerprints.imported(python))
+    except SyntaxError:  # it will fail, and nothing of it be used again
+        return {}
 
 
 def explain(tasks: Sequence[Task]) -> str:
     """What a report would run and why, and what it would use again, a line a notebook."""
-    reasons = {task.problem: "; ".join(why(task)) for task in tasks}
-    return "\n".join(f"{p} runs: {why}" if why else f"{p} is reused" for p, why in reasons.items())
+    lines = []
+    for task in tasks:
+        how = f"runs: {'; '.join(task.reasons)}" if task.reasons else "is reused"
+        lines.append(f"{task.problem} {how}")
+    return "\n".join(lines)
 
 
 def explain_runs(runs_dir: Path) -> str:
     """Which trained models fit today's code, which are stale and why, and which are unfinished."""
     versions = fingerprints.versions("torch", "accelerate")
-    fit, unfinished, stale = 0, [], []
-    for folder in sorted(path for path in runs_dir.glob("*-*") if path.is_dir()):
-        if (record := storage.sealed(folder / "provenance.json")) is None:
-            if pointer := storage.sealed(folder / "checkpoint.json"):
-                unfinished.append(f"{folder.name} continues at step {pointer['step']}")
-            continue
-        modules = [fingerprints.PACKAGE / f"{name}.py" for name in record.get("code", {})]
-        code = fingerprints.hashes(path for path in modules if path.is_file())
-        now = {"code": code, "versions": versions}
-        if versions.keys() <= record.keys():
-            record["versions"] = {name: record[name] for name in versions}
-        if reasons := _differences(record, now):
-            stale.append(f"{folder.name} is stale: {'; '.join(reasons)}")
-        else:
-            fit += 1
-    return "\n".join([f"trained models in {runs_dir} that can be used: {fit}", *unfinished, *stale])
-
-
-def why(task: Task) -> list[str]:
-    """The reasons to run a notebook; none if the executed one is whole and still true."""
-    if task.unreadable:
-        return [task.unreadable]
-    if not task.record.is_file() or not task.target.is_file():
-        return ["it has not been run yet"]
-    if (record := storage.sealed(task.record)) is None:
-        return [f"{task.record} is damaged"]
-    if storage.sha256(task.target) != record.get("sha256"):
-        return [f"{task.target} is damaged"]
-    return _differences(record.get("identity", {}), task.identity)
+    fit, lines = 0, []
+    for folder in sorted(runs_dir.glob("*-*/")):
+        if record := storage.sealed(folder / "provenance.json"):
+            modules = (fingerprints.PACKAGE / f"{name}.py" for name in record.get("code", {}))
+            now = {"code": fingerprints.hashes(filter(Path.is_file, modules)), "versions": versions}
+            record["versions"] = {name: record.get(name) for name in versions}
+            if reasons := _differences(record, now):
+                lines.append(f"{folder.name} is stale: {'; '.join(reasons)}")
+            else:
+                fit += 1
+        elif pointer := storage.sealed(folder / "checkpoint.json"):
+            lines.append(f"{folder.name} continues at step {pointer['step']}")
+    return "\n".join([f"trained models in {runs_dir} that can be used: {fit}", *lines])
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:

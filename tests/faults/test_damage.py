@@ -10,7 +10,6 @@ from dlcvlib.config import profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import features, latent
 from dlcvlib.methods import dcgan, vae
-from dlcvlib.report import execute
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 
@@ -124,7 +123,7 @@ def test_an_executed_notebook(small, damage, capsys):
         assert f"{path} is damaged" in output
         assert "unchanged" not in output
         (task,) = small.plan()
-        assert execute.reuse(task)
+        assert not task.reasons
 
 
 def test_a_record_that_only_the_report_reads(small, smoke, faces, tmp_path):

@@ -16,7 +16,6 @@ from dlcvlib.config import paths, profiles
 from dlcvlib.data.faces import load_faces
 from dlcvlib.evaluation import features
 from dlcvlib.methods import vae
-from dlcvlib.report import execute
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
@@ -111,9 +110,9 @@ def test_in_an_executed_notebook_and_its_record(small, malicious):
     (task,) = small.plan()
     for path in (task.target, task.record):
         path.write_bytes(malicious)
-        assert execute.reuse(task) is None
+        assert small.plan()[0].reasons
         assert small.make()
-        assert execute.reuse(task)
+        assert not small.plan()[0].reasons
 
 
 def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
