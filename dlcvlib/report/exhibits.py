@@ -1,6 +1,6 @@
 """The report's figures and tables, as the notebooks' sources declare them.
 
-A code cell that makes an exhibit says so in its first lines, in the form of Quarto's cell options:
+A code cell that makes an exhibit says so in lines of the form of Quarto's cell options:
 
     #| label: fig-gap
     #| fig-cap: Accuracy on the target; bars are means, dots seeds.
@@ -11,8 +11,7 @@ Numbers, captions and references are known, and checked, before any notebook run
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,20 +23,10 @@ from dlcvlib.utils.errors import UserError, nearest
 MIME = "application/vnd.dlcv.v2+json"
 """What `dlcvlib.report.notebook` adds to a cell's outputs for the report."""
 KINDS = {"fig": "Figure", "tbl": "Table"}
-# Quarto's options of cells, by the files of its schema: attributes, code and text output, figures,
-# tables, layout, page layout, cache.
-QUARTO = """
-    label classes renderings tags id export title
-    eval echo code-fold code-summary code-overflow code-line-numbers lst-label lst-cap
-    output warning error include panel output-location message results comment file filename
-    fig-width fig-height fig-cap fig-subcap fig-link fig-align fig-alt fig-env fig-pos fig-scap
-    fig-format fig-dpi fig-asp out-width out-height
-    tbl-cap tbl-subcap tbl-colwidths html-table-processing
-    layout layout-ncol layout-nrow layout-align layout-valign
-    column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
-    cache freeze order
-"""
-KNOWN = frozenset(QUARTO.split())
+TEXTS = {"fig": ["fig-cap", "fig-alt"], "tbl": ["tbl-cap"]}
+"""What each kind of exhibit needs besides its label: caption, and alt text."""
+KNOWN = {"label", "tags", *TEXTS["fig"], *TEXTS["tbl"]}
+OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)
 LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
 REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
 
@@ -66,11 +55,9 @@ def name_of(label: str) -> str:
     return LABEL.fullmatch(label)[2].replace("-", "_")
 
 
-def split(source: str) -> tuple[list[str], str]:
-    """The lines of a cell's options without their `#|`, and the code after them."""
-    lines = source.splitlines()
-    count = next((n for n, line in enumerate(lines) if not line.startswith("#|")), len(lines))
-    return [line.removeprefix("#|") for line in lines[:count]], "\n".join(lines[count:])
+def code(source: str) -> str:
+    """A cell's source without its options."""
+    return OPTION.sub("", source).strip("\n")
 
 
 def options(source: str) -> dict[str, Any]:
@@ -79,9 +66,8 @@ def options(source: str) -> dict[str, Any]:
     Raises:
         UserError: if they are not a YAML mapping.
     """
-    lines, _ = split(source)
     try:
-        found = yaml.safe_load("\n".join(lines)) or {}
+        found = yaml.safe_load("\n".join(OPTION.findall(source))) or {}
     except yaml.YAMLError as error:
         raise UserError(
             f"its options are not YAML ({getattr(error, 'problem', error)}); "
@@ -103,53 +89,48 @@ def check(notebooks: Mapping[str, NotebookNode]) -> dict[str, Exhibit]:
             unknown option, a label twice or of neither kind, a figure without a caption or alt
             text, a table without a caption, a reference to no exhibit.
     """
+    cells = [
+        (problem, f"notebook {problem}, cell {number}", cell)
+        for problem, notebook in sorted(notebooks.items())
+        for number, cell in enumerate(notebook.cells, 1)
+    ]
     found: dict[str, Exhibit] = {}
-    numbers: Counter[tuple[str, str]] = Counter()
-    for problem, where, cell in _cells(notebooks):
+    for problem, where, cell in cells:
         if cell.cell_type != "code":
             continue
         try:
-            label, texts = _declared(cell.source)
-            if label in found:
-                raise UserError(f"label {label} is taken by notebook {found[label].problem}")
+            exhibit = _declared(problem, options(cell.source), found)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        if label:
-            numbers[problem, label[:3]] += 1
-            number = f"{KINDS[label[:3]]} {problem}.{numbers[problem, label[:3]]}"
-            found[label] = Exhibit(problem, label, number, *texts)
-    for _, where, cell in _cells(notebooks):
+        if exhibit:
+            found[exhibit.label] = exhibit
+    for _, where, cell in cells:
         for label in REFERENCE.findall(cell.source):
             if label not in found:
                 raise UserError(f"{where}: @{label} refers to no exhibit{nearest(label, found)}")
     return found
 
 
-def _cells(notebooks: Mapping[str, NotebookNode]) -> Iterator[tuple[str, str, NotebookNode]]:
-    for problem, notebook in sorted(notebooks.items()):
-        for number, cell in enumerate(notebook.cells, 1):
-            yield problem, f"notebook {problem}, cell {number}", cell
-
-
-def _declared(source: str) -> tuple[str, list[str]]:
-    """A code cell's label with caption and a figure's alt text; empty if it makes no exhibit."""
-    given = options(source)
-    if re.search(r"^#\|", split(source)[1], re.MULTILINE):
-        raise UserError("options (`#|`) must be the cell's first lines")
+def _declared(
+    problem: str, given: Mapping[str, Any], before: Mapping[str, Exhibit]
+) -> Exhibit | None:
+    """The exhibit that a code cell with these options makes, if any."""
     for name in given:
         if name not in KNOWN:
             raise UserError(f"unknown option {name!r}{nearest(str(name), KNOWN)}")
-    if "label" not in given:
-        if captions := given.keys() & {"fig-cap", "tbl-cap"}:
-            raise UserError(f"{captions.pop()} without a label")
-        return "", []
-    label = str(given["label"])
+    if given.keys() <= {"tags"}:
+        return None
+    label = str(given.get("label", ""))
     if not LABEL.fullmatch(label):
         raise UserError(f"label {label!r} is not fig-… or tbl-…, of letters, digits and hyphens")
+    if label in before:
+        raise UserError(f"label {label} is taken by notebook {before[label].problem}")
+    kind = label[:3]
     texts = []
-    for name in ["fig-cap", "fig-alt"] if label.startswith("fig-") else ["tbl-cap"]:
-        text = given.get(name)
-        if not isinstance(text, str) or not text.strip():
+    for name in TEXTS[kind]:
+        text = " ".join(str(given.get(name) or "").split())
+        if not text:
             raise UserError(f"{label} has no {name}")
-        texts.append(" ".join(text.split()))
-    return label, texts
+        texts.append(text)
+    count = sum(e.problem == problem and e.label.startswith(kind) for e in before.values())
+    return Exhibit(problem, label, f"{KINDS[kind]} {problem}.{count + 1}", *texts)

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,9 @@ OF_A_RUN = (
 )
 """What is taken from a run's record."""
 
-Payloads = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Problem -> what its notebook has sent to the report (see `dlcvlib.report.notebook`)."""
-
 
 def describe(
-    payloads: Payloads,
+    pages: Mapping[str, Any],
     seconds: Mapping[str, float],
     params: Mapping[str, Parameters],
     about: Mapping[str, Any],
@@ -35,18 +32,18 @@ def describe(
     """The provenance in results.json.
 
     Args:
-        payloads: of the notebooks that ran.
+        pages: problem -> its `render.Page`.
         seconds: problem -> how long its notebook took.
         params: chapter -> its parameters.
         about: profile, command and start time of this report, and seconds spent so far by kind of
             work (`stopwatch`).
     """
-    chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in payloads))
-    sent = list(itertools.chain(*payloads.values()))
-    names = run_names(sent)
+    chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
+    names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
-    inside = sum((Counter(payload["seconds"]) for payload in sent), Counter())
+    payloads = itertools.chain.from_iterable(page.payloads for page in pages.values())
+    inside = sum((Counter(payload["seconds"]) for payload in payloads), Counter())
     spent = inside + Counter(about["spent"])
     spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {
@@ -67,20 +64,14 @@ def describe(
     }
 
 
-def run_names(payloads: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the training runs that were used, each once."""
-    return list(dict.fromkeys(name for payload in payloads for name in payload["runs"]))
-
-
-def _records(names: Sequence[str], folders: Iterable[str]) -> list[dict[str, Any]]:
+def _records(names: Iterable[str], folders: Iterable[str]) -> list[dict[str, Any]]:
     """What the runs' records say, as far as they are there and whole."""
-    found = []
-    for name in names:
-        records = (storage.sealed(Path(folder, name, "provenance.json")) for folder in folders)
-        if record := next(filter(None, records), None):
+    found = {}
+    for name, folder in itertools.product(names, folders):
+        if record := storage.sealed(Path(folder, name, "provenance.json")):
             # Records of an older version may lack a part.
-            found.append({"run": name} | {key: record.get(key) for key in OF_A_RUN})
-    return found
+            found[name] = {"run": name} | {key: record.get(key) for key in OF_A_RUN}
+    return list(found.values())
 
 
 def _trained_on(run: Mapping[str, Any]) -> str:
@@ -98,13 +89,11 @@ def _seeds(params: Parameters) -> str:
 
 def _commit() -> str:
     """The commit that the code is at, with a word if it has local changes."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch"]
     try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        return head + (" with local changes" if git("status", "--porcelain") else "")
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return f"not under version control (version {__version__})"
+    head, *lines = run.stdout.splitlines()
+    changed = any(not line.startswith("#") for line in lines)
+    return head.split()[-1][:12] + (" with local changes" if changed else "")

@@ -24,19 +24,20 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from dlcvlib.config.settings import Parameters
-from dlcvlib.report import provenance, tables
-from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, name_of, options, split
+from dlcvlib.report import provenance
+from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
+from dlcvlib.report.tables import Table
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import fenced, table
 from dlcvlib.utils.stopwatch import timed
 
 TITLE = "Image models, repeated"
+FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
 READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
 RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
-PICTURES = {"image/svg+xml": "svg", "image/png": "png"}
 
 
 def render(
@@ -68,129 +69,109 @@ def render(
         problem: Page(problem, nbformat.read(path, as_version=4), exhibits)
         for problem, path in executed.items()
     }
-    files = {name: content for page in pages.values() for name, content in page.files.items()}
-    payloads = {problem: page.payloads for problem, page in pages.items()}
-    made = provenance.describe(payloads, seconds, params, about)
+    made = provenance.describe(pages, seconds, params, about)
     markdown = document(pages=pages, failures=failures, provenance=made, params=params)
-    with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as name:
-        folder = Path(name)
-        storage.write_text(folder / "report.html", to_html(markdown, files))
-        if whole:
-            figures = storage.make_dir(folder / "figures")
-            for file, content in files.items():
+    names = ["report.html"]
+    with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as temporary:
+        folder = Path(temporary)
+        figures = storage.make_dir(folder / FIGURES)
+        for page in pages.values():
+            for file, content in page.files.items():
                 storage.write_bytes(figures / file, content)
-            storage.write_bytes(folder / "report.pdf", to_pdf(markdown, files, figures))
+        storage.write_text(folder / "report.html", to_html(markdown, folder))
+        if whole:
+            storage.write_bytes(folder / "report.pdf", to_pdf(markdown, folder))
             made["seconds_by_work"] |= stopwatch.so_far()  # writing the pages
-            found = {"version": RESULTS_VERSION, "provenance": made}
-            found |= {problem: page.results for problem, page in pages.items()}
-            found |= {problem: {"failed": error} for problem, (_, error) in failures.items()}
-            storage.write_json(folder / "results.json", found)
-        _publish(folder, out)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Move everything in `folder` to `out`, in the place of what was there; that needs no space."""
-    for path in list(folder.iterdir()):
-        if path.is_dir() and (out / path.name).exists():
-            (out / path.name).replace(folder / f"old {path.name}")
-        path.replace(out / path.name)
+            results = {"version": RESULTS_VERSION, "provenance": made}
+            results |= {problem: page.results for problem, page in pages.items()}
+            results |= {problem: {"failed": error} for problem, (_, error) in failures.items()}
+            storage.write_json(folder / "results.json", results)
+            names += ["report.pdf", "results.json", FIGURES]
+        for name in names:  # renaming needs no space
+            if (out / name).is_dir():
+                (out / name).replace(folder / f"old {name}")
+            (folder / name).replace(out / name)
 
 
 # --- a notebook -----------------------------------------------------------------------------------
 
 
 class Page:
-    """An executed notebook, as the report has it.
+    """An executed notebook, as the report has it: its prose, its code and its exhibits.
 
     Attributes:
         markdown: its text.
         files: name -> content of every picture and CSV.
         payloads: what the kernel has sent to the report, in order.
         abstract: what it adds to the report's abstract, in Markdown.
-        headline: what it adds to the first page's main table.
-        runs: names of the training runs that it came from.
     """
 
     def __init__(
         self, problem: str, notebook: NotebookNode, exhibits: Mapping[str, Exhibit]
     ) -> None:
-        self.problem = problem
         self.exhibits = exhibits
         self.files: dict[str, bytes] = {}
         self.payloads: list[dict[str, Any]] = []
         self.abstract: list[str] = []
-        self.headline: list[dict[str, str]] = []
-        parts = [part for cell in notebook.cells for part in self._cell(cell)]
+        text = "\n\n".join(part for cell in notebook.cells for part in self._cell(cell))
         # Links to the problem lead to its first heading.
-        text = "\n\n".join(filter(None, parts))
         self.markdown = re.sub(r"^(##.*)$", rf"\1 {{#nb-{problem}}}", text, count=1, flags=re.M)
-        self.runs = provenance.run_names(self.payloads)
 
     @property
     def results(self) -> dict[str, Any]:
         """Every value of every table and all that was recorded, by name."""
         return {k: v for payload in self.payloads for k, v in payload["values"].items()}
 
+    @property
+    def headline(self) -> list[dict[str, Any]]:
+        """What it adds to the first page's main table."""
+        return [row for payload in self.payloads for row in payload.get("rows", [])]
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the training runs that it came from, each once."""
+        return list(dict.fromkeys(name for payload in self.payloads for name in payload["runs"]))
+
     def _cell(self, cell: NotebookNode) -> Iterator[str]:
         """What stands in the report for a cell, piece by piece."""
         if cell.cell_type == "markdown":
             yield self._linked(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
         elif cell.cell_type == "code":
-            chosen = options(cell.source)
-            code = split(cell.source)[1].strip("\n")
-            outputs = [self._output(output, chosen) for output in cell.outputs]
-            if chosen.get("include") is False:
-                return
-            if code and chosen.get("echo") is not False:
-                yield fenced(code, "python")
-            if chosen.get("output") is not False:
-                yield from filter(None, outputs)
+            if source := code(cell.source):
+                yield fenced(source, "python")
+            for output in cell.outputs:
+                yield from self._output(output, options(cell.source))
 
-    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> str:
+    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> Iterator[str]:
         data = output.get("data", {})
         if payload := data.get(MIME):
             self.payloads.append(payload)
-            self.headline += payload.get("rows", [])
             if payload["kind"] in ("figure", "table"):
-                return self._exhibit(self.exhibits[chosen["label"]], data, payload)
-            return ""
-        if "text/markdown" in data:
+                yield self._exhibit(self.exhibits[chosen["label"]], data, payload)
+        elif "text/markdown" in data:
             text = self._linked(data["text/markdown"])
             if "abstract" in chosen.get("tags", []):
                 self.abstract.append(text)
-            return text
-        if any(kind in data for kind in PICTURES):
-            stem = f"{self.problem}-{len(self.files) + 1}"
-            return self._picture(data, stem, alt=str(chosen.get("fig-alt", "")))
-        text = data.get("text/plain") or output.get("text", "")
-        return fenced(text) if text.strip() else ""
+            yield text
+        elif text := (data.get("text/plain") or output.get("text", "")).rstrip():
+            yield fenced(text)
 
     def _exhibit(
         self, exhibit: Exhibit, data: Mapping[str, str], payload: Mapping[str, Any]
     ) -> str:
         caption = f"**{exhibit.number}.** {self._linked(exhibit.caption)}"
-        if payload["kind"] == "figure":
+        if payload["kind"] == "table":
+            body = f"{data['text/markdown']}\n\n: {caption}"
+        else:
             stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
-            body = self._picture(data, stem, caption, exhibit.alt)
+            file, content, inches = _picture(data, stem)
+            self.files[file] = content
             if payload["csv"]:
                 self.files[f"{stem}.csv"] = payload["csv"].encode()
-        else:
-            body = f"{data['text/markdown']}\n\n: {caption}"
+            alt = exhibit.alt.replace("\\", "\\\\").replace('"', '\\"')
+            share = f"{min(1.0, inches / TEXT_WIDTH):.2f}"
+            body = f'![{caption}]({FIGURES}/{file}){{alt="{alt}" share="{share}"}}'
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
-
-    def _picture(self, data: Mapping[str, str], stem: str, caption: str = "", alt: str = "") -> str:
-        """The picture of a MIME bundle, which becomes a file, in its natural width."""
-        if svg := data.get("image/svg+xml"):
-            file, content = f"{stem}.svg", svg.encode()
-            width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
-            inches = float(width[1]) / 72 if width else TEXT_WIDTH
-        else:
-            file, content = f"{stem}.png", base64.b64decode(data["image/png"])
-            picture = Image.open(io.BytesIO(content))
-            inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
-        self.files[file] = content
-        alt = alt.replace("\\", "\\\\").replace('"', '\\"')
-        return f'![{caption}]({file}){{alt="{alt}" share="{min(1.0, inches / TEXT_WIDTH):.2f}"}}'
 
     def _linked(self, text: str) -> str:
         """References as links; report.lua makes those plain that lead to nothing."""
@@ -200,6 +181,16 @@ class Page:
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
         return REFERENCE.sub(link, text)
+
+
+def _picture(data: Mapping[str, str], stem: str) -> tuple[str, bytes, float]:
+    """A figure's file name, content and natural width in inches."""
+    if svg := data.get("image/svg+xml"):
+        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+        return f"{stem}.svg", svg.encode(), float(width[1]) / 72
+    content = base64.b64decode(data["image/png"])
+    picture = Image.open(io.BytesIO(content))
+    return f"{stem}.png", content, picture.width / float(picture.info["dpi"][0])
 
 
 # --- the document ---------------------------------------------------------------------------------
@@ -231,40 +222,29 @@ def document(**values: Any) -> str:
 
 def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
     """Values by the formats of columns.yaml."""
-    return tables.to_markdown(pd.DataFrame(list(rows), columns=columns))
+    return Table(pd.DataFrame(list(rows), columns=columns)).to_markdown()
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------
 
 
 @timed("writing HTML")
-def to_html(markdown: str, files: Mapping[str, bytes]) -> str:
-    """One self-contained page: pictures become data URIs, formulas MathML."""
+def to_html(markdown: str, folder: Path) -> str:
+    """One self-contained page: pictures, which lie in `folder`, as data URIs, formulas MathML."""
     more = ["--mathml", "--toc", "--toc-depth=2", "--section-divs"]
-    html = _pandoc(markdown, "html5", "report.html", files, more)
-    kinds = {suffix: kind for kind, suffix in PICTURES.items()}
-
-    def embed(match: re.Match[str]) -> str:
-        data = base64.b64encode(files[match[1]]).decode()
-        return f'src="data:{kinds[match[1][-3:]]};base64,{data}"'
-
-    return re.sub(r'src="(\d-\d[.-][\w.-]+)"', embed, html)
+    return _pandoc(
+        markdown, "html5", "report.html", *more, "--embed-resources", f"--resource-path={folder}"
+    )
 
 
 @timed("writing PDF")
-def to_pdf(markdown: str, files: Mapping[str, bytes], folder: Path) -> bytes:
+def to_pdf(markdown: str, folder: Path) -> bytes:
     """The printed report; its pictures lie in `folder`."""
-    source = folder / "report.typ"
-    storage.write_text(source, _pandoc(markdown, "typst", "report.typ", files, []))
-    try:
-        return typst.compile(str(source), root=str(folder))
-    finally:
-        source.unlink()
+    source = _pandoc(markdown, "typst", "report.typ")
+    return typst.compile(source.encode(), root=str(folder))
 
 
-def _pandoc(
-    markdown: str, to: str, template: str, files: Mapping[str, bytes], more: Sequence[str]
-) -> str:
+def _pandoc(markdown: str, to: str, template: str, *more: str) -> str:
     return pypandoc.convert_text(
         markdown,
         to,
@@ -275,7 +255,6 @@ def _pandoc(
             f"--template={TEMPLATE / template}",
             f"--lua-filter={TEMPLATE / 'report.lua'}",
             f"--metadata=pagetitle:{TITLE}",
-            f"--metadata=files:|{'|'.join(files)}|",
             *more,
         ],
     )

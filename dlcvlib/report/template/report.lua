@@ -4,7 +4,7 @@
 -- Before anything else: a link within the document that leads to nothing is plain text, and so is a
 -- picture that is not one of the report's. Typst would stop at either.
 local function keep_what_is_there(doc)
-  local targets, files = {}, pandoc.utils.stringify(doc.meta.files or "")
+  local targets = {}
   local function note(element)
     if element.identifier then targets["#" .. element.identifier] = true end
   end
@@ -14,7 +14,7 @@ local function keep_what_is_there(doc)
       if link.target:sub(1, 1) == "#" and not targets[link.target] then return link.content end
     end,
     Image = function(image)
-      if not files:find("|" .. image.src .. "|", 1, true) then return image.caption end
+      if not image.attributes.share then return image.caption end
     end,
   })
 end
