@@ -12,7 +12,7 @@ import torch
 from conftest import built, class_of, settings_of
 
 from dlcvlib.data.augment import AUGMENTATIONS
-from dlcvlib.data.types import DigitData, LabelledImages, Pair
+from dlcvlib.data.types import LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, latent
 from dlcvlib.training.runs import train_or_load
 
@@ -75,10 +75,7 @@ def test_predictions_are_the_classifiers_of_its_features(name, pair):
 # --- training and scores ----------------------------------------------------------------------
 
 
-def test_scores_are_shares_of_the_targets_test_images(params, pair):
-    fewer = LabelledImages(pair.target.test.images[:25], pair.target.test.labels[:25])
-    pair = Pair(pair.source, dataclasses.replace(pair.target, test=fewer))
-    digits = DigitData({}, {pair.name: pair, "back": Pair(pair.target, pair.source)}, (), "f")
+def test_scores_are_accuracies_on_the_targets_test_images(params, digits):
     runs = adaptation.train(params("dann", seeds=[0, 1]), digits, [adaptation.SOURCE_ONLY])
     assert list(runs) == [("source only", name, seed) for name in digits.pairs for seed in (0, 1)]
     scores, at_home = adaptation.score(runs, digits), adaptation.source_accuracy(runs, digits)
@@ -87,11 +84,9 @@ def test_scores_are_shares_of_the_targets_test_images(params, pair):
         for *key, accuracy in frame.itertuples(index=False):
             data = operator.attrgetter(part)(digits.pairs[key[1]])
             assert accuracy == pytest.approx(runs[tuple(key)].method.accuracy(data))
-    lengths = [len(labels) for labels in adaptation.predictions(runs, digits).values()]
-    assert lengths == [25, 25, 60, 60]
-    assert adaptation.by_pair(scores)["back"] == {"accuracy": scores["accuracy"].tolist()[2:]}
+    assert adaptation.by_pair(scores)[BACK] == {"accuracy": scores["accuracy"].tolist()[2:]}
     firsts = adaptation.first_seed(runs, "source only")
-    assert [(name, run.settings.seed) for name, run in firsts.items()] == [(USPS, 0), ("back", 0)]
+    assert [(name, run.settings.seed) for name, run in firsts.items()] == [(USPS, 0), (BACK, 0)]
 
 
 def test_runs_are_shared_by_pairs_and_chapters(params, digits):
@@ -103,8 +98,6 @@ def test_runs_are_shared_by_pairs_and_chapters(params, digits):
     assert {key: fourth[key].name for key in third} == {k: run.name for k, run in third.items()}
     for one, other in ((USPS, BACK), (BACK, USPS)):
         assert third["target only", one, 0].name == third["source only", other, 0].name
-    with pytest.raises(KeyError):
-        adaptation.train(params("dann"), digits, ["DAN"])
 
 
 def scores(pairs, **methods):

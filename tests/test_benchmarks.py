@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from conftest import settings_of
 
 from benchmarks import contenders, growth, memory, plain, speed
-from dlcvlib.config import profiles
 from dlcvlib.data.types import Adaptation, LabelledImages
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.dann import DANN
@@ -18,22 +18,17 @@ IMAGES = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
 LABELLED = LabelledImages(IMAGES, torch.arange(20) % 10)
 
 
-def settings(chapter, **changes):
-    return profiles.load("smoke", chapter, {"batch_size": 8} | changes)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """PNGs of faces, of a source and of a target: a few noise images each."""
+    """PNGs of faces and of digits: a few noise images each."""
     base = tmp_path_factory.mktemp("png")
     contenders.write(IMAGES.repeat(1, 1, 2, 2), LABELLED.labels, base / "faces")
-    for name in ("source", "target"):
-        contenders.write(IMAGES, LABELLED.labels, base / name)
+    contenders.write(IMAGES, LABELLED.labels, base / "digits")
     return base
 
 
 def test_pngs_carry_their_labels(folders):
-    images, labels = next(plain.batches(folders / "source", 20, plain.v2.Compose(plain.TO_TENSOR)))
+    images, labels = next(plain.batches(folders / "digits", 20, plain.v2.Compose(plain.TO_TENSOR)))
     drawn = (255 * images).round()[:, None] == IMAGES
     order = drawn.flatten(2).all(2).int().argmax(1)
     assert labels.tolist() == LABELLED.labels[order].tolist()
@@ -44,14 +39,9 @@ def test_plain_loops_update_the_weights(folders, monkeypatch, name):
     made = []
     adam = plain.adam
     monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
-    pair = folders / "source", folders / "target"
-    loop = {
-        "vae": lambda: plain.train_vae(settings("vae").settings, folders / "faces"),
-        "dcgan": lambda: plain.train_dcgan(settings("gan").settings, folders / "faces"),
-        "dann": lambda: plain.train_dann(settings("dann").settings(0), *pair),
-        "pixelda": lambda: plain.train_pixelda(settings("pixelda").settings(0), *pair),
-        "adamatch": lambda: plain.train_adamatch(settings("pixelda").adamatch(0), *pair),
-    }[name]()
+    files = ["faces"] if name in ("vae", "dcgan") else ["digits", "digits"]
+    train = getattr(plain, f"train_{name}")
+    loop = train(settings_of(name, batch_size=8), *(folders / file for file in files))
     next(loop)
     parameters = [p for module in made for p in module.parameters()]
     before = [p.clone() for p in parameters]
@@ -76,14 +66,13 @@ def test_summary_uses_ratios_per_round():
 def test_kernels_take_a_share_of_the_step(monkeypatch):
     """With a clock that shows a minute: a busy machine's steps may take less than its kernels."""
     monkeypatch.setattr(contenders, "now", itertools.count(0, 60).__next__)
-    chosen = settings("dann", precision="fp32").settings(0)
-    data = Adaptation(LABELLED, LABELLED, IMAGES, IMAGES, "")
+    chosen, data = settings_of("dann"), Adaptation(LABELLED, LABELLED, IMAGES, IMAGES, "")
     contender = contenders.Contender("DANN", DANN, chosen, data, plain.train_dann, ())
     assert 0.001 < 60 * contender.kernel_share(2) < 60
 
 
 def test_the_loop_is_timed_without_evaluation(tmp_path):
-    chosen, data = settings("dann").classifier(0), SimpleNamespace(train=LABELLED)  # none held out
+    chosen, data = settings_of("classifier"), SimpleNamespace(train=LABELLED)  # none held out
     assert contenders.fit_rate(Classifier, chosen, data, 4, tmp_path) > 0
     assert not list(tmp_path.iterdir())
     steps = []

@@ -55,9 +55,8 @@ def test_distances_give_shares_of_the_real_images():
     measured = metrics.distances(means, real, sets).set_index("images")
     assert set(measured["features"]) == {"means"}
     assert set(measured["n"]) == {60}
-    assert measured.loc["same", ["fid", "diversity", "sharpness"]].tolist() == pytest.approx(
-        [0, 1, 1], abs=1e-5
-    )
+    same = measured.loc["same"]
+    assert (same.fid, same.diversity, same.sharpness) == pytest.approx((0, 1, 1), abs=1e-5)
     assert measured.loc["blurred", "sharpness"] < 0.2
     assert measured.loc["one", "diversity"] == pytest.approx(0, abs=1e-3)
 
