@@ -48,20 +48,19 @@ def test_without_target_labels_the_same_is_trained_bit_for_bit(name, pair, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "strong"),
-    [("dann", [True, False]), ("pixelda", [False, False]), ("adamatch", [None, None])],
+    ("name", "expected"),
+    [("dann", [1.0, 0.0]), ("pixelda", [0.0, 0.0]), ("adamatch", [None, None])],
 )
-def test_each_domain_has_its_own_augmentation(name, strong, pair, monkeypatch):
+def test_each_domain_has_its_own_augmentation(name, expected, pair, monkeypatch):
     """T's colour augmentation is part of PixelDA's step: G and D see only the geometric part.
 
     AdaMatch makes its views in its step, from images without augmentation.
     """
-    for kind in ("strong", "geometric"):
-        value = float(kind == "strong")
+    for kind, value in (("strong", 1.0), ("geometric", 0.0)):
         monkeypatch.setitem(AUGMENTATIONS, kind, lambda x, value=value: torch.full_like(x, value))
     method = built(name, augmentation="strong", target_augmentation="geometric")
     x_s, _, x_t = method.batches(pair.adaptation(), torch.device("cpu"))(0)
-    assert [x.max().item() if x.min() == x.max() else None for x in (x_s, x_t)] == strong
+    assert [x.max().item() if x.min() == x.max() else None for x in (x_s, x_t)] == expected
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -149,11 +149,10 @@ def test_digits_on_a_map_do_not_cover_each_other():
 
 def test_multiply_adds_are_those_of_weights_biases_and_norms():
     """Looking at a network, of which one weight is parametrised here, leaves it as it is."""
-    network = nn.Sequential(
-        spectral_norm(nn.Conv2d(3, 8, 3, stride=2, bias=False)),
-        *(nn.ConvTranspose2d(8, 4, 4, stride=2), nn.BatchNorm2d(4), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(4 * 16 * 16, 5)),
-    ).eval()
+    down = spectral_norm(nn.Conv2d(3, 8, 3, stride=2, bias=False))
+    up = nn.ConvTranspose2d(8, 4, 4, stride=2)
+    rest = nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 5)
+    network = nn.Sequential(down, up, *rest).eval()
     table = layers.layers(network, (1, 3, 16, 16))
     network(torch.rand(1, 3, 16, 16))
     names = ["Conv 3×3, stride 2", "ConvT 4×4, stride 2", "BN", "ReLU", "Linear"]
