@@ -4,14 +4,13 @@ Every accuracy is of the last step's weights (of AdaMatch, of their moving avera
 test split, which was not used to choose anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
-from dlcvlib.config.settings import TrainingSettings
 from dlcvlib.data.types import DigitData, Pair
 from dlcvlib.evaluation import original
 from dlcvlib.evaluation.significance import mean_text, more_accurate
@@ -19,20 +18,18 @@ from dlcvlib.methods.adamatch import AdaMatch
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.pixelda import PixelDA
-from dlcvlib.training.runs import Data, Run, train_all
+from dlcvlib.training.runs import Run, train_all
 
 SOURCE_ONLY, TARGET_ONLY = "source only", "target only"
 ALL = (SOURCE_ONLY, "DANN", "PixelDA", "AdaMatch", TARGET_ONLY)
 """Methods in the order of tables and figures."""
 
-COLUMNS = ["method", "pair", "seed", "accuracy"]
-Runs = Mapping[tuple[str, str, int], Run[Classifier]]
-"""(method, pair, seed) -> run."""
+KEY = ["method", "pair", "seed"]
+Runs = dict[tuple[str, str, int], Run[Classifier]]
+"""(method, pair, seed), such as ("DANN", "usps->mnistm", 0) -> run."""
 
 
-def train(
-    params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequence[str]
-) -> dict[tuple[str, str, int], Run[Classifier]]:
+def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequence[str]) -> Runs:
     """Train methods on every pair and seed, or load them.
 
     Args:
@@ -40,31 +37,25 @@ def train(
         digits: the pairs.
         methods: some of `ALL`.
     """
+    chapter_3 = params.dann if isinstance(params, PixelDAParams) else params
+    # Class, settings and data; only *target only* gets the target's labels.
+    job = {
+        SOURCE_ONLY: lambda pair, seed: (Classifier, chapter_3.classifier(seed), pair.source),
+        "DANN": lambda pair, seed: (DANN, chapter_3.settings(seed), pair.adaptation()),
+        "PixelDA": lambda pair, seed: (PixelDA, params.settings(seed), pair.adaptation()),
+        "AdaMatch": lambda pair, seed: (AdaMatch, params.adamatch(seed), pair.adaptation()),
+        TARGET_ONLY: lambda pair, seed: (Classifier, chapter_3.classifier(seed), pair.target),
+    }
     # First what the other chapter, which may run at the same time, does not train.
     order = sorted(methods, key=lambda name: name not in ("PixelDA", "AdaMatch"))
     jobs = {
-        (method, name, seed): _job(method, params, pair, seed)
+        (method, name, seed): job[method](pair, seed)
         for method in order
         for name, pair in digits.pairs.items()
         for seed in params.seeds
     }
     runs = train_all(jobs, params.runs_dir)
     return {key: runs[key] for method in methods for key in runs if key[0] == method}
-
-
-def _job(
-    method: str, params: DANNParams | PixelDAParams, pair: Pair, seed: int
-) -> tuple[type[Classifier], TrainingSettings, Data]:
-    """Class, settings and data of a method; only *target only* gets the target's labels."""
-    if method == "PixelDA":
-        return PixelDA, params.settings(seed), pair.adaptation()
-    if method == "AdaMatch":
-        return AdaMatch, params.adamatch(seed), pair.adaptation()
-    chapter_3 = params.dann if isinstance(params, PixelDAParams) else params
-    if method == "DANN":
-        return DANN, chapter_3.settings(seed), pair.adaptation()
-    domain = {SOURCE_ONLY: pair.source, TARGET_ONLY: pair.target}[method]
-    return Classifier, chapter_3.classifier(seed), domain
 
 
 def predictions(runs: Runs, digits: DigitData) -> dict[tuple[str, str, int], Tensor]:
@@ -77,26 +68,25 @@ def predictions(runs: Runs, digits: DigitData) -> dict[tuple[str, str, int], Ten
 
 def score(runs: Runs, digits: DigitData) -> pd.DataFrame:
     """One row per run: method, pair, seed, accuracy on the target's test images (0 to 1)."""
-    rows = []
-    for (method, pair, seed), predicted in predictions(runs, digits).items():
-        correct = predicted == digits.pairs[pair].target.test.labels
-        rows.append((method, pair, seed, correct.double().mean().item()))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    found = {}
+    for key, predicted in predictions(runs, digits).items():
+        correct = predicted == digits.pairs[key[1]].target.test.labels
+        found[key] = correct.double().mean().item()
+    return pd.Series(found).rename_axis(KEY).reset_index(name="accuracy")
 
 
 def source_accuracy(runs: Runs, digits: DigitData) -> pd.DataFrame:
     """One row per run: method, pair, seed, accuracy on the source's validation images."""
-    rows = [
-        (method, pair, seed, run.method.accuracy(digits.pairs[pair].source.validation))
-        for (method, pair, seed), run in runs.items()
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    found = {
+        key: run.method.accuracy(digits.pairs[key[1]].source.validation)
+        for key, run in runs.items()
+    }
+    return pd.Series(found).rename_axis(KEY).reset_index(name="accuracy")
 
 
 def by_pair(scores: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
     """Pair -> {"accuracy": [one per seed]} of one method's scores, for results.json."""
-    groups = scores.groupby("pair", sort=False)["accuracy"]
-    return {pair: {"accuracy": values.tolist()} for pair, values in groups}
+    return scores.groupby("pair", sort=False)[["accuracy"]].agg(list).to_dict("index")
 
 
 def first_seed(runs: Runs, method: str) -> dict[str, Run[Classifier]]:
@@ -184,7 +174,7 @@ def dann_measures(run: Run[DANN], pair: Pair) -> dict[str, float]:
         accuracy on the target's test images; source, and domain_accuracy (D's, 0.5 is chance), on
         validation images after the last step.
     """
-    last = run.history.dropna(subset="validation_accuracy").iloc[-1]
+    last = run.history.iloc[-1]
     return {
         "accuracy": run.method.accuracy(pair.target.test),
         "source": last["validation_accuracy"],

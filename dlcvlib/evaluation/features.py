@@ -5,8 +5,8 @@ The project's own features come from a classifier of the data's attributes that 
 as well.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
@@ -24,20 +24,10 @@ from dlcvlib.training import device
 from dlcvlib.training.runs import Run, train_or_load
 from dlcvlib.utils.errors import UserError
 
-
-@dataclass(frozen=True)
-class Extractor:
-    """A named feature function.
-
-    Attributes:
-        name: for captions.
-        key: changes whenever the features do.
-        features: images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU.
-    """
-
-    name: str
-    key: str
-    features: Callable[[Tensor], Tensor]
+Features = Callable[[Tensor], Tensor]
+"""Images (N, 3, 64, 64), uint8 or float in 0..1 -> (N, D) float on the CPU."""
+OWN = "a network trained here on the data's attributes"
+"""The project's own features, which every comparison uses, in captions and tables."""
 
 
 def attribute_classifier(
@@ -61,16 +51,12 @@ def attribute_classifier(
     return train_or_load(AttributeClassifier, settings, faces, params.runs_dir)
 
 
-def extractor(params: VAEParams | GANParams, faces: FaceData) -> Extractor:
-    """The project's own features, which every comparison uses."""
-    run = attribute_classifier(params, faces)
-    name = "a network trained here on the data's attributes"
-    return Extractor(name, run.name, run.method.features)
-
-
-def extractors(params: VAEParams | GANParams, faces: FaceData) -> list[Extractor]:
-    """All features that faces are measured with: the project's, and Inception's if available."""
-    return [extractor(params, faces), *filter(None, [inception()])]
+def extractors(params: VAEParams | GANParams, faces: FaceData) -> dict[str, Features]:
+    """All features that faces are measured with: `OWN`, and Inception's if available."""
+    found = {OWN: attribute_classifier(params, faces).method.features}
+    if extract := inception():
+        found["Inception-v3 (ImageNet)"] = extract
+    return found
 
 
 def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
@@ -79,23 +65,24 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
     The measures are the KID over all images at once, and the diversity relative to that of real
     images.
     """
-    own = extractor(params, faces)
+    own = attribute_classifier(params, faces)
     images = faces.validation.images[: metrics.COMPARED]
-    real: list[Tensor] = []  # computed at the first measurement, so never for a loaded run
+
+    @functools.cache
+    def real() -> Tensor:
+        return own.method.features(images)  # at the first measurement: never for a loaded run
 
     def quality(generated: Tensor) -> dict[str, float]:
-        if not real:
-            real.append(own.features(images))
-        fake = own.features(generated)
+        fake = own.method.features(generated)
         return {
-            "kid": metrics.squared_mmd(real[0].double(), fake.double()).item(),
-            "diversity": metrics.diversity(fake) / metrics.diversity(real[0]),
+            "kid": metrics.squared_mmd(real().double(), fake.double()).item(),
+            "diversity": metrics.diversity(fake) / metrics.diversity(real()),
         }
 
-    return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.key}")
+    return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.name}")
 
 
-def inception() -> Extractor | None:
+def inception() -> Features | None:
     """Inception-v3's pooled features, if its weights are in torch's cache as safetensors.
 
     torchvision's own file there is a pickle and is not read.
@@ -127,4 +114,4 @@ def inception() -> Extractor | None:
         chunks = as_uint8(images).split(CHUNK)
         return torch.cat([net(prepare(chunk.to(where))).cpu() for chunk in chunks])
 
-    return Extractor("Inception-v3 (ImageNet)", f"{weights}, whole pictures", features)
+    return features

@@ -6,6 +6,7 @@ Nothing here stops a run.
 import math
 
 import pandas as pd
+from scipy.special import entr
 
 from dlcvlib.config.settings import GANSettings
 from dlcvlib.training.runs import Run
@@ -26,11 +27,8 @@ def least_loss(settings: GANSettings, step: int) -> float:
     if settings.loss == "hinge":
         return 2 * 2 * min(flipped, 1 - flipped)
     soft = sum(settings.soft_labels) / 2
-    return sum(_entropy(target) for target in ((1 - flipped) * soft, flipped * soft))
-
-
-def _entropy(p: float) -> float:
-    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+    targets = (1 - flipped) * soft, flipped * soft
+    return float(sum(entr(target) + entr(1 - target) for target in targets))
 
 
 def advantage(history: pd.DataFrame, settings: GANSettings) -> pd.Series:

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import kneighbors_graph
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -41,12 +41,9 @@ def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
     """
     identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
     name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
-
-    def encode() -> tuple[dict[str, Tensor], dict[str, str]]:
-        return {"mean": run.method.encode(faces.train.images)}, {}
-
     path = run.folder.parent / "latents" / name / "mean.safetensors"
-    return storage.cached(path, encode)[0]["mean"]
+    latents, _ = storage.cached(path, lambda: ({"mean": run.method.encode(faces.train.images)}, {}))
+    return latents["mean"]
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
@@ -84,15 +81,10 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     return storage.cached(path, make)[0]["points"].numpy()
 
 
-def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
-    """Indices of each point's nearest neighbours: (N, D) -> (N, count)."""
-    return NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)
-
-
 def neighbours_kept(features: Tensor, points: np.ndarray, count: int = 10) -> float:
     """Share of each feature's nearest neighbours that are still neighbours in the map."""
-    pairs = zip(_neighbours(features.numpy(), count), _neighbours(points, count), strict=True)
-    return float(np.mean([len(np.intersect1d(a, b)) / count for a, b in pairs]))
+    before, after = (kneighbors_graph(rows, count) for rows in (features.numpy(), points))
+    return float((before.multiply(after).sum(1) / count).mean())
 
 
 @dataclass(frozen=True)
@@ -103,10 +95,7 @@ class FeatureMap:
         pair: its name.
         method: the method's name.
         images: (N, 3, 32, 32) uint8.
-        points: (N, 2).
-        is_source: (N,) bool.
-        labels: (N,) true labels.
-        predictions: (N,) predicted labels.
+        points: one row per image: x, y, source (bool), label, prediction.
         distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
         kept: share of neighbours in feature space that are neighbours in the map.
     """
@@ -114,10 +103,7 @@ class FeatureMap:
     pair: str
     method: str
     images: Tensor
-    points: np.ndarray
-    is_source: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
+    points: pd.DataFrame
     distance: float
     kept: float
 
@@ -126,23 +112,19 @@ def feature_map(
     pair: Pair, method: str, run: Run[Classifier], params: DANNParams | PixelDAParams
 ) -> FeatureMap:
     """Half source, half target test images in the features of a method's run."""
-    half = min(params.tsne_points // 2, len(pair.source.test), len(pair.target.test))
     tests = [pair.source.test, pair.target.test]
+    half = min(params.tsne_points // 2, *map(len, tests))
     images = torch.cat([test.images[:half] for test in tests])
     features = run.method.features(images)
-    is_source = np.arange(len(images)) < half
-    points = tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
-    return FeatureMap(
-        pair.name,
-        method,
-        images,
-        points,
-        is_source,
-        torch.cat([test.labels[:half] for test in tests]).numpy(),
-        run.method.classify(features).numpy(),
-        proxy_a_distance(features, is_source),
-        neighbours_kept(features, points),
+    layout = tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
+    points = pd.DataFrame(layout, columns=["x", "y"]).assign(
+        source=np.arange(len(images)) < half,
+        label=torch.cat([test.labels[:half] for test in tests]).numpy(),
+        prediction=run.method.classify(features).numpy(),
     )
+    distance = proxy_a_distance(features, points["source"].to_numpy())
+    kept = neighbours_kept(features, layout)
+    return FeatureMap(pair.name, method, images, points, distance, kept)
 
 
 def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
@@ -163,8 +145,8 @@ def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
     """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
     rows = []
     for one in maps:
-        correct = one.labels == one.predictions
-        accuracies = correct[one.is_source].mean(), correct[~one.is_source].mean()
-        rows.append((one.pair, one.method, one.distance, *accuracies, one.kept))
+        correct = one.points["label"] == one.points["prediction"]
+        target, source = correct.groupby(one.points["source"]).mean()
+        rows.append((one.pair, one.method, one.distance, source, target, one.kept))
     columns = ["pair", "features", "distance", "source", "target", "kept"]
     return pd.DataFrame(rows, columns=columns)

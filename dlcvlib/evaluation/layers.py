@@ -4,11 +4,10 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
 
 import pandas as pd
-import torchinfo
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dlcvlib.training.runs import Run
@@ -22,76 +21,45 @@ SHORT = {
 }
 
 
-class Block(NamedTuple):
-    """A weight layer and what follows it, as a diagram shows them.
-
-    Attributes:
-        name: of its layers.
-        shape: of its output, as text.
-        channels: of its output.
-        side: of its output in pixels; 1 for a vector.
-        beside: whether its input is that of the block before it, not that block's output.
-    """
-
-    name: str
-    shape: str
-    channels: int
-    side: int
-    beside: bool
-
-
-def layers(
-    module: nn.Module, input_shape: tuple[int, ...] | Sequence[tuple[int, ...]]
-) -> pd.DataFrame:
+def layers(module: nn.Module, *input_shapes: Sequence[int]) -> pd.DataFrame:
     """One row per layer that computes: layer, input, output, parameters, mult_adds (per image).
 
     Args:
         module: the network.
-        input_shape: with the batch dimension first, which is left out of the result; a list where
-            the network has several inputs.
+        input_shapes: of each input, with a batch dimension of 1, which is left out of the result.
     """
-    summary = torchinfo.summary(
-        _plain(module), input_size=input_shape, verbose=0, mode="eval", depth=9
-    )
-    leaves = [
-        info
-        for info in summary.summary_list
-        if info.is_leaf_layer and not isinstance(info.module, nn.Flatten)
-    ]
-    return pd.DataFrame(
-        {
-            "layer": [_title(info.module) for info in leaves],
-            "input": [_shape(info.input_size) for info in leaves],
-            "output": [_shape(info.output_size) for info in leaves],
-            "parameters": [sum(p.numel() for p in info.module.parameters()) for info in leaves],
-            "mult_adds": [_multiply_adds(info) for info in leaves],
-        }
-    )
+    rows = []
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes = _shape(inputs[0]), _shape(output)
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        rows.append((_title(layer), *shapes, parameters, _multiply_adds(layer, inputs[0], output)))
+
+    # On the meta device tensors have shapes but no values: nothing is computed.
+    network = copy.deepcopy(module).to("meta").eval()
+    for name, layer in network.named_modules():
+        # A parametrisation, such as spectral normalisation, is part of its layer.
+        leaf = parametrize.is_parametrized(layer) or not list(layer.children())
+        if leaf and "parametrizations" not in name and not isinstance(layer, nn.Flatten):
+            layer.register_forward_hook(add)
+    network(*(torch.empty(*shape, device="meta") for shape in input_shapes))
+    return pd.DataFrame(rows, columns=["layer", "input", "output", "parameters", "mult_adds"])
 
 
-def _multiply_adds(info: torchinfo.layer_info.LayerInfo) -> int:
-    """torchinfo's count, corrected for the layers that it miscounts."""
-    layer = info.module
-    if isinstance(layer, nn.ConvTranspose2d):
-        # Each weight is applied once per input pixel, not once per output pixel.
-        weights = layer.weight.numel() * math.prod(info.input_size[2:])
-        return weights + (math.prod(info.output_size[1:]) if layer.bias is not None else 0)
+def _multiply_adds(layer: nn.Module, source: Tensor, output: Tensor) -> int:
+    """Products with a weight and sums with a bias, both as one; of a norm, one per value."""
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
-        return math.prod(info.output_size[1:])
-    return int(info.macs)
+        return output.numel()
+    if not hasattr(layer, "weight"):
+        return 0
+    # A weight is applied once per output pixel; a transposed convolution's once per input pixel.
+    pixels = source if isinstance(layer, nn.ConvTranspose2d) else output
+    biases = 0 if layer.bias is None else output.numel()
+    return layer.weight.numel() * math.prod(pixels.shape[2:]) + biases
 
 
-def _shape(size: Sequence[int]) -> str:
-    return "×".join(map(str, size[1:] or [1]))
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """A copy without parametrisations: torchinfo counts plain weights only."""
-    copied = copy.deepcopy(module)
-    for layer in copied.modules():
-        if parametrize.is_parametrized(layer):
-            parametrize.remove_parametrizations(layer, "weight")
-    return copied
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape[1:]))
 
 
 def _title(layer: nn.Module) -> str:
@@ -103,25 +71,27 @@ def _title(layer: nn.Module) -> str:
     return SHORT.get(name, name)
 
 
-def blocks(frame: pd.DataFrame) -> list[Block]:
-    """Layers as blocks for `architecture`: each weight layer with what follows it."""
-    groups: list[list[int]] = []
-    for index, row in frame.iterrows():
-        if row["layer"].startswith(("Conv", "Linear")) or not groups:
-            groups.append([])
-        if row["layer"] != "Unflatten":
-            groups[-1].append(index)
-    result: list[Block] = []
-    before = ""
-    for group in groups:
-        name, *rest = frame.loc[group, "layer"]
-        shape, source = frame.loc[group[-1], "output"], frame.loc[group[0], "input"]
-        sizes = [int(size) for size in shape.split("×")]
-        title = name.replace(", stride 2", "/2") + ("\n" + " ".join(rest) if rest else "\n")
-        beside = bool(result) and source == before != result[-1].shape
-        result.append(Block(title, shape, sizes[0], sizes[-1] if len(sizes) == 3 else 1, beside))
-        before = source
-    return result
+def blocks(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a diagram shows of a network's `layers`: each weight layer with what follows it.
+
+    Returns:
+        One row per block: name (of its layers), shape (of its output, as text), channels and side
+        (of its output; a vector's side is 1), beside (whether its input is that of the block
+        before it, not that block's output).
+    """
+    shown = frame[frame["layer"] != "Unflatten"]
+    starts = shown["layer"].str.startswith(("Conv", "Linear"))
+    rows = []
+    source = shape = ""
+    for _, group in shown.groupby(starts.cumsum()):
+        name, *rest = group["layer"]
+        before, source = source, group["input"].iloc[0]
+        beside = source == before != shape
+        shape = group["output"].iloc[-1]
+        channels, *sides = map(int, shape.split("×"))
+        title = f"{name.replace(', stride 2', '/2')}\n{' '.join(rest)}"
+        rows.append((title, shape, channels, sides[-1] if sides else 1, beside))
+    return pd.DataFrame(rows, columns=["name", "shape", "channels", "side", "beside"])
 
 
 def together(**frames: pd.DataFrame) -> pd.DataFrame:
@@ -129,9 +99,8 @@ def together(**frames: pd.DataFrame) -> pd.DataFrame:
 
     The inputs of layers are left out: they are the outputs of those before.
     """
-    named = [frame.assign(network=name) for name, frame in frames.items()]
-    joined = pd.concat(named, ignore_index=True)
-    return joined[["network", *joined.columns.drop(["network", "input"], errors="ignore")]]
+    joined = pd.concat(frames, names=["network"]).reset_index("network")
+    return joined.drop(columns="input", errors="ignore")
 
 
 def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
@@ -143,16 +112,14 @@ def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.Data
         images: number of training images.
     """
     provenance, settings = run.provenance, run.settings
-    seen = settings.steps * settings.batch_size
+    epochs = settings.steps * settings.batch_size / images
     sums = {name: frame[["parameters", "mult_adds"]].sum() for name, frame in networks.items()}
     rows = {f"parameters, {name}": f"{one.parameters:,}" for name, one in sums.items()}
-    rows |= {
-        f"MACs per image, {name}": f"{one.mult_adds / 1e6:,.1f} million"
-        for name, one in sums.items()
-    }
+    for name, one in sums.items():
+        rows[f"MACs per image, {name}"] = f"{one.mult_adds / 1e6:,.1f} million"
     rows |= {
         "training images": f"{images:,}",
-        "steps": f"{settings.steps:,} of {settings.batch_size} images ({seen / images:.1f} epochs)",
+        "steps": f"{settings.steps:,} of {settings.batch_size} images ({epochs:.1f} epochs)",
         "time (h:min:s)": str(timedelta(seconds=round(run.seconds))),
         "speed": f"{provenance['images_per_second']:,.0f} images/s",
         "device": f"{provenance['device']}, threads: {provenance['threads']}",

@@ -16,6 +16,8 @@ from dlcvlib.data.batches import float_chunks
 COMPARED = 1000
 """Maximum number of images that are compared with real ones: time and memory grow with its square,
 and a whole test set of faces takes gigabytes as floats."""
+SUBSET, SUBSETS = 250, 50
+"""Rows that KID draws from either set, and how often."""
 
 
 def fid(real: Tensor, fake: Tensor) -> float:
@@ -31,28 +33,24 @@ def fid(real: Tensor, fake: Tensor) -> float:
     return float(shift + covariances[0].trace() + covariances[1].trace() - 2 * roots)
 
 
-def kid(
-    real: Tensor, fake: Tensor, *, subset: int = 250, subsets: int = 50, seed: int = 0
-) -> tuple[float, float]:
+def kid(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Kernel distance of features ([2], section 4): mean and deviation over random subsets.
 
     Unbiased squared MMD under the kernel (x.y / D + 1)^3; may be slightly negative. The standard
     deviation is NaN where neither set has more rows than are drawn, so that all draws are the same.
+    The draws are the same at each call.
 
     Args:
         real: (N, D).
         fake: (M, D).
-        subset: rows drawn from each; at most min(N, M) are.
-        subsets: how many draws.
-        seed: of the draws.
     """
-    size = min(subset, len(real), len(fake))
-    generator = torch.Generator().manual_seed(seed)
+    size = min(SUBSET, len(real), len(fake))
+    generator = torch.Generator().manual_seed(0)
 
     def draw(rows: Tensor) -> Tensor:
         return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
 
-    values = torch.stack([squared_mmd(draw(real), draw(fake)) for _ in range(subsets)])
+    values = torch.stack([squared_mmd(draw(real), draw(fake)) for _ in range(SUBSETS)])
     spread = float(values.std()) if max(len(real), len(fake)) > size else float("nan")
     return float(values.mean()), spread
 
@@ -67,9 +65,8 @@ def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
         n = len(k)
         return (k.sum() - k.trace()) / (n * (n - 1))
 
-    return (
-        off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
-    )
+    within = off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y))
+    return within - 2 * kernel(x, y).mean()
 
 
 def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,36 +100,27 @@ def diversity(features: Tensor) -> float:
 
 
 def distances(
-    features: Callable[[Tensor], Tensor], name: str, real: Tensor, sets: Mapping[str, Tensor]
+    extractors: Mapping[str, Callable[[Tensor], Tensor]], real: Tensor, sets: Mapping[str, Tensor]
 ) -> pd.DataFrame:
-    """How far sets of images are from real ones, by their features and by sharpness.
+    """How far sets of images are from real ones, by each kind of features and by sharpness.
 
     Args:
-        features: images -> (N, D).
-        name: of the features.
+        extractors: name of the features -> images to (N, D).
         real: (N, 3, H, W) uint8.
         sets: name -> images (M, 3, H, W), uint8 or float in 0..1.
 
     Returns:
-        One row per set: images (its name), features (theirs), n (how many), kid, kid_std, fid,
-        diversity and sharpness, the last two as a share of the real images'.
+        One row per features and set: images (the set's name), features (theirs), n (how many), kid,
+        kid_std, fid, diversity and sharpness, the last two as a share of the real images'.
     """
-    real_features = features(real)
-    real_diversity, real_sharpness = diversity(real_features), sharpness(real)
     rows = []
-    for images, pictures in sets.items():
-        fake_features = features(pictures)
-        value, spread = kid(real_features, fake_features)
-        rows.append(
-            {
-                "images": images,
-                "features": name,
-                "n": len(pictures),
-                "kid": value,
-                "kid_std": spread,
-                "fid": fid(real_features, fake_features),
-                "diversity": diversity(fake_features) / real_diversity,
-                "sharpness": sharpness(pictures) / real_sharpness,
-            }
-        )
-    return pd.DataFrame(rows)
+    for features, extract in extractors.items():
+        of_real = extract(real)
+        real_diversity, real_sharpness = diversity(of_real), sharpness(real)
+        for images, pictures in sets.items():
+            of_fake = extract(pictures)
+            distance = *kid(of_real, of_fake), fid(of_real, of_fake)
+            shares = diversity(of_fake) / real_diversity, sharpness(pictures) / real_sharpness
+            rows.append((images, features, len(pictures), *distance, *shares))
+    columns = ["images", "features", "n", "kid", "kid_std", "fid", "diversity", "sharpness"]
+    return pd.DataFrame(rows, columns=columns)

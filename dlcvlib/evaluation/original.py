@@ -1,17 +1,15 @@
 """The original, one solution of the homework, for comparison: reported numbers and settings."""
 
-from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import yaml
 
 from dlcvlib.config.schema import as_text, load
 from dlcvlib.config.settings import Parameters
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @cache
@@ -21,27 +19,19 @@ def report() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def settings_beside(
-    chapter: str, settings: Parameters, names: Sequence[str] = ()
-) -> "pd.DataFrame":
+def settings_beside(chapter: str, settings: Parameters) -> pd.DataFrame:
     """Settings beside those of profile `original`: parameter, here, original, meaning.
 
     Args:
         chapter: such as "vae".
-        settings: what was run.
-        names: which to show; by default all that are also parameters of the chapter or of the
+        settings: what was run; shown are those that are also parameters of the chapter or of the
             chapters that it uses.
     """
-    # Here, because a report's own process reads these numbers too, and does without 40 MB of it.
-    import pandas as pd
-
     theirs = load("original", chapter)
-    known: dict[str, Any] = {}
-    for source in (*theirs.uses.values(), theirs):
-        known |= dict(source)
-    fields = type(settings).model_fields
-    rows = []
-    for name in names or [name for name in fields if name in known]:
-        here, original = as_text(getattr(settings, name)), as_text(known[name])
-        rows.append((name, here, original, fields[name].description))
+    known = dict(chain(*theirs.uses.values(), theirs))  # parameters iterate as (name, value)
+    rows = [
+        (name, as_text(getattr(settings, name)), as_text(known[name]), field.description)
+        for name, field in type(settings).model_fields.items()
+        if name in known
+    ]
     return pd.DataFrame(rows, columns=["parameter", "here", "original", "meaning"])

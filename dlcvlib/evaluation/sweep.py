@@ -50,12 +50,12 @@ def train_variants(
         runs_dir: folder of the runs.
         measure: variant and run -> measures by name.
     """
-    settings = {
-        (name, seed): base.replace(seed=seed, **change)
+    jobs = {
+        (name, seed): (method, base.replace(seed=seed, **change), data)
         for name, change in changes.items()
         for seed in seeds
     }
-    runs = train_all({key: (method, chosen, data) for key, chosen in settings.items()}, runs_dir)
+    runs = train_all(jobs, runs_dir)
     frame = pd.DataFrame(
         {"variant": name, "seed": seed, **measure(name, run)} for (name, seed), run in runs.items()
     )

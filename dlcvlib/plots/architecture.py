@@ -1,6 +1,6 @@
 """Networks as rows of blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib as mpl
 import numpy as np
@@ -10,29 +10,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
-from dlcvlib.evaluation.layers import Block
+from dlcvlib.evaluation.layers import blocks
 from dlcvlib.plots.style import CYCLE, WIDTH, with_values
 
 PER_ROW = 8
 """Blocks in a row, so that their texts fit."""
 
 
-def architecture(networks: Mapping[str, Sequence[Block]]) -> Figure:
+def architecture(networks: Mapping[str, pd.DataFrame]) -> Figure:
     """Networks as blocks from left to right: heights by spatial size, widths by channels.
 
     Small networks share a row, long ones continue in the next.
 
     Args:
-        networks: title -> blocks.
+        networks: title -> its `evaluation.layers.layers`.
     """
-    rows: list[list[tuple[str, Sequence[Block]]]] = []
-    for name, blocks in networks.items():
-        for start in range(0, len(blocks), PER_ROW):
-            part = blocks[start : start + PER_ROW]
-            if not rows or sum(len(others) for _, others in rows[-1]) + len(part) > PER_ROW:
+    frames = {name: blocks(layers) for name, layers in networks.items()}
+    rows: list[list[tuple[str, pd.DataFrame]]] = [[]]
+    for name, frame in frames.items():
+        for start in range(0, len(frame), PER_ROW):
+            part = frame[start : start + PER_ROW]
+            if sum(len(others) for _, others in rows[-1]) + len(part) > PER_ROW:
                 rows.append([])
             rows[-1].append((f"{name}, continued" if start else name, part))
-    heights = [max(_height(block) for _, part in row for block in part) + 13 for row in rows]
+    heights = [max(_height(part["side"]).max() for _, part in row) + 13 for row in rows]
     step = 100 / max(sum(len(part) for _, part in row) for row in rows)
     size = (WIDTH, WIDTH * sum(heights) / 100)
     figure, axes = plt.subplots(len(rows), 1, height_ratios=heights, figsize=size, squeeze=False)
@@ -44,22 +45,22 @@ def architecture(networks: Mapping[str, Sequence[Block]]) -> Figure:
             ax.text(x, height, name, va="top", fontsize=9.5, fontweight="bold")
             _draw(ax, part, x, step, (height - 3) / 2)
             x += step * len(part)
-    frame = pd.DataFrame([(name, *b) for name, blocks in networks.items() for b in blocks])
-    return with_values(figure, frame.set_axis(["network", *Block._fields], axis=1))
+    return with_values(figure, pd.concat(frames, names=["network"]).reset_index("network"))
 
 
-def _height(block: Block) -> float:
-    return 2.5 + 15.5 * np.log2(block.side + 1) / np.log2(65)
+def _height(side: pd.Series | int) -> pd.Series | float:
+    return 2.5 + 15.5 * np.log2(side + 1) / np.log2(65)
 
 
-def _draw(ax: Axes, blocks: Sequence[Block], left: float, step: float, middle: float) -> None:
+def _draw(ax: Axes, frame: pd.DataFrame, left: float, step: float, middle: float) -> None:
     """Blocks in a row, `step` wide each, with arrows between those that feed each other."""
-    top = max(map(_height, blocks)) / 2 + 1.8
+    top = _height(frame["side"]).max() / 2 + 1.8
     text = {"ha": "center", "fontsize": 7.5, "color": "#333333"}
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(frame.itertuples()):
         x = left + (index + 0.5) * step
         width = min(0.55 * step, 0.8 + 0.55 * np.log2(block.channels + 1))
-        _slab(ax, x, middle, width, _height(block), CYCLE[4] if block.side == 1 else CYCLE[0])
+        color = CYCLE[4] if block.side == 1 else CYCLE[0]
+        _slab(ax, x, middle, width, _height(block.side), color)
         ax.text(x, middle + top, block.name, va="bottom", **text)
         ax.text(x, middle - top + 0.8, block.shape, va="top", **text)
         if index and not block.beside:

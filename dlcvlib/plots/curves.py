@@ -49,9 +49,7 @@ def line_panels(
     return with_values(figure, frame[["step", *drawn]].dropna(how="all", subset=drawn))
 
 
-def against_baseline(
-    frame: pd.DataFrame, baseline: str, y: str, label: str, columns: int = 4
-) -> Figure:
+def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> Figure:
     """Small multiples: the mean of each variant over the baseline's, filled from lowest to highest.
 
     The scale is logarithmic where one curve would flatten all others: where values, all above 0,
@@ -62,22 +60,19 @@ def against_baseline(
         baseline: the variant that every panel shows in grey.
         y: the column to draw.
         label: of its axis.
-        columns: panels in a row.
     """
     import seaborn as sns  # loads slowly, and few notebooks need it
 
     names = [name for name in frame["variant"].unique() if name != baseline]
-    columns = min(columns, len(names))
+    columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    size = (WIDTH, 1.65 * rows + 0.6)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False
-    )
+    share = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.65 * rows + 0.6), **share)
+    look = {"linewidth": 1.4, "errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
     for ax, name in zip(axes.flat, names, strict=False):
         for variant, color in ((baseline, GREY), (name, CYCLE[0])):
             runs = frame[frame["variant"] == variant]
-            band = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
-            sns.lineplot(runs, x="step", y=y, color=color, linewidth=1.4, ax=ax, **band)
+            sns.lineplot(runs, x="step", y=y, color=color, ax=ax, **look)
         ax.set(xlabel="", ylabel="")
         ax.set_title(name, fontsize=8.5)
     values = frame[y].dropna()
@@ -88,7 +83,7 @@ def against_baseline(
         axes[0, 0].set_ylim(bottom=0)  # of all panels; last: it fixes the limits
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
-    for ax in axes.flat[max(0, len(names) - columns) : len(names)]:
+    for ax in axes.flat[len(names) - columns : len(names)]:
         ax.tick_params(labelbottom=True)
     figure.supxlabel("training step", fontsize=9)
     figure.supylabel(label, fontsize=9)
@@ -97,21 +92,17 @@ def against_baseline(
     return with_values(figure, frame[["variant", "seed", "step", y]])
 
 
-def schedules(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, ax: Axes | None = None
-) -> Axes:
+def schedules(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> Axes:
     """Pure functions of the progress of a run.
 
     Args:
         curves: name -> (progress from 0 to 1, values).
         label: of the values' axis.
-        ax: where to draw; a new figure by default.
     """
-    ax = ax or plt.subplots(figsize=(WIDTH * 0.55, 2.4))[1]
+    _, ax = plt.subplots(figsize=(WIDTH * 0.55, 2.4))
     for name, (progress, values) in curves.items():
         ax.plot(progress, values, label=name)
-    ax.set(xlabel="progress of the run", ylabel=label)
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="progress of the run", ylabel=label, ylim=(0, None))
     ax.legend()
     frames = {name: pd.DataFrame({"progress": x, "value": y}) for name, (x, y) in curves.items()}
     return with_values(ax, pd.concat(frames, names=["schedule"]).reset_index("schedule"))

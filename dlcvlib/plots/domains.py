@@ -16,41 +16,28 @@ from dlcvlib.plots import style
 from dlcvlib.plots.style import pair_name, with_values
 
 
-def method_bars(
-    frame: pd.DataFrame,
-    references: Mapping[str, Mapping[str, float]],
-    ax: Axes | None = None,
-) -> Axes:
+def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> Axes:
     """Accuracy of each method on each pair: bars at the mean of the seeds, each seed a dot.
 
     Args:
         frame: one row per run: method, pair, seed, accuracy.
         references: method -> pair -> the original's accuracy, drawn as a short line.
-        ax: where to draw; a new figure by default.
     """
     import seaborn as sns  # loads slowly, and few notebooks need it
 
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
-    colors = {method: style.METHOD_COLORS.get(method, style.CYCLE[5]) for method in methods}
-    ax = ax or plt.subplots(figsize=(style.WIDTH, 3.0))[1]
+    _, ax = plt.subplots(figsize=(style.WIDTH, 3.0))
     common = {"data": frame, "x": "pair", "y": "accuracy", "hue": "method", "ax": ax}
-    sns.barplot(**common, palette=colors, errorbar=None, width=0.8, saturation=1)
-    dots = {"palette": dict.fromkeys(colors, style.DARK), "size": 3.2, "jitter": False}
+    sns.barplot(**common, palette=style.METHOD_COLORS, errorbar=None, width=0.8, saturation=1)
+    dots = {"palette": dict.fromkeys(methods, style.DARK), "size": 3.2, "jitter": False}
     sns.stripplot(**common, dodge=True, legend=False, **dots)
     width = 0.8 / len(methods)
-    places = [
-        (x - 0.4 + number * width, references[method][pair])
-        for x, pair in enumerate(pairs)
-        for number, method in enumerate(methods)
-        if pair in references.get(method, {})
-    ]
-    if places:
-        left, heights = np.array(places).T
-        ax.hlines(heights, left, left + width, color="black", lw=1.4, zorder=5, label="original")
+    reported = pd.DataFrame(references).reindex(index=pairs, columns=methods).unstack().dropna()
+    left = np.array([pairs.index(p) - 0.4 + width * methods.index(m) for m, p in reported.index])
+    ax.hlines(reported, left, left + width, color="black", lw=1.4, zorder=5, label="original")
     ax.axhline(1 / CLASSES, color=style.GREY, linewidth=0.8, linestyle=":", label="chance")
     ax.set(xlabel="", ylabel="accuracy on the target test set", ylim=(0, 1))
     ax.set_xticks(range(len(pairs)), map(pair_name, pairs))
-    ax.grid(axis="x", visible=False)
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
     ax.legend(**above, handlelength=1.4, ncols=len(methods) + 2)
     return with_values(ax, frame[["method", "pair", "seed", "accuracy"]])
@@ -65,8 +52,8 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
         label: its axis label.
     """
     pairs = list(frame["pair"].unique())
-    layout = {"figsize": (style.WIDTH, 2.6), "sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(1, len(pairs), **layout)
+    size = (style.WIDTH, 2.6)
+    figure, axes = plt.subplots(1, len(pairs), figsize=size, sharey=True, squeeze=False)
     for ax, pair in zip(axes[0], pairs, strict=True):
         rows = frame[frame["pair"] == pair]
         means = rows.groupby("digit")[column].mean()
@@ -95,9 +82,8 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     flat = [one for row in maps for one in row]
     for ax, one in zip(axes.flat, flat, strict=True):
-        (_by_domain if by == "domain" else _by_class)(one, ax)
+        (_by_domain if by == "domain" else _by_class)(one.points, ax)
         ax.set(xticks=[], yticks=[], title=f"{pair_name(one.pair)}\n{one.method}")
-        ax.title.set_fontsize(8.5)
         ax.grid(False)
         ax.spines[:].set(visible=True, color="#cccccc")
         ax.margins(0.03)
@@ -107,32 +93,28 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     dots = [plt.Line2D([], [], ls="", marker="o", ms=5, color=color) for color in names.values()]
     spacing = {"handletextpad": 0.1, "columnspacing": 1.0}
     figure.legend(dots, list(names), loc="outside lower center", ncols=len(names), **spacing)
-    frames = [
-        pd.DataFrame(one.points, columns=["x", "y"]).assign(
-            pair=one.pair, method=one.method, source=one.is_source, label=one.labels
-        )
-        for one in flat
-    ]
+    frames = [one.points.assign(pair=one.pair, method=one.method) for one in flat]
     return with_values(figure, pd.concat(frames, ignore_index=True))
 
 
-def _by_domain(one: Any, ax: Axes) -> None:
+def _by_domain(points: pd.DataFrame, ax: Axes) -> None:
     # Shuffled, so that neither domain hides the other.
-    order = np.random.default_rng(0).permutation(len(one.points))
-    colors = np.where(one.is_source, style.SOURCE, style.TARGET)
-    ax.scatter(*one.points[order].T, s=5, c=colors[order], alpha=0.6, linewidths=0)
+    points = points.iloc[np.random.default_rng(0).permutation(len(points))]
+    colors = np.where(points["source"], style.SOURCE, style.TARGET)
+    ax.scatter(points["x"], points["y"], s=5, c=colors, alpha=0.6, linewidths=0)
 
 
-def _by_class(one: Any, ax: Axes) -> None:
-    colors = np.array(style.CLASS_COLORS)[one.labels]
-    ax.scatter(*one.points.T, s=np.where(one.is_source, 4, 7), c=colors, alpha=0.65, linewidths=0)
-    digits = np.unique(one.labels[~one.is_source])
-    of_digit = [one.points[(one.labels == digit) & ~one.is_source] for digit in digits]
+def _by_class(points: pd.DataFrame, ax: Axes) -> None:
+    colors = np.array(style.CLASS_COLORS)
+    dots = {"s": np.where(points["source"], 4, 7), "c": colors[points["label"]]}
+    ax.scatter(points["x"], points["y"], alpha=0.65, linewidths=0, **dots)
+    targets = points[~points["source"]].groupby("label")[["x", "y"]]
+    centres = np.array([_centre(place.to_numpy()) for _, place in targets])
+    size = np.ptp(points[["x", "y"]].to_numpy())
     text = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
     text["path_effects"] = [patheffects.withStroke(linewidth=2.2, foreground="white")]
-    centres = np.array([_centre(points) for points in of_digit])
-    for digit, place in zip(digits, _spread(centres, 0.06 * np.ptp(one.points)), strict=True):
-        ax.text(*place, str(digit), color=style.CLASS_COLORS[digit], **text)
+    for digit, place in zip(targets.groups, _spread(centres, 0.06 * size), strict=True):
+        ax.text(*place, str(digit), color=colors[digit], **text)
 
 
 def _centre(points: np.ndarray) -> np.ndarray:

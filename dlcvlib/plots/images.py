@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
+from skimage.util import montage
 from torch import Tensor
 
 from dlcvlib.data.types import CLASSES, LabelledImages
+from dlcvlib.methods.attributes import as_uint8
 from dlcvlib.plots.style import WIDTH, with_values
 
 GAP = 2
@@ -22,9 +25,7 @@ DIGITS = [str(digit) for digit in range(CLASSES)]
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """(N, C, H, W), uint8 or float in 0..1 -> (N, H, W, C) uint8."""
-    if images.dtype != torch.uint8:
-        images = images.mul(255).round().clamp(0, 255).byte()
-    return images.permute(0, 2, 3, 1).numpy()
+    return as_uint8(images).permute(0, 2, 3, 1).numpy()
 
 
 def to_png(image: Tensor, scale: int = 3) -> bytes:
@@ -37,27 +38,16 @@ def to_png(image: Tensor, scale: int = 3) -> bytes:
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
-    """Images as one picture with white gaps: (N, C, H, W) -> (H', W', C) uint8."""
-    pixels = to_pixels(images)
-    count, height, width, channels = pixels.shape
-    rows = -(-count // columns)
-    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels)
-    sheet = np.full(shape, 255, np.uint8)
-    for index, picture in enumerate(pixels):
-        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
+    """Images as one picture with white gaps: (N, 3, H, W) -> (H', W', 3) uint8."""
+    layout = {"grid_shape": (-(-len(images) // columns), columns), "padding_width": GAP}
+    sheet = montage(to_pixels(images), fill=[255, 255, 255], channel_axis=3, **layout)
+    return sheet[GAP:-GAP, GAP:-GAP]  # without gaps around the whole
 
 
-def image_grid(images: Tensor, ax: Axes | None = None) -> Axes:
-    """Images in reading order, eight in a row.
-
-    Args:
-        images: (N, 3, H, W), uint8 or float in 0..1.
-        ax: where to draw; a new figure by default.
-    """
+def image_grid(images: Tensor) -> Axes:
+    """Images in reading order, eight in a row: (N, 3, H, W), uint8 or float in 0..1."""
     sheet = tile(images, 8)
-    ax = ax or plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))[1]
+    _, ax = plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))
     _show(ax, sheet)
     return with_values(ax, pd.DataFrame({"image": range(1, len(images) + 1)}))
 
@@ -99,8 +89,7 @@ def image_rows(
     if over:
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
-    frame = pd.DataFrame({"row": np.repeat(labels, columns)})
-    frame["column"] = list(range(1, columns + 1)) * len(rows)
+    frame = pd.DataFrame(product(labels, range(1, columns + 1)), columns=["row", "column"])
     if texts:
         frame["text"] = list(texts) * len(rows)
     return with_values(ax, frame)
@@ -108,8 +97,7 @@ def image_rows(
 
 def _show(ax: Axes, sheet: np.ndarray) -> None:
     ax.imshow(sheet)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)

@@ -22,8 +22,7 @@ SOURCE, TARGET = CYCLE[0], "#CC3311"
 """Blue and red, as in the original; they differ in lightness too."""
 METHOD_COLORS = {
     "source only": "#BBBBBB", "target only": "#777777",
-    "DANN": CYCLE[0], "PixelDA": CYCLE[2], "AdaMatch": CYCLE[3], "AdaBN": CYCLE[5],
-    "VAE": CYCLE[4], "VAE, fitted": "#F3CF80", "GAN": CYCLE[1],
+    "DANN": CYCLE[0], "PixelDA": CYCLE[2], "AdaMatch": CYCLE[3],
 }  # fmt: skip
 CLASS_COLORS = (
     "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE",

@@ -1,6 +1,6 @@
 """The widget of feature maps for JupyterLab; without a browser it shows nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -18,70 +18,56 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     Args:
         maps: a `FeatureMap` for each pair and method.
     """
-    chosen = {(m.pair, m.method): m for m in maps}
-    pair = _dropdown("pair", [m.pair for m in maps])
-    method = _dropdown("features", [m.method for m in maps])
-    color = _dropdown("colour", ["class", "domain", "errors"])
-    wrong = widgets.Checkbox(description="misclassified only", indent=False)
-    picture = widgets.Image(width=160, height=160)
-    text = widgets.HTML()
-    hidden = {"visible": False}
-    margin = {"l": 8, "r": 8, "t": 8, "b": 8}
+    by_name = {(pair_name(one.pair), one.method): one for one in maps}
+    picture, text = widgets.Image(width=160, height=160), widgets.HTML()
+    margin, hidden = dict.fromkeys("lrtb", 8), {"visible": False}
     layout = {"width": 560, "height": 460, "margin": margin, "xaxis": hidden, "yaxis": hidden}
     layout["plot_bgcolor"] = "white"
-    plot = go.FigureWidget([go.Scatter(mode="markers", hoverinfo="none")], layout)
-    (points,) = plot.data
-    # The index in the map of each point that is drawn.
-    drawn = np.arange(0)
+    marker = {"size": 6, "opacity": 0.75}
+    plot = go.FigureWidget([go.Scatter(mode="markers", hoverinfo="none", marker=marker)], layout)
+    (dots,) = plot.data
 
-    def show(_: object = None) -> None:
-        nonlocal drawn
-        one = chosen[pair.value, method.value]
-        drawn = np.flatnonzero((one.labels != one.predictions) | (not wrong.value))
+    def show(pair: str, features: str, colour: str, misclassified: bool) -> None:
+        points = by_name[pair, features].points
+        wrong = points["label"] != points["prediction"]
+        looks = {
+            "class": np.array(CLASS_COLORS)[points["label"]],
+            "domain": np.where(points["source"], SOURCE, TARGET),
+            "errors": np.where(wrong, TARGET, "#BBBBBB"),
+        }
+        symbols = np.where(points["source"], "circle", "diamond")
+        drawn = points.assign(color=looks[colour], symbol=symbols)[wrong | (not misclassified)]
         with plot.batch_update():
-            points.x, points.y = one.points[drawn].T
-            points.marker = {
-                "color": _point_colors(one, color.value)[drawn].tolist(),
-                "symbol": np.where(one.is_source, "circle", "diamond")[drawn].tolist(),
-                "size": 6,
-                "opacity": 0.75,
-            }
+            dots.x, dots.y, dots.customdata = drawn["x"], drawn["y"], drawn.index
+            dots.marker.update(drawn[["color", "symbol"]].to_dict("list"))
         picture.layout.visibility = "hidden"
         text.value = f"{len(drawn):,} test images: dots source, diamonds target."
 
-    def describe(_: object, event: Any, __: object) -> None:
+    def describe(trace: go.Scatter, event: Any, _: object) -> None:
         if event.point_inds:
-            one, index = chosen[pair.value, method.value], int(drawn[event.point_inds[0]])
+            one = by_name[controls.kwargs["pair"], controls.kwargs["features"]]
+            index = trace.customdata[event.point_inds[0]]
             picture.value = to_png(one.images[index], scale=5)
             picture.layout.visibility = "visible"
             text.value = point_text(one, index)
 
-    points.on_hover(describe)
-    points.on_click(describe)
-    controls = [pair, method, color, wrong]
-    for control in controls:
-        control.observe(show, names="value")
-    show()
-    return widgets.HBox([plot, widgets.VBox([*controls, picture, text])])
+    dots.on_hover(describe)
+    dots.on_click(describe)
+    pairs, methods = (list(dict.fromkeys(names)) for names in zip(*by_name, strict=True))
+    controls = widgets.interactive(
+        show,
+        pair=pairs,
+        features=methods,
+        colour=["class", "domain", "errors"],
+        misclassified=widgets.Checkbox(description="misclassified only", indent=False),
+    )
+    return widgets.HBox([plot, widgets.VBox([controls, picture, text])])
 
 
 def point_text(one: Any, index: int) -> str:
     """Domain, label and prediction of one image of a `FeatureMap`, as HTML."""
+    point = one.points.loc[index]
     source, target = one.pair.split("->")
-    domain = escape(domain_name(source if one.is_source[index] else target))
-    label, prediction = one.labels[index], one.predictions[index]
-    verdict = "correct" if label == prediction else "<b>misclassified</b>"
-    return f"{domain}: {label} classified as {prediction} ({verdict})"
-
-
-def _point_colors(one: Any, by: str) -> np.ndarray:
-    return {
-        "class": np.array(CLASS_COLORS)[one.labels],
-        "domain": np.where(one.is_source, SOURCE, TARGET),
-        "errors": np.where(one.labels == one.predictions, "#BBBBBB", TARGET),
-    }[by]
-
-
-def _dropdown(name: str, values: Iterable[str]) -> widgets.Dropdown:
-    options = {pair_name(value): value for value in values}
-    return widgets.Dropdown(description=name, options=list(options.items()))
+    domain = escape(domain_name(source if point["source"] else target))
+    verdict = "correct" if point["label"] == point["prediction"] else "<b>misclassified</b>"
+    return f"{domain}: {point['label']} classified as {point['prediction']} ({verdict})"

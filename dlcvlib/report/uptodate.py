@@ -24,7 +24,7 @@ from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
 DECIDING = (
-    *("torch", "torchvision", "accelerate", "torchinfo"),
+    *("torch", "torchvision", "accelerate"),
     *("numpy", "scipy", "pandas", "scikit-learn", "scikit-image"),
     *("matplotlib", "seaborn"),
 )
