@@ -13,7 +13,7 @@ from dlcvlib.config.profiles import load
 from dlcvlib.config.schema import VAEParams
 from dlcvlib.report import exhibits, notebook
 from dlcvlib.report.exhibits import MIME, check
-from dlcvlib.report.tables import Table
+from dlcvlib.report.tables import as_text, to_markdown
 from dlcvlib.utils.errors import UserError
 
 FIGURE = "#| label: fig-{0}\n#| fig-cap: The {0}.\n#| fig-alt: Lines.\n{1}"
@@ -55,7 +55,7 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
         ("#| label: fig-a\n#| fig-cap: A.", "fig-a has no fig-alt"),
         ("#| label: fig-a\n#| fig-alt: A.", "fig-a has no fig-cap"),
         ("#| label: tbl-a\n#| tbl-cap: ' '", "tbl-a has no tbl-cap"),
-        ("#| tbl-cap: A.", "label '' is not"),
+        ("#| tbl-cap: A.", "tbl-cap without a label"),
         (FIGURE.format("there", ""), "label fig-there is taken by notebook 1-1"),
         (">See @fig-their.", "@fig-their refers to no exhibit: did you mean 'fig-there'"),
         ("say('see @tbl-x')", "@tbl-x refers to no exhibit"),
@@ -79,7 +79,7 @@ def test_columns_have_their_formats_headings_and_alignment():
     names = ["<x> a|b", "usps->mnistm"]
     spread = ["0.12±0.03", "-1 ± 2"]
     frame = pd.DataFrame({"kid": [1 / 3, None], "b_c": names, "n": [-1.0, 2e4], "std": spread})
-    assert Table(frame).to_markdown().splitlines() == [
+    assert to_markdown(frame).splitlines() == [
         "| KID | b c | n | std. deviation |",
         "|--------:|:-----------------|---------:|-----------------:|",
         r"| 0.333 | \<x\> a\|b | −1 | 0.12±0.03 |",
@@ -87,11 +87,34 @@ def test_columns_have_their_formats_headings_and_alignment():
     ]
 
 
-def test_a_table_can_have_other_formats_and_headings_and_hide_columns():
-    frame = pd.DataFrame({"kid": [0.5, None], "rule": ["a", "b"], "n": [1, 2]})
-    formats = {"kid": "+.0%", "rule": str.upper}
-    table = Table(frame.set_index("rule"), formats, headings={"kid": "change"}, hidden=["n"])
-    assert table.as_text().to_dict("list") == {"measure": ["A", "B"], "change": ["+50%", "–"]}
+def test_a_styler_departs_from_them_where_it_says_so():
+    frame = pd.DataFrame({"kid": [0.5, None], "rule": ["a", "b"], "n": [1, 2], "mse": [-2.0, 1e3]})
+    styler = frame.style.format({"kid": "{:+.0%}", "rule": str.upper}).hide(["n"], axis="columns")
+    assert as_text(styler).to_dict("list") == {
+        "KID": ["+50%", "–"],
+        "measure": ["A", "B"],
+        "squared error": ["−2.0", "1000.0"],
+    }
+    renamed = frame.style.format_index(lambda name: name.upper(), axis="columns").hide([1])
+    assert as_text(renamed).to_dict("list") == {
+        "KID": ["0.500"],
+        "RULE": ["a"],
+        "N": ["1"],
+        "MSE": ["−2.0"],
+    }
+
+
+def test_an_index_that_says_something_becomes_columns():
+    frame = pd.DataFrame({"m": list("uvuv"), "pair": list("aabb"), "accuracy": [0.5, 2, 3, 4]})
+    pivot = frame.pivot_table(index="pair", columns="m", values=["accuracy"])
+    plain, styled = as_text(pivot), as_text(pivot.style.format("{:.3f}"))
+    assert plain.to_dict("list") == {
+        "pair": ["a", "b"],
+        "accuracy u": ["0.5", "3"],
+        "accuracy v": ["2", "4"],
+    }
+    assert styled["accuracy u"].tolist() == ["0.500", "3.000"]
+    assert list(styled) == list(plain)
 
 
 # --- the kernel's side --------------------------------------------------------------------------
@@ -106,7 +129,7 @@ def kernel():
     def run(*cells):
         # Within the trap, or each cell would set the hook that is captured here.
         with shell.display_trap, capture_output() as captured:
-            for cell in ["from dlcvlib.report.notebook import Table, record, say", *cells]:
+            for cell in ["from dlcvlib.report.notebook import record, say", *cells]:
                 assert shell.run_cell(cell, store_history=True).success
         return [output.data for output in captured.outputs if output.data]
 
@@ -140,13 +163,14 @@ def test_pixels_are_png(kernel):
 
 
 def test_a_frame_is_an_exhibit_only_under_a_label(kernel):
-    (data,) = kernel(TABLE.format("1-4-t", f"{FRAME}\nTable(frame, hidden=['b_c'])"))
+    (data,) = kernel(TABLE.format("1-4-t", f"{FRAME}\nframe.style.hide(['b_c'], axis=1)"))
     assert data[MIME]["values"] == {"t": {"kid": [1 / 3, None], "b_c": ["x", None]}}
     assert data["text/markdown"].splitlines()[0] == "| KID |"
     assert "<td>0.333</td>" in data["text/html"]
-    (plain,) = kernel(f"{FRAME}\nframe")
+    plain, styled = kernel(f"{FRAME}\nframe", "frame.style.format('{:.1f}', subset=['kid'])")
     assert "0.333333" in plain["text/html"]
-    assert not {MIME, "text/markdown"} & plain.keys()
+    assert ">0.3</td>" in styled["text/html"]
+    assert not {MIME, "text/markdown"} & (plain.keys() | styled.keys())
 
 
 def test_a_label_stands_for_one_exhibit_of_its_kind(kernel):

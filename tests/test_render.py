@@ -6,12 +6,13 @@ import io
 import nbformat
 import pandas as pd
 import pypdf
+import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
 from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
-from dlcvlib.report.tables import Table
+from dlcvlib.report.tables import to_markdown
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -53,7 +54,7 @@ def figure(name, other, csv="", **picture):
 
 def table(name, frame, other="fig-far"):
     source = f"#| label: tbl-{name}\n#| tbl-cap: A table; see @{other}.\nframe"
-    return shown(source, {"text/markdown": Table(frame).to_markdown(), MIME: {"kind": "table"}})
+    return shown(source, {"text/markdown": to_markdown(frame), MIME: {"kind": "table"}})
 
 
 text = nbformat.v4.new_markdown_cell
@@ -126,6 +127,22 @@ def test_ordinary_output_is_shown(tmp_path):
     texts = [pre.get_text().strip() for pre in made.soup.select("section section pre")]
     assert texts == ["1", "```\n<b>plain</b>", "printed"]
     assert "printed" in made.pdf()
+
+
+def test_a_picture_without_a_label_is_shown(tmp_path):
+    section = Made(tmp_path, p1_1=[shown("plot()", {"image/svg+xml": SVG})]).soup
+    (picture,) = section.select("section section img")
+    assert picture["src"].startswith("data:image/svg")
+
+
+@pytest.mark.parametrize(
+    ("option", "seen"),
+    [("echo", ["out"]), ("output", ["code()"]), ("include", [])],
+)
+def test_code_and_output_can_be_left_out(tmp_path, option, seen):
+    cell = shown(f"#| {option}: false\ncode()", {"text/plain": "out"})
+    made = Made(tmp_path, p1_1=[cell])
+    assert [pre.get_text().strip() for pre in made.soup.select("section section pre")] == seen
 
 
 def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):

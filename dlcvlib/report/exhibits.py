@@ -25,7 +25,20 @@ MIME = "application/vnd.dlcv.v2+json"
 KINDS = {"fig": "Figure", "tbl": "Table"}
 TEXTS = {"fig": ["fig-cap", "fig-alt"], "tbl": ["tbl-cap"]}
 """What each kind of exhibit needs besides its label: caption, and alt text."""
-KNOWN = {"label", "tags", *TEXTS["fig"], *TEXTS["tbl"]}
+# Quarto's options of cells, by the files of its schema: attributes, code and text output, figures,
+# tables, layout, page layout, cache. Those that the report does not use are left to Quarto.
+QUARTO = """
+    label classes renderings tags id export title
+    eval echo code-fold code-summary code-overflow code-line-numbers lst-label lst-cap
+    output warning error include panel output-location message results comment file filename
+    fig-width fig-height fig-cap fig-subcap fig-link fig-align fig-alt fig-env fig-pos fig-scap
+    fig-format fig-dpi fig-asp out-width out-height
+    tbl-cap tbl-subcap tbl-colwidths html-table-processing
+    layout layout-ncol layout-nrow layout-align layout-valign
+    column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
+    cache freeze order
+"""
+KNOWN = frozenset(QUARTO.split())
 OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)
 LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
 REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
@@ -118,9 +131,11 @@ def _declared(
     for name in given:
         if name not in KNOWN:
             raise UserError(f"unknown option {name!r}{nearest(str(name), KNOWN)}")
-    if given.keys() <= {"tags"}:
+    if "label" not in given:
+        if captions := given.keys() & {"fig-cap", "tbl-cap"}:
+            raise UserError(f"{captions.pop()} without a label")
         return None
-    label = str(given.get("label", ""))
+    label = str(given["label"])
     if not LABEL.fullmatch(label):
         raise UserError(f"label {label!r} is not fig-… or tbl-…, of letters, digits and hyphens")
     if label in before:

@@ -27,11 +27,12 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from dlcvlib.config.settings import Parameters
 from dlcvlib.plots import style
+from dlcvlib.report import tables
 from dlcvlib.report.exhibits import MIME, name_of, options
-from dlcvlib.report.tables import Table, flat
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
 
@@ -74,7 +75,7 @@ def show_exhibits() -> None:
     shell = get_ipython()
     for kind in (Figure, Axes):
         shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
-    for kind in (pd.DataFrame, Table):
+    for kind in (pd.DataFrame, Styler):
         shell.display_formatter.mimebundle_formatter.for_type(kind, _table_bundle)
     shell.events.register("pre_run_cell", _enter_cell)
 
@@ -167,19 +168,19 @@ def _picture(figure: Figure, salt: str) -> dict[str, str]:
         return {"image/svg+xml": print_figure(figure, "svg", metadata={"Date": None})}
 
 
-def _table_bundle(shown: pd.DataFrame | Table) -> dict[str, Any]:
+def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
     """An exhibit as a MIME bundle; what is none is shown as pandas shows it."""
-    table = shown if isinstance(shown, Table) else Table(shown)
+    frame = shown.data if isinstance(shown, Styler) else shown
     if "headline" in _cell.get("tags", []):
-        return {MIME: _payload("headline", {}, rows=table.frame.to_dict("records"))}
+        return {MIME: _payload("headline", {}, rows=frame.to_dict("records"))}
     label = _label("tbl-")
     if not label:
         return {}
     return {
-        "text/html": table.as_text().to_html(index=False, border=0),
-        "text/markdown": table.to_markdown(),
+        "text/html": tables.as_text(shown).to_html(index=False, border=0),
+        "text/markdown": tables.to_markdown(shown),
         "text/plain": f"<{label}>",
-        MIME: _payload("table", {name_of(label): flat(table.frame).to_dict("list")}),
+        MIME: _payload("table", {name_of(label): tables.flat(frame).to_dict("list")}),
     }
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from dlcvlib.config.settings import Parameters
 from dlcvlib.report import provenance
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
-from dlcvlib.report.tables import Table
+from dlcvlib.report.tables import to_markdown
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import fenced, table
 from dlcvlib.utils.stopwatch import timed
@@ -109,6 +109,7 @@ class Page:
     def __init__(
         self, problem: str, notebook: NotebookNode, exhibits: Mapping[str, Exhibit]
     ) -> None:
+        self.problem = problem
         self.exhibits = exhibits
         self.files: dict[str, bytes] = {}
         self.payloads: list[dict[str, Any]] = []
@@ -137,10 +138,13 @@ class Page:
         if cell.cell_type == "markdown":
             yield self._linked(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
         elif cell.cell_type == "code":
-            if source := code(cell.source):
+            chosen = {"include": True, "echo": True, "output": True} | options(cell.source)
+            source = code(cell.source)
+            outputs = [part for o in cell.outputs for part in self._output(o, chosen)]
+            if source and chosen["include"] and chosen["echo"]:
                 yield fenced(source, "python")
-            for output in cell.outputs:
-                yield from self._output(output, options(cell.source))
+            if chosen["include"] and chosen["output"]:
+                yield from outputs
 
     def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> Iterator[str]:
         data = output.get("data", {})
@@ -153,6 +157,9 @@ class Page:
             if "abstract" in chosen.get("tags", []):
                 self.abstract.append(text)
             yield text
+        elif data.keys() & {"image/svg+xml", "image/png"}:
+            stem = f"{self.problem}-{len(self.files) + 1}"
+            yield self._picture(data, stem, "", str(chosen.get("fig-alt", "")))
         elif text := (data.get("text/plain") or output.get("text", "")).rstrip():
             yield fenced(text)
 
@@ -164,14 +171,25 @@ class Page:
             body = f"{data['text/markdown']}\n\n: {caption}"
         else:
             stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
-            file, content, inches = _picture(data, stem)
-            self.files[file] = content
+            body = self._picture(data, stem, caption, exhibit.alt)
             if payload["csv"]:
                 self.files[f"{stem}.csv"] = payload["csv"].encode()
-            alt = exhibit.alt.replace("\\", "\\\\").replace('"', '\\"')
-            share = f"{min(1.0, inches / TEXT_WIDTH):.2f}"
-            body = f'![{caption}]({FIGURES}/{file}){{alt="{alt}" share="{share}"}}'
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
+
+    def _picture(self, data: Mapping[str, str], stem: str, caption: str, alt: str) -> str:
+        """The picture of a MIME bundle, which becomes a file, in its natural width."""
+        if svg := data.get("image/svg+xml"):
+            file, content = f"{stem}.svg", svg.encode()
+            width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+            inches = float(width[1]) / 72 if width else TEXT_WIDTH
+        else:
+            file, content = f"{stem}.png", base64.b64decode(data["image/png"])
+            picture = Image.open(io.BytesIO(content))
+            inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
+        self.files[file] = content
+        alt = alt.replace("\\", "\\\\").replace('"', '\\"')
+        share = f"{min(1.0, inches / TEXT_WIDTH):.2f}"
+        return f'![{caption}]({FIGURES}/{file}){{alt="{alt}" share="{share}"}}'
 
     def _linked(self, text: str) -> str:
         """References as links; report.lua makes those plain that lead to nothing."""
@@ -181,16 +199,6 @@ class Page:
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
         return REFERENCE.sub(link, text)
-
-
-def _picture(data: Mapping[str, str], stem: str) -> tuple[str, bytes, float]:
-    """A figure's file name, content and natural width in inches."""
-    if svg := data.get("image/svg+xml"):
-        width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
-        return f"{stem}.svg", svg.encode(), float(width[1]) / 72
-    content = base64.b64decode(data["image/png"])
-    picture = Image.open(io.BytesIO(content))
-    return f"{stem}.png", content, picture.width / float(picture.info["dpi"][0])
 
 
 # --- the document ---------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def document(**values: Any) -> str:
 
 def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
     """Values by the formats of columns.yaml."""
-    return Table(pd.DataFrame(list(rows), columns=columns)).to_markdown()
+    return to_markdown(pd.DataFrame(list(rows), columns=columns))
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------

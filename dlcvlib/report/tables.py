@@ -1,56 +1,71 @@
 """Data frames as tables of text: headings, number formats, Markdown."""
 
+import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from pandas.io.formats.style import Styler
 
 from dlcvlib.plots.style import pair_name
 from dlcvlib.utils import markdown
 
+MISSING = "–"
+BETWEEN = "\x1f"
+"""Between the cells of a row: ASCII's unit separator, which no cell holds."""
 
-@dataclass(frozen=True)
-class Table:
-    """A data frame that is shown in another way than columns.yaml has it.
 
-    Attributes:
-        formats: column -> its cells' format, such as "+.3f", or a function that gives the text.
-        headings: column -> heading.
-        hidden: columns that only results.json has.
+def to_markdown(shown: pd.DataFrame | Styler) -> str:
+    """A pipe table in pandoc's Markdown."""
+    text = as_text(shown)
+    return markdown.table(text.to_numpy().tolist(), list(text.columns))
+
+
+def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
+    """A table as it is shown: its columns' headings, and every cell a string.
+
+    Headings and formats are those of columns.yaml, by the columns' names, but for what a Styler
+    formats, renames or hides. Negative numbers have a true minus.
     """
+    styler = shown if isinstance(shown, Styler) else flat(shown).style
+    styler.hide(axis="columns", names=True)
+    if _is_numbered(styler.data):
+        styler.hide(axis="index")
+    # What a Styler shows in another way than pandas would by itself, it was asked to; it writes a
+    # missing value by the format of its column, as "+nan%".
+    default, ours = (copy.deepcopy(styler).format(formats) for formats in (None, _Formats()))
+    rows = [
+        [markdown.minus(o if o == MISSING or t == d else t) for t, d, o in zip(*cells, strict=True)]
+        for cells in zip(*map(_cells, (styler, default, ours)), strict=True)
+    ]
+    named = any(styler.data.index.names) and not styler.export()["hide_index"]
+    heads = styler.data.columns.nlevels + named
+    names = ["_".join(filter(None, parts)) for parts in zip(*rows[:heads], strict=True)]
+    headings = [layout().get(name, {}).get("heading", name.replace("_", " ")) for name in names]
+    return pd.DataFrame(rows[heads:], columns=headings, dtype=str)
 
-    frame: pd.DataFrame
-    formats: Mapping[str, str | Callable[[Any], str]] = field(default_factory=dict)
-    headings: Mapping[str, str] = field(default_factory=dict)
-    hidden: Sequence[str] = ()
 
-    def as_text(self) -> pd.DataFrame:
-        """The table as it is shown: its columns' headings, and every cell a string.
-
-        Negative numbers have a true minus.
-        """
-        texts, headings = {}, {}
-        for name, values in flat(self.frame).drop(columns=list(self.hidden)).items():
-            known = layout().get(name, {})
-            format = self.formats.get(name, known.get("format"))
-            texts[name] = [markdown.minus(_text(value, format)) for value in values.tolist()]
-            headings[name] = known.get("heading", str(name).replace("_", " "))
-        return pd.DataFrame(texts, dtype=str).rename(columns=headings | self.headings)
-
-    def to_markdown(self) -> str:
-        """A pipe table in pandoc's Markdown."""
-        text = self.as_text()
-        return markdown.table(text.to_numpy().tolist(), list(text.columns))
+def _cells(styler: Styler) -> list[list[str]]:
+    text = styler.to_string(sparse_index=False, sparse_columns=False, delimiter=BETWEEN)
+    rows = [[cell.strip() for cell in line.split(BETWEEN)] for line in text.splitlines()]
+    # pandas writes a delimiter after the last visible column if there are hidden ones behind it.
+    return [row[:-1] for row in rows] if rows[0][-1] == "" else rows
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """A data frame whose index, if it says anything, is columns."""
-    numbered = frame.index.names == [None] and pd.api.types.is_integer_dtype(frame.index)
-    return frame if numbered else frame.reset_index()
+    """A data frame whose index, if it says anything, is columns, and whose columns are strings."""
+    frame = frame.copy() if _is_numbered(frame) else frame.reset_index()
+    names = (name if isinstance(name, tuple) else (name,) for name in frame.columns)
+    frame.columns = ["_".join(str(part) for part in name if part != "") for name in names]
+    return frame
+
+
+def _is_numbered(frame: pd.DataFrame) -> bool:
+    return frame.index.names == [None] and pd.api.types.is_integer_dtype(frame.index)
 
 
 @functools.cache
@@ -59,14 +74,19 @@ def layout() -> dict[str, dict[str, str]]:
     return yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
 
 
-def _text(value: Any, format: str | Callable[[Any], str] | None) -> str:
+class _Formats(dict[str, Any]):
+    """Column -> what shows its cells, for every column."""
+
+    def get(self, column: Any, default: Any = None) -> Callable[[Any], str]:
+        return functools.partial(_text, format=layout().get(column, {}).get("format"))
+
+
+def _text(value: Any, format: str | None) -> str:
     """A cell as text: numbers by their format, pairs by their name, missing ones as an en dash."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
-        return "–"
-    if callable(format):
-        return format(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, Real):
         return pair_name(str(value))
     if format is None:
-        format = ",.0f" if isinstance(value, int) or abs(value) >= 1000 else ".3g"
+        format = ",.0f" if isinstance(value, Integral) or abs(value) >= 1000 else ".3g"
     return f"{value:{format}}"
