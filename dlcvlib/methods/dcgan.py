@@ -34,7 +34,7 @@ from dlcvlib.data.batches import CHUNK, Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training.method import Batch, Method, adam, evaluating, frozen, update
+from dlcvlib.training.method import Batch, Method, adam, evaluating, update
 
 IMAGE_SIZE = 64
 STAGES = 4
@@ -250,9 +250,8 @@ class DCGAN(Method):
         }
 
     def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
-        with frozen(self.discriminator):
-            loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
-            update(loss, [self.optimizers["generator"]])
+        loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
+        update(loss, [self.optimizers["generator"]])
         return {"generator": loss}
 
     def noise(self, count: int, device: torch.device) -> Tensor:

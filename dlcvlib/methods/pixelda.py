@@ -39,7 +39,7 @@ from dlcvlib.data.augment import AUGMENTATIONS, photometric, strong
 from dlcvlib.data.batches import CHUNK, to_float
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, evaluating, frozen, update
+from dlcvlib.training.method import Batch, adam, evaluating, update
 
 
 class ResidualBlock(nn.Module):
@@ -202,19 +202,14 @@ class PixelDA(Classifier):
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings, updated = self.settings, [self.optimizers["generator"]]
-        fixed = [self.discriminator]
         if settings.classifier_with_generator:
             updated.append(self.optimizers["classifier"])
-        else:
-            fixed += [self.extractor, self.classifier]
-        with frozen(*fixed):
-            logits = self.discriminator(fake)
-            adversarial = adversarial_loss(settings.adversarial_loss, logits, True)
-            on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
-            content = content_loss(x_s, fake)
-            loss = settings.adversarial_weight * adversarial
-            loss = loss + settings.task_weight * (on_source + on_fake) / 2
-            update(loss + settings.content_weight * content, updated)
+        adversarial = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
+        on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
+        content = content_loss(x_s, fake)
+        loss = settings.adversarial_weight * adversarial
+        loss = loss + settings.task_weight * (on_source + on_fake) / 2
+        update(loss + settings.content_weight * content, updated)
         return {
             "generator": adversarial,
             "class": on_source,
