@@ -47,11 +47,10 @@ def train(
         kind: class of the method.
         settings: its settings.
         data: what it trains on.
-        folder: of checkpoints and snapshots; the checkpoints are removed at the end.
+        folder: of the checkpoints, which are removed at the end.
         watch: called with each step's number before its batch is drawn.
     """
     method = create(kind, settings)
-    method.evaluate = lambda data: {}
     draw = method.batches(data, device.default())
     progress = Progress(*device.choose(method, draw), processes=1)
     device.prepare(method, progress.precision)
@@ -61,7 +60,8 @@ def train(
         return draw(step)
 
     storage.make_dir(folder)
-    loop.fit(method, data, batch, progress, folder)
+    save = functools.partial(checkpoint.save, folder, method, progress)
+    loop.fit(method, batch, progress, save, evaluate=dict)
     checkpoint.clear(folder)
 
 

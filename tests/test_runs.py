@@ -2,13 +2,11 @@
 
 import contextlib
 import gc
-import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import METHODS, class_of, cut, flip, same, settings_of
+from conftest import METHODS, class_of, same, settings_of
 
 from dlcvlib.methods.vae import VAE
 from dlcvlib.training import loop, runs
@@ -42,14 +40,15 @@ def test_the_second_call_trains_nothing(train, fitted, monkeypatch):
     assert not any(module.training for module in second.method.modules())
     assert not any(weight.requires_grad for weight in second.method.parameters())
     assert "optimizers" not in vars(second.method)
-    assert runs.handed_out == [first.name]
+    assert set(runs.handed_out) == {first.name}
 
 
 def test_files_of_a_run(train):
     run = train("dcgan", keep_snapshots=False)
-    left = sorted(path.name for path in run.folder.iterdir())
-    assert left == ["history.csv", "model.safetensors", "provenance.json", "settings.yaml"]
-    record = json.loads((run.folder / "provenance.json").read_text())
+    left = {path.name for path in run.folder.iterdir()}
+    assert left == {"history.csv", "model.safetensors", "provenance.json"}
+    record = storage.read_sealed(run.folder / "provenance.json")
+    assert record["settings"] == run.settings.model_dump()
     assert torch.__version__.startswith(record["torch"])
     assert run.seconds == record["seconds"] > 0
     assert record["images_per_second"] == pytest.approx(12 * 16 / record["seconds"])
@@ -156,111 +155,46 @@ def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypa
 # --- damage -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "history.csv"])
-def test_a_damaged_run_is_retrained(train, fitted, capsys, file):
-    run = train("vae")
-    flip(run.folder / file)
-    again = train("vae")
-    assert fitted == [0, 0]
-    assert f"{file} is damaged" in capsys.readouterr().out
-    assert again.provenance["files"] == run.provenance["files"]
-
-
-@pytest.mark.parametrize("harm", [flip, cut, lambda path: path.unlink()])
-def test_a_lost_snapshot_does_not_affect_the_model(train, fitted, capsys, harm):
+def test_a_lost_snapshot_does_not_affect_the_model(train, fitted):
     changes = {"steps": 6, "ema_decay": 0.9, "keep_snapshots": True}
     run, z = train("dcgan", **changes), torch.randn(4, 8)
     assert list(run.snapshots) == [3, 6]
     early, late = (method.sample(z) for method in run.snapshots.values())
     torch.testing.assert_close(late, run.method.sample(z), atol=0.01, rtol=0)
     assert not torch.equal(early, late)
-    harm(run.folder / "snapshot-3.safetensors")
+    next(run.folder.glob("snapshot-*3.safetensors")).unlink()
     again = train("dcgan", **changes)
     assert fitted == [0]
     assert same(again.method, run.method)
     assert list(again.snapshots) == [6]
-    assert "snapshot-3.safetensors is" in capsys.readouterr().out
     assert torch.equal(again.snapshots[6].sample(z), late)
 
 
-def test_checkpoints_left_by_a_late_kill_are_removed(train):
+def test_what_a_late_kill_leaves_is_removed(train):
     run = train("vae")
-    for name in ("checkpoint-12.safetensors", "checkpoint.json"):
-        (run.folder / name).write_bytes(b"left")
+    files = set(run.folder.iterdir())
+    half = run.folder / f"{storage.TEMPORARY}folder"
+    half.mkdir()
+    for path in (
+        run.folder / "checkpoint-12.safetensors",
+        run.folder / "checkpoint.json",
+        half / "a",
+    ):
+        path.write_bytes(b"left")
     train("vae")
-    assert not list(run.folder.glob("checkpoint*"))
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    storage.write_text(path, "old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match=r"a\.txt .*No space left.*4e-06 MB"):
-        storage.write(path, fail, 4)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_temporary_files_left_by_a_kill_are_removed(tmp_path):
-    (tmp_path / f"{storage.TEMPORARY}a.safetensors").write_text("half")
-    (tmp_path / f"{storage.TEMPORARY}b").mkdir()
-    (tmp_path / f"{storage.TEMPORARY}b" / "c.ipynb").write_text("half")
-    (tmp_path / "whole").write_text("whole")
-    storage.sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
-
-
-def test_tensors_are_restored_unchanged(tmp_path):
-    tensors = {"a": torch.randn(2, 3).to(torch.bfloat16), "b": torch.arange(4)}
-    path = tmp_path / "t.safetensors"
-    storage.write_tensors(path, tensors, {"step": 3})
-    found, meta = storage.read_tensors(path, storage.sha256(path))
-    assert meta == {"step": 3}
-    assert same(found, tensors)
-    with pytest.raises(storage.DamagedFileError, match="damaged"):
-        storage.read_tensors(path, "0" * 64)
-    with pytest.raises(storage.DamagedFileError, match="missing"):
-        storage.read_tensors(tmp_path / "u.safetensors", "0" * 64)
+    assert set(run.folder.iterdir()) == files
 
 
 # --- several at once --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def shared(faces, tmp_path):
-    """Runs of seeds 0, 1 and 2, of which another process trains the first until it is closed."""
+def test_what_another_process_trains_comes_last_and_is_waited_for(
+    faces, fitted, tmp_path, monkeypatch
+):
     jobs = {seed: (VAE, settings_of("vae", seed=seed), faces) for seed in range(3)}
     digest = fingerprints.json_hash(runs.identity_of(*jobs[0]))
-    with contextlib.ExitStack() as other:
-        folder = tmp_path / f"vae-{digest[:10]}"
-        other.enter_context(storage.exclusive_lock(folder, "trained"))
-        yield jobs, other
-
-
-def test_what_another_process_trains_comes_last(shared, fitted, tmp_path, monkeypatch):
-    jobs, other = shared
-    create = runs._create
-
-    def last(kind, settings):
-        if settings.seed == 2:
-            other.close()
-        return create(kind, settings)
-
-    monkeypatch.setattr(runs, "_create", last)
-    found = runs.train_all(jobs, tmp_path)
-    assert [run.settings.seed for run in found.values()] == list(found) == [0, 1, 2]
-    assert fitted == [1, 2, 0]
-
-
-def test_runs_that_others_train_are_waited_for(shared, fitted, tmp_path, monkeypatch):
-    jobs, other = shared
+    other = contextlib.ExitStack()
+    other.enter_context(storage.exclusive_lock(tmp_path / f"vae-{digest[:10]}", "trained"))
 
     @contextlib.contextmanager
     def waiting(_):
@@ -268,11 +202,6 @@ def test_runs_that_others_train_are_waited_for(shared, fitted, tmp_path, monkeyp
         yield
 
     monkeypatch.setattr(storage, "timed", waiting)
-    assert list(runs.train_all({seed: jobs[seed] for seed in (0, 1)}, tmp_path)) == [0, 1]
-    assert fitted == [1, 0]
-
-
-def test_an_error_of_one_is_raised(faces, tmp_path):
-    broken = replace(faces, train=None)
-    with pytest.raises(AttributeError):
-        runs.train_all({0: (VAE, settings_of("vae"), broken)}, tmp_path)
+    found = runs.train_all(jobs, tmp_path)
+    assert fitted == [1, 2, 0]
+    assert [run.settings.seed for run in found.values()] == list(found) == [0, 1, 2]

@@ -15,14 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dlcvlib.training import checkpoint
 from dlcvlib.training.method import Batch, Method, Progress, gradient_norms
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
@@ -63,17 +61,21 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def fit(
-    method: Method, data: Any, batch: Callable[[int], Batch], progress: Progress, folder: Path
+    method: Method,
+    batch: Callable[[int], Batch],
+    progress: Progress,
+    save: Callable[[], None],
+    evaluate: Callable[[], dict[str, float]],
 ) -> None:
     """Train a method up to `settings.steps` steps.
 
     Args:
         method: on its device; trained in place.
-        data: passed to its `evaluate`.
         batch: step -> the batch of that step, on the device; may draw random numbers.
         progress: where to continue; updated in place.
-        folder: of the checkpoints, and of the snapshots that are saved at each validation. There
-            are about `VALIDATIONS` validations along the way, fewer in short runs.
+        save: writes a checkpoint of method and progress.
+        evaluate: returns the measures of a validation by name; called about `VALIDATIONS` times
+            along the way, less often in short runs.
 
     Raises:
         UserError: if a loss or a gradient is not finite, or a batch cannot be divided among the
@@ -85,7 +87,6 @@ def fit(
     validate_every = math.ceil(steps / min(VALIDATIONS, max(2, steps // VALIDATION_STEPS)))
     begun = time.monotonic() - progress.seconds
     save_at = time.monotonic() + CHECKPOINT_SECONDS
-    last_good = f"step {progress.step}" if progress.step else "none yet"
     status = os.environ.get("DLCV_STATUS")
     bar = tqdm(total=steps, initial=progress.step, desc=label, leave=False, disable=bool(status))
     with bar, timed(f"training: {label}"):
@@ -106,16 +107,14 @@ def fit(
             logging = progress.step % log_every == 0 or validating
             saving = time.monotonic() > save_at
             if logging or saving:
-                table = _finite(progress, list(terms), last_good)
+                table = _finite(progress, list(terms))
             # 3. The history, with validation at regular intervals.
             if logging:
                 means = dict(zip(terms, table.mean(0).tolist(), strict=True))
                 row = {"step": float(progress.step), **means, "learning_rate": learning_rate}
                 if validating:
                     with timed("validation"):
-                        if state.is_main_process:
-                            checkpoint.save_snapshot(folder, method)
-                        values = method.evaluate(data)
+                        values = evaluate()
                     row |= {f"validation_{name}": value for name, value in values.items()}
                 progress.history.append(row)
                 progress.pending = []
@@ -128,8 +127,8 @@ def fit(
             if saving:
                 started = time.monotonic()
                 if state.is_main_process:
-                    checkpoint.save(folder, method, progress)
-                last_good, now = f"step {progress.step}", time.monotonic()
+                    save()
+                now = time.monotonic()
                 save_at = now + CHECKPOINT_SECONDS * max(1.0, (now - started) / CHECKPOINT_COST)
 
 
@@ -139,19 +138,16 @@ def _share(batch: Batch) -> Batch:
     Raises:
         UserError: if the parts would not have equal sizes of at least two rows.
     """
-    state = PartialState()
-    count = state.num_processes
-    if count == 1:
-        return batch
+    count, rank = PartialState().num_processes, PartialState().process_index
     if any(len(rows) % count or len(rows) < 2 * count for rows in batch):
         raise UserError(
             f"a batch of {len(batch[0])} cannot be divided evenly, with at least two each, among "
             f"{count} processes: start fewer, or change batch_size"
         )
-    return tuple(rows.chunk(count)[state.process_index] for rows in batch)
+    return tuple(rows.chunk(count)[rank] for rows in batch)
 
 
-def _finite(progress: Progress, terms: Sequence[str], last_good: str) -> Tensor:
+def _finite(progress: Progress, terms: Sequence[str]) -> Tensor:
     """The pending losses and gradient norms: (steps, terms).
 
     Raises:
@@ -162,8 +158,8 @@ def _finite(progress: Progress, terms: Sequence[str], last_good: str) -> Tensor:
         return table
     row, column = (~table.isfinite()).nonzero()[0].tolist()
     raise UserError(
-        f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1} "
-        f"(last good checkpoint: {last_good}); try a lower learning_rate or precision: fp32"
+        f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1}: "
+        "try a lower learning_rate or precision: fp32"
     )
 
 

@@ -124,30 +124,25 @@ def update(loss: Tensor, optimizers: Collection[Optimizer]) -> None:
 
     Gradients pass through all other networks without reaching their parameters.
     """
+    weights = [weight for optimizer in optimizers for weight in weights_of(optimizer)]
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward(inputs=[w for optimizer in optimizers for w in weights_of(optimizer)])
+    loss.backward(inputs=weights)
+    if PartialState().num_processes > 1:
+        _average([weight.grad for weight in weights])
     for optimizer in optimizers:
-        if PartialState().num_processes > 1:
-            _average(_gradients(optimizer))
         optimizer.step()
 
 
 def gradient_norms(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
     """Euclidean norm of the gradient of each optimiser's last step: "gradient_<name>" -> scalar."""
-    return {
-        f"gradient_{name}": torch.nn.utils.get_total_norm(_gradients(optimizer))
-        for name, optimizer in optimizers.items()
-    }
+    gradients = {name: [w.grad for w in weights_of(o)] for name, o in optimizers.items()}
+    return {f"gradient_{n}": torch.nn.utils.get_total_norm(g) for n, g in gradients.items()}
 
 
 def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that an `adam` updates, in a single group."""
+    """The parameters that an optimiser made by `adam` updates."""
     return optimizer.param_groups[0]["params"]
-
-
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    return [weight.grad for weight in weights_of(optimizer) if weight.grad is not None]
 
 
 def _average(gradients: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -89,9 +90,9 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
     """Everything that determines a trained model.
 
     The code is hashed module by module, without comments and docstrings: the method's own, and
-    all in `CODE` that it and the training import.
+    all in `CODE` that it, the loop, devices and checkpoints import.
     """
-    own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device))
+    own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
     hashes = fingerprints.import_hashes(own, *shared)
     return {
         "settings": settings.model_dump(),
@@ -175,14 +176,20 @@ def _train(
         *device.choose(method, batch), PartialState().num_processes
     )
     device.prepare(method, progress.precision)
+    main = PartialState().is_main_process
+    save = partial(checkpoint.save, folder, method, progress)
+
+    def evaluate() -> dict[str, float]:
+        if main:
+            checkpoint.save_snapshot(folder, method)
+        return method.evaluate(data)
+
     try:
-        loop.fit(method, data, batch, progress, folder)
+        loop.fit(method, batch, progress, save, evaluate)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{method.name} stopped after step {progress.step} of {settings.steps}; "
-            "run it again to continue from its last checkpoint"
-        ) from None
-    if PartialState().is_main_process:
+        stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
+        raise KeyboardInterrupt(f"{stopped}; run it again to continue") from None
+    if main:
         _write(folder, method, progress, identity)
 
 
