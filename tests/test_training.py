@@ -1,17 +1,17 @@
 """The loop: schedules, batches, noise, several processes, checkpoints, and non-finite numbers."""
 
-import json
+import itertools
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, interrupt, same, settings_of
+from accelerate import PartialState
+from conftest import interrupt, same, settings_of
+from safetensors.torch import load_file
 from torch import nn
 
-from dlcvlib.data.batches import Batches, prior_samples, random_flips
+from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.training import checkpoint, device, loop
 from dlcvlib.training.method import Method, update
 from dlcvlib.training.runs import train_or_load
@@ -78,16 +78,11 @@ def test_cosine_rises_then_falls():
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-def test_each_step_and_seed_has_its_own_noise(tmp_path):
+def test_each_step_and_seed_has_its_own_noise():
     drawn = []
-
-    class Noisy(Small):
-        def training_step(self, batch):
-            drawn.append(torch.rand(2))
-            return super().training_step(batch)
-
-    for seed in range(3):
-        fit(tmp_path, Noisy, steps=50, seed=seed)
+    for seed, step in itertools.product(range(3), range(50)):
+        loop.seed_step(seed, step)
+        drawn.append(torch.rand(2))
     assert len(torch.stack(drawn).unique(dim=0)) == 150
 
 
@@ -119,11 +114,6 @@ def test_flips_mirror_half_of_the_images(horizontal, vertical, axis):
     assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_prior_samples_depend_on_the_seed_alone():
-    assert torch.equal(prior_samples(4, 5, 1), prior_samples(4, 5, 1))
-    assert not torch.equal(prior_samples(4, 5, 1), prior_samples(4, 5, 2))
-
-
 # --- history ----------------------------------------------------------------------------------
 
 
@@ -148,36 +138,23 @@ def test_a_row_is_the_mean_of_its_steps(tmp_path, monkeypatch):
 
 # --- several processes ------------------------------------------------------------------------
 
-PROCESS = """
-import sys
-from pathlib import Path
 
-from accelerate import PartialState
-
-PartialState(cpu=True)
-sys.path.append("tests")
-from test_training import fit
-
-folder, rank = Path(sys.argv[1]), PartialState().process_index
-method = fit(folder, steps=5, batch_size=8).method
-values = [weight.flatten().tolist() for weight in method.parameters()]
-(folder / f"weights-{rank}.json").write_text(repr(values))
-PartialState().destroy_process_group()
-"""
+def train_together(rank, folder):
+    """One of two processes."""
+    os.environ |= dict.fromkeys(["RANK", "LOCAL_RANK"], str(rank))
+    os.environ |= dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], "2")
+    PartialState(cpu=True, init_method=f"file://{folder}/meeting")
+    method = fit(folder, steps=5, batch_size=8).method
+    storage.write_tensors(folder / f"{rank}.safetensors", method.state_dict(), {})
+    PartialState().destroy_process_group()
 
 
 def test_processes_that_share_batches_match_a_single_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, program, tmp_path], check=True, cwd=ROOT, env=environment)
-    one = fit(tmp_path / "one", steps=5, batch_size=8).method.cpu()
-    first, second = (json.loads((tmp_path / f"weights-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    for found, weight in zip(first, one.parameters(), strict=True):
-        torch.testing.assert_close(torch.tensor(found), weight.flatten(), atol=1e-5, rtol=1e-4)
+    torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert same(first, second)
+    one = fit(tmp_path / "one", steps=5, batch_size=8).method.cpu().state_dict()
+    torch.testing.assert_close(first, dict(one), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("processes", [3, 8])
@@ -240,32 +217,20 @@ def test_slow_checkpoints_are_written_less_often(tmp_path, monkeypatch, cost, sa
 # --- numbers that are not finite --------------------------------------------------------------
 
 
-class Diverging(Small):
-    """Its loss becomes infinite at step 6."""
-
-    def training_step(self, batch):
-        terms = super().training_step(batch)
-        return terms | {"bad": terms["loss"] / (self.step != 5)}
-
-
-class Exploding(Small):
-    """Its loss stays finite while its gradient, at step 6, does not."""
-
-    def training_step(self, batch):
-        terms = super().training_step(batch)
-        if self.step == 5:
-            self.net[0].weight.grad.fill_(float("nan"))
-        return terms
-
-
 @pytest.mark.parametrize("seconds", [0.0, 1000.0])
-@pytest.mark.parametrize(("kind", "term"), [(Diverging, "bad"), (Exploding, "gradient_adam")])
-def test_what_is_not_finite_stops_the_run_and_is_not_kept(
-    tmp_path, monkeypatch, kind, term, seconds
-):
+@pytest.mark.parametrize("term", ["bad", "gradient_adam"])
+def test_what_is_not_finite_stops_the_run_and_is_not_kept(tmp_path, monkeypatch, term, seconds):
+    class Failing(Small):
+        def training_step(self, batch):
+            terms = super().training_step(batch) | {"bad": torch.zeros((), device=self.device)}
+            if self.step == 5:
+                broken = terms["bad"] if term == "bad" else self.net[0].weight.grad
+                broken.fill_(float("inf"))
+            return terms
+
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
     with pytest.raises(UserError, match=f"{term} is not finite at step 6"):
-        fit(tmp_path, kind, steps=4000)
+        fit(tmp_path, Failing, steps=4000)
     files = list(tmp_path.glob("*/checkpoint-*.safetensors"))
     assert [file.stem for file in files] == ([] if seconds else ["checkpoint-5"])
     for file in files:
