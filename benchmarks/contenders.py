@@ -51,27 +51,24 @@ def train(
         watch: called with each step's number before its batch is drawn.
     """
     method = create(kind, settings)
-    method.evaluate = lambda data: {}
     draw = method.batches(data, device.default())
-    progress = Progress(device.choose(method, draw), processes=1)
-    device.prepare(method, progress.precision[0])
-    for optimizer in method.optimizers.values():
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+    progress = Progress(*device.choose(method, draw), processes=1)
+    device.prepare(method, progress.precision)
 
     def batch(step: int) -> Batch:
         watch(step)
         return draw(step)
 
     storage.make_dir(folder)
-    loop.fit(method, data, batch, progress, save=lambda: checkpoint.save(folder, method, progress))
+    save = functools.partial(checkpoint.save, folder, method, progress)
+    loop.fit(method, batch, progress, save, evaluate=dict)
     checkpoint.clear(folder)
 
 
 def create(kind: type[Method], settings: TrainingSettings) -> Method:
-    """An untrained method, the same at each call."""
+    """An untrained method on its device, the same at each call."""
     torch.manual_seed(0)
-    return kind(settings)
+    return kind(settings).to(device.default(), memory_format=torch.channels_last)
 
 
 def fit_rate(

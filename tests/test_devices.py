@@ -7,16 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, class_of, flip, same, settings_of, weights
-from torch import nn
+from conftest import ROOT, built, flip, same, weights
 
 from dlcvlib.training import device
 
 
 @pytest.fixture
 def untrained():
-    torch.manual_seed(0)
-    return class_of("vae")(settings_of("vae", precision="auto"))
+    return built("vae", precision="auto")
 
 
 @pytest.fixture
@@ -32,8 +30,7 @@ def trials(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("requested", ["bf16", "fp32"])
 def test_a_requested_precision_is_taken(requested):
-    method = class_of("vae")(settings_of("vae", precision=requested))
-    assert device.choose(method, None) == (requested, "requested")
+    assert device.choose(built("vae", precision=requested), None) == (requested, "requested")
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -50,27 +47,22 @@ def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, 
     assert len(trials) == (has and accelerator == "none")
 
 
-def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):
-    first = device.choose(untrained, None)
-    assert device.choose(untrained, None) == first == ("bf16", "2 times as fast as fp32")
-    assert len(trials) == 1
-    wider = class_of("vae")(settings_of("vae", precision="auto", latent_dim=9))
-    device.choose(wider, None)
-    assert len(trials) == 2
-
-
-def test_an_outcome_that_is_damaged_or_cannot_be_kept_is_found_again(
+def test_a_trial_is_made_once_per_machine_and_network(
     trials, untrained, tmp_path, disk_full_beyond
 ):
+    """Unless its outcome is damaged or cannot be kept."""
+
+    def choose(method=untrained):
+        assert device.choose(method, None) == ("bf16", "bf16 is 2 times as fast as fp32")
+        return len(trials)
+
     with disk_full_beyond(0):
-        assert device.choose(untrained, None)[0] == "bf16"
-    for _ in range(2):
-        assert device.choose(untrained, None)[0] == "bf16"
-    assert len(trials) == 2
+        assert choose() == 1
+    assert [choose(), choose()] == [2, 2]
     (outcome,) = tmp_path.glob("cache/*.json")
     flip(outcome)
-    assert device.choose(untrained, None)[0] == "bf16"
-    assert len(trials) == 3
+    assert [choose(), choose()] == [3, 3]
+    assert choose(built("vae", precision="auto", latent_dim=9)) == 4
 
 
 def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
@@ -81,23 +73,23 @@ def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
 
 
 def test_a_trial_does_not_change_the_method(untrained):
-    images = torch.rand(8, 3, 64, 64, device=device.default())
-    before = weights(untrained)
+    untrained.to(device.default())
+    images, before = torch.rand(8, 3, 64, 64, device=untrained.device), weights(untrained)
     assert device._trial(untrained, lambda step: (images,)) > 0
     assert same(untrained, before)
 
 
 def test_precisions_alternate_in_one_process():
-    for precision in ("bf16", "fp32", "bf16"):
-        accelerator = device.accelerator_for(precision)
-        layer = accelerator.prepare_model(nn.Linear(2, 2), evaluation_mode=True)
-        with accelerator.autocast():
-            found = nn.functional.linear(torch.ones(1, 2).to(accelerator.device), layer.weight)
-        assert found.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    for precision, dtype in [("bf16", torch.bfloat16), ("fp32", torch.float32)] * 2:
+        net, seen = built("classifier").to(device.default()), []
+        device.prepare(net, precision)
+        net.extractor.layers[0].register_forward_hook(lambda *call, s=seen: s.append(call[2].dtype))
+        features = net.extractor(torch.rand(2, 3, 32, 32, device=net.device))
+        assert (seen, features.dtype) == ([dtype], torch.float32)
 
 
 IMPORTS = """
-import os, pkgutil, signal, sys
+import os, pkgutil, sys
 from importlib import import_module
 
 import matplotlib, pandas, torch
@@ -112,11 +104,8 @@ def state():
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "generator": torch.random.get_rng_state().tolist(),
-        "dtype": torch.get_default_dtype(),
         "rcParams": dict(matplotlib.rcParams),
         "width": pandas.get_option("display.width"),
-        "folder": os.getcwd(),
-        "interrupt": signal.getsignal(signal.SIGINT),
     }
 
 
@@ -127,8 +116,7 @@ for name in modules:
     if name != "dlcvlib.__main__":
         import_module(name)
 assert len(modules) > 40
-changed = [name for name, value in state().items() if value != before[name]]
-assert not changed, changed
+assert [name for name, value in state().items() if value != before[name]] == []
 
 sys.path.append("tests")
 from conftest import METHODS, built

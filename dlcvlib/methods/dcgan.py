@@ -34,7 +34,7 @@ from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training.method import Batch, Method, adam, frozen, update
+from dlcvlib.training.method import Batch, Method, adam, update
 
 STAGES = 4
 SIDE = 64 >> STAGES
@@ -238,9 +238,8 @@ class DCGAN(Method):
         return {"discriminator": loss, "d_real": d_real, "d_fake": d_fake}
 
     def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
-        with frozen(self.discriminator):
-            loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
-            update(loss, [self.optimizers["generator"]])
+        loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
+        update(loss, [self.optimizers["generator"]])
         return {"generator": loss}
 
     def noise(self, count: int, device: torch.device) -> Tensor:

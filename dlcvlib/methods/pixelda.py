@@ -38,7 +38,7 @@ from dlcvlib.config.settings import PixelDASettings
 from dlcvlib.data.augment import photometric, strong
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, frozen, update
+from dlcvlib.training.method import Batch, adam, update
 
 
 class ResidualBlock(nn.Module):
@@ -196,22 +196,17 @@ class PixelDA(Classifier):
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings, updated = self.settings, [self.optimizers["generator"]]
-        fixed = [self.discriminator]
         if settings.classifier_with_generator:
             updated.append(self.optimizers["classifier"])
-        else:
-            fixed += [self.extractor, self.classifier]
-        with frozen(*fixed):
-            logits = self.discriminator(fake)
-            adversarial = adversarial_loss(settings.adversarial_loss, logits, True)
-            on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
-            content = content_loss(x_s, fake)
-            loss = (
-                settings.adversarial_weight * adversarial
-                + settings.task_weight * (on_source + on_fake) / 2
-                + settings.content_weight * content
-            )
-            update(loss, updated)
+        adversarial = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
+        on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
+        content = content_loss(x_s, fake)
+        loss = (
+            settings.adversarial_weight * adversarial
+            + settings.task_weight * (on_source + on_fake) / 2
+            + settings.content_weight * content
+        )
+        update(loss, updated)
         return {
             "generator": adversarial,
             "class": on_source,

@@ -5,99 +5,92 @@ checkpoint.json                 names the current one and its content hash; writ
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
-from torch.optim import Optimizer
 
-from dlcvlib.training.method import Method, Progress
+from dlcvlib.training.method import Method, Progress, weights_of
 from dlcvlib.utils import storage
+from dlcvlib.utils.errors import UserError
 
 
 def save(folder: Path, method: Method, progress: Progress) -> None:
     """Write a checkpoint, then the pointer that makes it the current one."""
-    tensors = {f"module.{name}": value for name, value in method.state_dict().items()}
-    plain: dict[str, Any] = {}
+    tensors = {"pending": torch.stack(progress.pending) if progress.pending else torch.empty(0)}
+    tensors |= {f"module.{name}": value for name, value in method.state_dict().items()}
     for name, optimizer in method.optimizers.items():
         for index, slots in optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                target = tensors if isinstance(value, Tensor) else plain
-                target[f"optimizer.{name}.{index}.{slot}"] = value
-    pending = [{name: float(value) for name, value in row.items()} for row in progress.pending]
-    meta = vars(progress) | {"pending": pending, "optimizer_values": plain}
-    before = pointer(folder)
+            tensors |= {f"optimizer.{name}.{index}.{slot}": slots[slot] for slot in slots}
     path = folder / f"checkpoint-{progress.step}.safetensors"
-    storage.write_tensors(path, tensors, meta)
+    storage.write_tensors(path, tensors, vars(progress) | {"pending": []})
     current = {"file": path.name, "sha256": storage.sha256(path), "step": progress.step}
     storage.write_sealed(folder / "checkpoint.json", current)
-    if before and before["file"] != path.name:
-        (folder / before["file"]).unlink(missing_ok=True)
+    for other in {*folder.glob("checkpoint-*.safetensors")} - {path}:
+        other.unlink()
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and metadata of a run's current checkpoint, if there is one.
+def restore(folder: Path, method: Method) -> Progress | None:
+    """Put a method, on its device, into the state of a run's current checkpoint, if there is one.
 
     A damaged checkpoint is reported and removed; the run then starts over.
+
+    Raises:
+        UserError: if it was written with another number of processes.
     """
-    if (current := pointer(folder)) is None:
+    pointer = folder / "checkpoint.json"
+    if not pointer.is_file():
         return None
     try:
-        return storage.read_tensors(folder / current["file"], current["sha256"])
+        current = storage.read_sealed(pointer)
+        tensors, meta = storage.read_tensors(folder / current["file"], current["sha256"])
     except storage.DamagedFileError as error:
         print(f"{error}; restarting this run from the beginning")
         clear(folder)
         return None
-
-
-def restore(tensors: dict[str, Tensor], meta: dict[str, Any], method: Method) -> Progress:
-    """Put a method, on its device, into the state that `load` returned."""
-    prefix = "module."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    method.load_state_dict(weights)
-    values = tensors | meta.pop("optimizer_values")
-    for name, optimizer in method.optimizers.items():
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in values.items():
-            if key.startswith(prefix := f"optimizer.{name}."):
-                index, slot = key.removeprefix(prefix).split(".")
-                state.setdefault(int(index), {})[slot] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        _match_layout(optimizer)
     progress = Progress(**meta)
-    progress.precision = tuple(progress.precision)
-    progress.pending = [{k: torch.tensor(v) for k, v in row.items()} for row in progress.pending]
+    if progress.processes != PartialState().num_processes:
+        raise UserError(
+            f"{folder} was started with {progress.processes} processes: continue with the same "
+            "number, or remove it"
+        )
+    progress.pending = list(tensors["pending"].to(method.device))
+    method.load_state_dict(_part(tensors, "module."))
+    for name, optimizer in method.optimizers.items():
+        weights = weights_of(optimizer)
+        for key, value in _part(tensors, f"optimizer.{name}.").items():
+            index, slot = key.split(".")
+            weight = weights[int(index)]
+            # Fused optimisers iterate over memory: a moment must be laid out like its weight,
+            # channels last, while files hold row-major tensors.
+            like = weight if value.shape == weight.shape else value
+            optimizer.state[weight][slot] = torch.empty_like(like, device=weight.device).copy_(
+                value
+            )
     return progress
 
 
-def pointer(folder: Path) -> dict[str, Any] | None:
-    """The record of a run's current checkpoint: file, sha256, step."""
-    path = folder / "checkpoint.json"
-    if not path.is_file():
-        return None
-    try:
-        return storage.read_sealed(path)
-    except storage.DamagedFileError as error:
-        print(f"{error}; restarting this run from the beginning")
-        return None
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def save_snapshot(folder: Path, method: Method) -> None:
+    """Save the networks that `method.snapshots` names, as of its step.
+
+    In half precision, which is enough for sample images.
+    """
+    tensors = {
+        name: value.half()
+        for name, value in method.state_dict().items()
+        if name.split(".")[0] in method.snapshots and value.is_floating_point()
+    }
+    if tensors:
+        path = folder / f"snapshot-{method.step:07}.safetensors"
+        storage.write_tensors(path, tensors, {"step": method.step})
 
 
 def clear(folder: Path) -> None:
     """Remove a run's checkpoints, and temporary files that a killed process left."""
-    for pattern in ("checkpoint-*.safetensors", "checkpoint.json"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    for path in [folder / "checkpoint.json", *folder.glob("checkpoint-*.safetensors")]:
+        path.unlink(missing_ok=True)
     storage.sweep(folder)
-
-
-def _match_layout(optimizer: Optimizer) -> None:
-    """Give loaded moments the memory layout of their parameters.
-
-    Files hold row-major tensors; fused optimisers iterate over memory, so that a moment laid out
-    differently from its channels_last weight would be applied to the wrong elements.
-    """
-    for parameter, slots in optimizer.state.items():
-        for name, value in slots.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                slots[name] = torch.empty_like(parameter).copy_(value)

@@ -9,15 +9,12 @@ gradients are averaged; BatchNorm sees one process's share, and the history has 
 losses. Such a run must be resumed with the same number of processes.
 """
 
-import contextlib
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -33,20 +30,11 @@ CHECKPOINT_COST = 0.6
 """Seconds that a checkpoint may take; slower ones are written less often, to keep them at 2%."""
 LOG_POINTS = 200
 LOG_STEPS_MAX = 50
-GRADIENT = "gradient_"
-"""Prefix of a gradient norm in the history."""
 VALIDATIONS = 10
 VALIDATION_STEPS = 80
+STATUS = "{desc} {percentage:.0f}%, {rate_fmt}, {remaining} left"
 WARM_UP = 0.1
 """Share of a cosine schedule over which the learning rate rises."""
-
-
-class TrainingError(UserError):
-    """A run that cannot continue; names the step and the last good checkpoint."""
-
-
-class Stopped(KeyboardInterrupt):
-    """An interrupt that arrived between two steps, after which a checkpoint was saved."""
 
 
 def learning_rate_factor(schedule: str, progress: float) -> float:
@@ -74,186 +62,110 @@ def seed_step(seed: int, step: int) -> None:
 
 def fit(
     method: Method,
-    data: Any,
     batch: Callable[[int], Batch],
     progress: Progress,
-    *,
     save: Callable[[], None],
-    before_validation: Callable[[int], None] = lambda step: None,
+    evaluate: Callable[[], dict[str, float]],
 ) -> None:
     """Train a method up to `settings.steps` steps.
 
     Args:
         method: on its device; trained in place.
-        data: passed to its `evaluate`.
         batch: step -> the batch of that step, on the device; may draw random numbers.
         progress: where to continue; updated in place.
         save: writes a checkpoint of method and progress.
-        before_validation: called with the step before each validation, of which there are about
-            `VALIDATIONS` along the way, fewer in short runs.
+        evaluate: returns the measures of a validation by name; called about `VALIDATIONS` times
+            along the way, less often in short runs.
 
     Raises:
-        UserError: if a batch cannot be divided among the processes.
-        TrainingError: if a loss or a gradient is not finite.
-        Stopped: on an interrupt, after saving a checkpoint.
+        UserError: if a loss or a gradient is not finite, or a batch cannot be divided among the
+            processes.
     """
-    settings, label = method.settings, method.name
-    rank, processes = PartialState().process_index, progress.processes
-    log_every = min(max(1, settings.steps // LOG_POINTS), LOG_STEPS_MAX)
-    validations = min(VALIDATIONS, max(2, settings.steps // VALIDATION_STEPS))
-    validate_every = math.ceil(settings.steps / validations)
-    started = saved = time.monotonic()
-    last_good, pause, before = progress.step, CHECKPOINT_SECONDS, progress.seconds
-    with (
-        _interrupts() as interrupted,
-        _progress_line(label, settings.steps, progress.step) as show,
-        timed(f"training: {label}"),
-    ):
-        while progress.step < settings.steps:
+    settings, state, label = method.settings, PartialState(), method.name
+    steps, schedule = settings.steps, settings.learning_rate_schedule
+    log_every = min(max(1, steps // LOG_POINTS), LOG_STEPS_MAX)
+    validate_every = math.ceil(steps / min(VALIDATIONS, max(2, steps // VALIDATION_STEPS)))
+    begun = time.monotonic() - progress.seconds
+    save_at = time.monotonic() + CHECKPOINT_SECONDS
+    status = os.environ.get("DLCV_STATUS")
+    bar = tqdm(total=steps, initial=progress.step, desc=label, leave=False, disable=bool(status))
+    with bar, timed(f"training: {label}"):
+        while progress.step < steps:
             # 1. One step, whose randomness depends on seed and step alone.
             method.step = progress.step
-            seed_step(settings.seed, progress.step * processes + rank)
-            factor = _set_learning_rate(method)
-            losses = method.training_step(_share(batch(progress.step), rank, processes))
-            norms = gradient_norms(method.optimizers)
-            losses |= {GRADIENT + name: norm for name, norm in norms.items()}
-            progress.pending.append({name: value.detach() for name, value in losses.items()})
-            progress.step += 1
-            method.step = progress.step
-            # 2. The history, with validation at regular intervals.
-            last = progress.step == settings.steps
-            validating = progress.step % validate_every == 0 or last
-            if progress.step % log_every == 0 or validating:
-                row = _flush(progress, last_good)
-                row["learning_rate"] = factor * settings.learning_rate
+            seed_step(settings.seed, method.step * state.num_processes + state.process_index)
+            factor = learning_rate_factor(schedule, method.step / steps)
+            learning_rate = factor * settings.learning_rate
+            for optimizer in method.optimizers.values():
+                optimizer.param_groups[0]["lr"] = learning_rate
+            losses = method.training_step(_share(batch(method.step)))
+            terms = losses | gradient_norms(method.optimizers)
+            progress.pending.append(torch.stack([x.detach().float() for x in terms.values()]))
+            method.step = progress.step = progress.step + 1
+            # 2. Whatever is logged or saved is finite.
+            validating = progress.step % validate_every == 0 or progress.step == steps
+            logging = progress.step % log_every == 0 or validating
+            saving = time.monotonic() > save_at
+            if logging or saving:
+                table = _finite(progress, list(terms))
+            # 3. The history, with validation at regular intervals.
+            if logging:
+                means = dict(zip(terms, table.mean(0).tolist(), strict=True))
+                row = {"step": float(progress.step), **means, "learning_rate": learning_rate}
                 if validating:
                     with timed("validation"):
-                        before_validation(progress.step)
-                        values = method.evaluate(data)
+                        values = evaluate()
                     row |= {f"validation_{name}": value for name, value in values.items()}
-                show(progress.step, row)
-            # 3. A checkpoint, if one is due or the user wants to stop.
-            now, stopping = time.monotonic(), interrupted()
-            progress.seconds = before + now - started
-            if stopping or (now - saved > pause and not last):
-                _finite(progress, last_good)
-                save()
-                saved, last_good = time.monotonic(), progress.step
-                pause = CHECKPOINT_SECONDS * max(1.0, (saved - now) / CHECKPOINT_COST)
-            if stopping:
-                raise Stopped(
-                    f"{label} stopped after step {progress.step} of {settings.steps}; "
-                    "run it again to continue from there"
-                )
+                progress.history.append(row)
+                progress.pending = []
+                bar.set_postfix({name: row[name] for name in losses}, refresh=False)
+                bar.update(progress.step - bar.n)
+                if status:
+                    _write_status(Path(status), method, progress)
+            progress.seconds = time.monotonic() - begun
+            # 4. A checkpoint, if one is due.
+            if saving:
+                started = time.monotonic()
+                if state.is_main_process:
+                    save()
+                now = time.monotonic()
+                save_at = now + CHECKPOINT_SECONDS * max(1.0, (now - started) / CHECKPOINT_COST)
 
 
-def _set_learning_rate(method: Method) -> float:
-    """Set the learning rate for the method's step; returns its share of the peak."""
-    settings = method.settings
-    factor = learning_rate_factor(settings.learning_rate_schedule, method.step / settings.steps)
-    for optimizer in method.optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = factor * settings.learning_rate
-    return factor
-
-
-def _share(batch: Batch, rank: int, processes: int) -> Batch:
-    """The part of a batch for one of several processes.
+def _share(batch: Batch) -> Batch:
+    """The part of a batch for this process.
 
     Raises:
         UserError: if the parts would not have equal sizes of at least two rows.
     """
-    if processes == 1:
-        return batch
-    if any(len(rows) % processes or len(rows) < 2 * processes for rows in batch):
+    count, rank = PartialState().num_processes, PartialState().process_index
+    if any(len(rows) % count or len(rows) < 2 * count for rows in batch):
         raise UserError(
             f"a batch of {len(batch[0])} cannot be divided evenly, with at least two each, among "
-            f"{processes} processes: start fewer, or change batch_size"
+            f"{count} processes: start fewer, or change batch_size"
         )
-    return tuple(rows.chunk(processes)[rank] for rows in batch)
+    return tuple(rows.chunk(count)[rank] for rows in batch)
 
 
-def _flush(progress: Progress, last_good: int) -> dict[str, float]:
-    """Average the pending losses into one row of the history.
-
-    Raises:
-        TrainingError: if one of them is not finite.
-    """
-    means = _finite(progress, last_good).mean(0).tolist()
-    row = {"step": float(progress.step)} | dict(zip(progress.pending[0], means, strict=True))
-    progress.history.append(row)
-    progress.pending = []
-    return row
-
-
-def _finite(progress: Progress, last_good: int) -> Tensor:
-    """The pending losses: (steps, terms).
+def _finite(progress: Progress, terms: Sequence[str]) -> Tensor:
+    """The pending losses and gradient norms: (steps, terms).
 
     Raises:
-        TrainingError: naming the first step and term that is not finite.
+        UserError: naming the first step and term that is not finite.
     """
-    if not progress.pending:
-        return torch.empty(0)
-    names = list(progress.pending[0])
-    # Values of schedules, or from a checkpoint, may be on a different device from the losses.
-    where = next(iter(progress.pending[-1].values())).device
-    rows = [torch.stack([row[n].float().to(where) for n in names]) for row in progress.pending]
-    table = torch.stack(rows)
+    table = torch.stack(progress.pending)
     if table.isfinite().all():
         return table
-    at, term = (~table.isfinite()).nonzero()[0].tolist()
-    what = f"the loss {names[term]!r}"
-    if names[term].startswith(GRADIENT):
-        what = f"the gradient of {names[term].removeprefix(GRADIENT)!r}"
-    good = f"step {last_good}" if last_good else "none yet"
-    raise TrainingError(
-        f"{what} is not finite at step {progress.step - len(progress.pending) + at + 1} "
-        f"(last good checkpoint: {good}); try a lower learning_rate or precision: fp32"
+    row, column = (~table.isfinite()).nonzero()[0].tolist()
+    raise UserError(
+        f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1}: "
+        "try a lower learning_rate or precision: fp32"
     )
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C until a step is complete; a second one gets through at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    received = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(*_: Any) -> None:
-        received.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield received.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
-def _progress_line(
-    label: str, steps: int, begin: int
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """One progress line; in a headless notebook, a status file that the report shows instead.
-
-    DLCV_STATUS names the folder of these files, one per process.
-    """
-    status = os.environ.get("DLCV_STATUS")
-    with tqdm(total=steps, initial=begin, desc=label, leave=False, disable=bool(status)) as bar:
-        started = time.monotonic()
-
-        def show(step: int, row: Mapping[str, float]) -> None:
-            hidden = ("step", "learning_rate", GRADIENT)
-            losses = {k: f"{v:.4g}" for k, v in row.items() if not k.startswith(hidden)}
-            bar.set_postfix(losses, refresh=False)
-            bar.update(step - bar.n)
-            if status:
-                rate = (step - begin) / (time.monotonic() - started)
-                left = tqdm.format_interval((steps - step) / rate)
-                text = f"{label} {step}/{steps} · {rate:.1f} steps/s · {left} left"
-                with contextlib.suppress(OSError):
-                    Path(status, str(os.getpid())).write_text(text, encoding="utf-8")
-
-        yield show
+def _write_status(folder: Path, method: Method, progress: Progress) -> None:
+    """What the report shows in place of a headless notebook's bar, in a file per process."""
+    done = progress.step, method.settings.steps, progress.seconds
+    text = tqdm.format_meter(*done, prefix=method.name, bar_format=STATUS)
+    with suppress(OSError):
+        (folder / str(os.getpid())).write_text(text, encoding="utf-8")

@@ -25,20 +25,22 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        precision: "bf16" or "fp32", and why.
+        precision: "bf16" or "fp32".
+        precision_why: why this one.
         processes: number of processes that train it together.
         step: optimisation steps taken.
         seconds: time spent training.
         history: one row per logged step.
-        pending: losses of the steps since the last row.
+        pending: losses and gradient norms of each step since the last row: (terms,) float32.
     """
 
-    precision: tuple[str, str]
+    precision: str
+    precision_why: str
     processes: int
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    pending: list[dict[str, Tensor]] = field(default_factory=list)
+    pending: list[Tensor] = field(default_factory=list)
 
 
 class Method(nn.Module):
@@ -48,11 +50,13 @@ class Method(nn.Module):
 
     Attributes:
         name: first part of the run's folder name.
+        snapshots: names of the networks that are saved at each validation, besides checkpoints.
         settings: a `config.settings.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
+    snapshots: tuple[str, ...] = ()
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
@@ -64,13 +68,8 @@ class Method(nn.Module):
         """By name. Created on first use, because the first optimiser loads torch's compiler."""
         return {"adam": adam(self.children(), self.settings)}
 
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """Names of the networks whose weights are saved at each validation."""
-        return ()
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the networks on one batch and return the losses, scalars by name."""
+        """Update the networks on one batch; returns the losses by name, scalars on the device."""
         raise TypeError(f"{type(self).__name__} defines no training_step")
 
     def batches(self, data: Any, device: torch.device) -> Callable[[int], Batch]:
@@ -107,25 +106,12 @@ class Method(nn.Module):
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode within it: BatchNorm uses its running statistics without updating them."""
-    modes = {part: part.training for part in module.modules()}
+    mode = module.training
     module.eval()
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
-@contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Within it, gradients pass through the modules but do not reach their parameters."""
-    for module in modules:
-        module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.requires_grad_(True)
+        module.train(mode)
 
 
 def adam(modules: Iterable[nn.Module], settings: Any) -> Adam:
@@ -140,27 +126,29 @@ def adam(modules: Iterable[nn.Module], settings: Any) -> Adam:
 
 
 def update(loss: Tensor, optimizers: Collection[Optimizer]) -> None:
-    """One step of these optimisers on the loss, with gradients averaged over all processes."""
+    """One step of these optimisers on the loss, with gradients averaged over all processes.
+
+    Gradients pass through all other networks without reaching their parameters.
+    """
+    weights = [weight for optimizer in optimizers for weight in weights_of(optimizer)]
     for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+        optimizer.zero_grad()
+    loss.backward(inputs=weights)
+    if PartialState().num_processes > 1:
+        _average([weight.grad for weight in weights])
     for optimizer in optimizers:
-        if PartialState().num_processes > 1:
-            _average(_gradients(optimizer))
         optimizer.step()
 
 
 def gradient_norms(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
-    """Euclidean norm of the gradient of each optimiser's last step, by the optimiser's name."""
-    return {
-        name: torch.nn.utils.get_total_norm(_gradients(optimizer))
-        for name, optimizer in optimizers.items()
-    }
+    """Euclidean norm of the gradient of each optimiser's last step: "gradient_<name>" -> scalar."""
+    gradients = {name: [w.grad for w in weights_of(o)] for name, o in optimizers.items()}
+    return {f"gradient_{n}": torch.nn.utils.get_total_norm(g) for n, g in gradients.items()}
 
 
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return [weight.grad for weight in weights if weight.grad is not None]
+def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimiser made by `adam` updates."""
+    return optimizer.param_groups[0]["params"]
 
 
 def _average(gradients: list[Tensor]) -> None:

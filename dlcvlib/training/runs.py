@@ -5,42 +5,39 @@ the data's fingerprint, the source of the code that trains it and the versions o
 accelerate. The device and the number of threads and processes are recorded beside it.
 Notebooks that need the same run share it.
 
-    settings.yaml        what was trained
     history.csv          losses over the steps
     model.safetensors    parameters and buffers
     snapshot-*           networks saved during training, in half precision
-    provenance.json      versions, device, time and files' hashes; written last: the run is finished
+    provenance.json      what was trained, device, time, files' hashes; written last: it is finished
     checkpoint*          only during training
 """
 
 import copy
 import gc
 import inspect
-import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 import torch
-import yaml
 from accelerate import PartialState
 
 from dlcvlib.training import checkpoint, device, loop
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
-from dlcvlib.utils.errors import UserError
 
 K = TypeVar("K")
 M = TypeVar("M", bound=Method)
 CODE = ("methods/", "training/", "data/")
 """Packages whose code determines a trained model; settings count by value, not by schema."""
+HISTORY, MODEL, MARK = "history.csv", "model.safetensors", "provenance.json"
 
 handed_out: list[str] = []
-"""Names of the runs that this process has requested; the notebook's page lists them."""
+"""Names of the runs that this process has requested, some repeatedly; the page lists them."""
 
 
 class Data(Protocol):
@@ -58,7 +55,7 @@ class Run(Generic[M]):
         method: the trained method, in evaluation mode.
         settings: what it was trained with.
         history: one row every few steps: step, losses, learning_rate, validation_*.
-        provenance: versions, device, precision, seconds, images_per_second, …
+        provenance: settings, versions, device, precision, seconds, images_per_second, …
         folder: where it is stored.
     """
 
@@ -73,23 +70,15 @@ class Run(Generic[M]):
     def snapshots(self) -> dict[int, M]:
         """Step -> the method with its saved networks as of that step; damaged ones are skipped."""
         methods = {}
-        for step in self.provenance["snapshots"]:
-            file = _snapshot(step)
+        for path in sorted(self.folder.glob("snapshot-*.safetensors")):
             try:
-                tensors, _ = storage.read_tensors(
-                    self.folder / file, self.provenance["files"][file]
-                )
+                tensors, meta = storage.read_tensors(path, self.provenance["files"][path.name])
             except storage.DamagedFileError as error:
                 print(f"{error}; it is skipped")
                 continue
-            methods[step] = copy.deepcopy(self.method)
-            methods[step].load_state_dict(tensors, strict=False)
+            method = methods[meta["step"]] = copy.deepcopy(self.method)
+            method.load_state_dict(tensors, strict=False)
         return methods
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self.method.device
 
     @property
     def seconds(self) -> float:
@@ -114,12 +103,7 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
 
 
 def train_or_load(
-    method: type[M],
-    settings: Any,
-    data: Data,
-    runs_dir: Path | str,
-    *,
-    wait: bool = True,
+    method: type[M], settings: Any, data: Data, runs_dir: Path | str, *, wait: bool = True
 ) -> Run[M]:
     """The trained run of a method with these settings on this data, from disk or trained now.
 
@@ -128,37 +112,34 @@ def train_or_load(
         settings: of that method.
         data: passed to its `batches` and `evaluate`.
         runs_dir: folder of the runs.
-        wait: whether to wait for another process that is training this run.
+        wait: for another process that is training or loading this run.
 
     Raises:
-        UserError: if `runs_dir` cannot be written.
-        TrainingError: if a loss or a gradient is not finite.
-        BusyError: without `wait`, if another process is training it.
+        UserError: if `runs_dir` cannot be written, or a loss or a gradient is not finite.
+        BusyError: without `wait`, if there is such a process.
+        KeyboardInterrupt: with a message that says where the training was interrupted.
     """
     identity = identity_of(method, settings, data)
     name = f"{method.name}-{fingerprints.json_hash(identity)[:10]}"
+    handed_out.append(name)
     folder = storage.make_dir(Path(runs_dir)) / name
-    run = None
-    if PartialState().num_processes == 1:
-        run = _load(folder, method, settings)
-    if run is None:
-        with _exclusive(folder, wait):
-            run = _load(folder, method, settings)
-            if run is None:
-                gc.freeze()  # existing objects need not be searched: saves half a second per run
-                try:
-                    _train(folder, method, settings, data, identity)
-                finally:
-                    gc.collect()  # autocast leaves modules and gradients in reference cycles
-                    gc.unfreeze()
-    if run is None:
-        # Only now has every process left the lock, so that the main one has written all of it.
-        run = _load(folder, method, settings)
-    if run is None:
-        raise storage.DamagedFileError(f"{folder} was just written but cannot be read")
-    if name not in handed_out:
-        handed_out.append(name)
-    return run
+    state = PartialState()
+    # Under `accelerate launch` the main process holds the lock for all.
+    lock = storage.exclusive_lock(folder, "trained", wait=wait)
+    with lock if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        if (folder / MARK).is_file():
+            try:
+                return _load(folder, method, settings)
+            except storage.DamagedFileError as error:
+                print(f"{error}; training {name} again")
+                (folder / MARK).unlink(missing_ok=True)
+        gc.freeze()  # existing objects need not be searched: saves half a second per run
+        _train(folder, method, settings, data, identity)
+        gc.collect()  # autocast leaves modules and gradients in reference cycles
+        gc.unfreeze()
+        state.wait_for_everyone()  # until the main process has written it
+        return _load(folder, method, settings)
 
 
 def train_all(
@@ -169,155 +150,82 @@ def train_all(
     Two processes that need the same runs thus share the work, where each would otherwise wait for
     the one that the other has just started. Processes that train one run together keep the order.
     """
-    remaining, runs = dict(requested), {}
-    while remaining and PartialState().num_processes == 1:
-        for key in list(remaining):
-            with suppress(storage.BusyError):
-                runs[key] = train_or_load(*remaining[key], runs_dir, wait=False)
-                del remaining[key]
-        if remaining:
-            key = next(iter(remaining))
-            runs[key] = train_or_load(*remaining.pop(key), runs_dir)
-    runs |= {key: train_or_load(*job, runs_dir) for key, job in remaining.items()}
+    runs: dict[K, Run[M]] = {}
+    for wait in (False, True) if PartialState().num_processes == 1 else (True,):
+        for key, job in requested.items():
+            if key not in runs:
+                with suppress(storage.BusyError):
+                    runs[key] = train_or_load(*job, runs_dir, wait=wait)
     return {key: runs[key] for key in requested}
 
 
-@contextmanager
-def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
-    """An exclusive lock; under `accelerate launch` the main process holds it for all.
-
-    All processes enter and leave together, so that they see the same files.
-    """
-    state = PartialState()
-    lock = storage.exclusive_lock(folder, "trained", wait=wait)
-    with lock if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
-        yield
-        state.wait_for_everyone()
+def _create(method: type[M], settings: Any) -> M:
+    """The untrained method on its device; its initial weights depend on the seed alone."""
+    torch.manual_seed(settings.seed)
+    return method(settings).to(device.default(), memory_format=torch.channels_last)
 
 
 def _train(
-    folder: Path,
-    kind: type[Method],
-    settings: Any,
-    data: Data,
-    identity: Mapping[str, Any],
+    folder: Path, kind: type[Method], settings: Any, data: Data, identity: Mapping[str, Any]
 ) -> None:
-    main = PartialState().is_main_process
-    storage.make_dir(folder)
-    if main:
-        storage.sweep(folder)
+    storage.sweep(folder)
     method = _create(kind, settings)
+    batch = method.batches(data, method.device)
+    # A resumed run keeps the precision it started with, whatever a trial would choose now.
+    progress = checkpoint.restore(folder, method) or Progress(
+        *device.choose(method, batch), PartialState().num_processes
+    )
+    device.prepare(method, progress.precision)
+    main = PartialState().is_main_process
+    save = partial(checkpoint.save, folder, method, progress)
 
-    def keep_snapshot(step: int) -> None:
-        if method.snapshots and main:
-            # Half precision is enough for sample images.
-            tensors = {
-                key: value.half() if value.is_floating_point() else value
-                for key, value in method.state_dict().items()
-                if key.split(".")[0] in method.snapshots
-            }
-            storage.write_tensors(folder / _snapshot(step), tensors, {})
+    def evaluate() -> dict[str, float]:
+        if main:
+            checkpoint.save_snapshot(folder, method)
+        return method.evaluate(data)
 
-    progress = _fit(method, data, folder, keep_snapshot)
-    if not main:
-        return
-    storage.write_text(folder / "settings.yaml", yaml.safe_dump(settings.model_dump()))
-    history = pd.DataFrame(progress.history)
-    storage.write_text(folder / "history.csv", history.to_csv(index=False))
-    storage.write_tensors(folder / "model.safetensors", method.state_dict(), {})
-    snapshots = sorted(int(path.stem[9:]) for path in folder.glob("snapshot-*.safetensors"))
-    files = ["settings.yaml", "history.csv", "model.safetensors", *map(_snapshot, snapshots)]
-    # A moving average duplicates the parameters and is not trained.
-    trained = (p.numel() for p in method.parameters() if p.requires_grad)
+    try:
+        loop.fit(method, batch, progress, save, evaluate)
+    except KeyboardInterrupt:
+        stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
+        raise KeyboardInterrupt(f"{stopped}; run it again to continue") from None
+    if main:
+        _write(folder, method, progress, identity)
+
+
+def _write(folder: Path, method: Method, progress: Progress, identity: Mapping[str, Any]) -> None:
+    """Write a finished run, the provenance last."""
+    storage.write_text(folder / HISTORY, pd.DataFrame(progress.history).to_csv(index=False))
+    storage.write_tensors(folder / MODEL, method.state_dict(), {})
+    files = [folder / HISTORY, folder / MODEL, *sorted(folder.glob("snapshot-*.safetensors"))]
     provenance = {
-        "kind": method.name,
-        "data": identity["data"],
-        "code": identity["code"],
+        **identity,
         "seconds": progress.seconds,
-        "device": device.name_of(device.default()),
-        "precision": progress.precision[0],
-        "precision_why": progress.precision[1],
+        "device": device.name_of(method.device),
+        "precision": progress.precision,
+        "precision_why": progress.precision_why,
         "threads": torch.get_num_threads(),
         "processes": progress.processes,
-        "images_per_second": settings.steps * settings.batch_size / progress.seconds,
-        "parameters": sum(trained),
-        "snapshots": snapshots,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        **fingerprints.versions("torch", "torchvision", "accelerate"),
-        "files": {file: storage.sha256(folder / file) for file in files},
+        "images_per_second": progress.step * method.settings.batch_size / progress.seconds,
+        # A moving average duplicates the parameters and is not trained.
+        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "files": {file.name: storage.sha256(file) for file in files},
     }
-    storage.write_sealed(folder / "provenance.json", provenance)
-    checkpoint.clear(folder)
+    storage.write_sealed(folder / MARK, provenance)
 
 
-def _fit(
-    method: Method, data: Data, folder: Path, before_validation: Callable[[int], None]
-) -> Progress:
-    """Train a method from the folder's checkpoint, or from the beginning.
+def _load(folder: Path, kind: type[M], settings: Any) -> Run[M]:
+    """The finished run in `folder`.
 
     Raises:
-        UserError: if the checkpoint was written with another number of processes.
+        DamagedFileError: if it is not intact.
     """
-    state = PartialState()
-    loaded = checkpoint.load(folder)
-    if loaded and loaded[1]["processes"] != state.num_processes:
-        raise UserError(
-            f"{folder} was started with {loaded[1]['processes']} processes: continue with the "
-            "same number, or remove it"
-        )
-    batch = method.batches(data, device.default())
-    # A run keeps the precision it started with, whatever a trial would choose now.
-    precision = loaded[1]["precision"] if loaded else device.choose(method, batch)
-    accelerator = device.prepare(method, precision[0])
-    if loaded:
-        progress = checkpoint.restore(*loaded, method)
-    else:
-        progress = Progress(precision, state.num_processes)
-    del loaded  # otherwise it would stay in memory: three times the model's weights
-
-    def save() -> None:
-        if state.is_main_process:
-            checkpoint.save(folder, method, progress)
-
-    loop.fit(method, data, batch, progress, save=save, before_validation=before_validation)
-    device.unwrap(method, accelerator)
-    return progress
-
-
-def _snapshot(step: int) -> str:
-    return f"snapshot-{step}.safetensors"
-
-
-def _create(method: type[M], settings: Any) -> M:
-    """The untrained method; its initial weights depend on the seed alone."""
-    torch.manual_seed(settings.seed)
-    return method(settings)
-
-
-def _load(folder: Path, kind: type[M], settings: Any) -> Run[M] | None:
-    """The finished run in `folder`, or None if there is no intact one."""
-    mark = folder / "provenance.json"
-    if not mark.is_file():
-        return None
-    try:
-        provenance = storage.read_sealed(mark)
-        digests = provenance["files"]
-        for file in ("settings.yaml", "history.csv"):
-            storage.check(folder / file, digests[file])
-        tensors, _ = storage.read_tensors(
-            folder / "model.safetensors", digests["model.safetensors"]
-        )
-    except storage.DamagedFileError as error:
-        print(f"{error}; training {folder.name} again")
-        mark.unlink(missing_ok=True)
-        return None
-    if any(folder.glob("checkpoint*")):
-        checkpoint.clear(folder)  # left by a process killed just before it removed them
+    provenance = storage.read_sealed(folder / MARK)
+    storage.check(folder / HISTORY, provenance["files"][HISTORY])
+    history = pd.read_csv(folder / HISTORY)
+    tensors, _ = storage.read_tensors(folder / MODEL, provenance["files"][MODEL])
+    checkpoint.clear(folder)
     method = _create(kind, settings)
     method.load_state_dict(tensors)
-    method.to(device.default(), memory_format=torch.channels_last)
     method.eval().requires_grad_(False)
-    history = pd.read_csv(folder / "history.csv")
     return Run(folder.name, method, settings, history, provenance, folder)

@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import psutil
-import pytest
 from conftest import ROOT
 
 from dlcvlib.utils import storage
@@ -28,40 +28,41 @@ SETTINGS = {
 }
 
 
-class Report:
-    """A report that saves checkpoints at every opportunity."""
+OFTEN = "from dlcvlib.training import loop; loop.CHECKPOINT_SECONDS = 0.0\n"
+"""A checkpoint at every opportunity."""
 
+
+class Report:
     def __init__(self, base):
-        self.base = base
-        startup = base / "ipython" / "profile_default" / "startup"
-        startup.mkdir(parents=True, exist_ok=True)
-        (startup / "often.py").write_text(
-            "from dlcvlib.training import loop\nloop.CHECKPOINT_SECONDS = 0.0\n"
-        )
+        self.base, startup = base, base / "ipython" / "profile_default" / "startup"
+        startup.mkdir(parents=True)
+        (startup / "often.py").write_text(OFTEN)
 
     def start(self):
-        assignments = [f"--set={name}={value}" for name, value in SETTINGS.items()]
-        arguments = ["--profile", "smoke", "--only", PROBLEMS, *assignments]
-        folders = ["--out", str(self.base / "report"), "--runs-dir", str(self.base / "runs")]
+        words = ["report", "--profile=smoke", f"--only={PROBLEMS}"]
+        words += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+        words += [f"--out={self.base / 'report'}", f"--runs-dir={self.base / 'runs'}"]
+        environment = {"IPYTHONDIR": str(self.base / "ipython"), "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, "-m", "dlcvlib", "report", *arguments, *folders],
+            [sys.executable, "-m", "dlcvlib", *words],
             cwd=ROOT,
-            env=os.environ | {"IPYTHONDIR": str(self.base / "ipython"), "PYTHONPATH": str(ROOT)},
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def models(self):
-        return {
-            path.parent.name: storage.sha256(path)
-            for path in (self.base / "runs").glob("*/model.safetensors")
-        }
+    def finish(self):
+        process, started = self.start(), time.monotonic()
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return time.monotonic() - started
 
-    def results(self):
-        found = json.loads((self.base / "report" / "results.json").read_text())
-        found.pop("provenance")
-        return found
+    def made(self):
+        """All models, and results.json without its provenance."""
+        results = json.loads((self.base / "report" / "results.json").read_text())
+        models = (self.base / "runs").glob("*/model.safetensors")
+        return results | {"provenance": {p.parent.name: storage.sha256(p) for p in models}}
 
 
 def kill(process):
@@ -73,64 +74,41 @@ def kill(process):
     process.communicate()
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The uninterrupted report."""
-    report = Report(tmp_path_factory.mktemp("whole"))
-    started = time.monotonic()
-    process = report.start()
-    output, _ = process.communicate()
-    report.seconds = time.monotonic() - started
-    assert process.returncode == 0, output
-    return report
-
-
-def test_killed_at_random_moments(whole, tmp_path):
+def test_killed_at_random_moments(tmp_path):
     """`KILLS` times, at random times independent of what is happening.
 
     The times are spread evenly over a report's duration, in random order; once the report ends
     early, the remaining range is shorter.
     """
-    report, rng = Report(tmp_path), random.Random(0)
-    moments, longest = rng.sample(range(KILLS), KILLS), whole.seconds
-    while True:
+    whole, report, rng = Report(tmp_path / "whole"), Report(tmp_path / "killed"), random.Random(0)
+    longest = whole.finish()
+    for moment in rng.sample(range(KILLS), KILLS):
         process, started = report.start(), time.monotonic()
-        moment = (moments[-1] + rng.random()) / KILLS * longest if moments else None
         try:
-            output, _ = process.communicate(timeout=moment)
+            output, _ = process.communicate(timeout=(moment + rng.random()) / KILLS * longest)
+            assert process.returncode == 0, output
+            longest = time.monotonic() - started
         except subprocess.TimeoutExpired:
             kill(process)
-            moments.pop()
-            continue
-        assert process.returncode == 0, output
-        if not moments:
-            break
-        longest = time.monotonic() - started
-    assert report.models() == whole.models()
-    assert report.results() == whole.results()
-    leftovers = [
-        path
-        for pattern in (f"{storage.TEMPORARY}*", "checkpoint*", "*.damaged", "*.failed.ipynb")
-        for path in tmp_path.rglob(pattern)
-    ]
-    assert leftovers == []
+    report.finish()
+    assert report.made() == whole.made()
+    patterns = (f"{storage.TEMPORARY}*", "checkpoint*", "*.damaged", "*.failed.ipynb")
+    assert [path for pattern in patterns for path in report.base.rglob(pattern)] == []
 
 
 def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
-    arguments = ["train", "vae", "--profile", "smoke", "--set", "vae.steps=100000"]
+    words = ["train", "vae", "--profile=smoke", "--set=vae.steps=100000", f"--runs-dir={tmp_path}"]
+    program = f"import sys; from dlcvlib.report.cli import main; {OFTEN}sys.exit(main({words}))"
     process = subprocess.Popen(
-        [sys.executable, "-m", "dlcvlib", *arguments, "--runs-dir", str(tmp_path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    # The bar of the training appears when interrupts are held back until a step is whole.
-    assert any("vae:" in line for line in process.stderr)
+    while not list(tmp_path.glob("vae-*/checkpoint.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "vae stopped after step " in error
-    assert "run it again to continue from there" in error
-    (folder,) = tmp_path.glob("vae-*/")
-    pointer = storage.read_sealed(folder / "checkpoint.json")
-    assert f"stopped after step {pointer['step']} of 100000" in error
+    (pointer,) = tmp_path.glob("vae-*/checkpoint.json")
+    saved = storage.read_sealed(pointer)["step"]
+    stopped = re.search(r"vae stopped after step (\d+) of 100000; run it again to continue", error)
+    assert saved <= int(stopped[1]) <= saved + 1

@@ -3,13 +3,8 @@
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT
 
-from dlcvlib.config import profiles
-from dlcvlib.data.faces import load_faces
-from dlcvlib.methods import vae
-from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 
 MAKE = """
@@ -49,58 +44,33 @@ def read_until(stream, text):
     raise AssertionError(f"{text!r} was never printed: {lines}")
 
 
-def test_the_second_waits_names_the_first_and_uses_the_result(tmp_path):
-    path = tmp_path / "thing.safetensors"
-    first = start("-c", MAKE, path, "first")
-    read_until(first.stdout, "making")
-    second = start("-c", MAKE, path, "second")
-    waiting = read_until(second.stderr, "waiting for it")
-    assert f"is being made by process {first.pid} since " in waiting
-    outputs = [process.communicate("go\n", timeout=120)[0] for process in (first, second)]
-    assert [process.returncode for process in (first, second)] == [0, 0]
-    assert outputs == ["[0.0, 0.0, 0.0]\n"] * 2
-    assert not (tmp_path / "made-by-second").exists()
-
-
-def test_the_lock_of_a_dead_process_is_free(tmp_path):
+def test_the_second_waits_for_a_living_first_and_uses_its_result(tmp_path):
     path = tmp_path / "thing.safetensors"
     dead = start("-c", MAKE, path, "dead")
     read_until(dead.stdout, "making")
     dead.kill()
     dead.communicate()
-    heir = start("-c", MAKE, path, "heir")
-    output, _ = heir.communicate("go\n", timeout=120)
-    assert heir.returncode == 0
-    assert "waiting" not in output
-    assert (tmp_path / "made-by-heir").exists()
+    first = start("-c", MAKE, path, "first")
+    read_until(first.stdout, "making")
+    second = start("-c", MAKE, path, "second")
+    waiting = read_until(second.stderr, "waiting for it")
+    assert f"is being made by process {first.pid} since " in waiting
+    told = [process.communicate("go\n", timeout=120) for process in (first, second)]
+    assert told == [("[0.0, 0.0, 0.0]\n", "")] * 2
+    assert {mark.name for mark in tmp_path.glob("made-by-*")} == {"made-by-dead", "made-by-first"}
 
 
-def run_name(tmp_path):
-    """The folder of the VAE of profile smoke."""
-    chosen = profiles.load("smoke", "vae", {"runs_dir": str(tmp_path / "elsewhere")})
-    faces = load_faces(chosen)
-    return train_or_load(vae.VAE, chosen.settings, faces, chosen.runs_dir).name
-
-
-@pytest.mark.parametrize("command", ["train", "report"])
-def test_two_commands_in_one_checkout(tmp_path, command):
-    """Both wait for a lock that the test holds; after its release both succeed and train once."""
-    out = ["--out", tmp_path / "report", "--only", "1-2"] if command == "report" else ["vae"]
-    arguments = [command, *out, "--profile", "smoke", "--runs-dir", tmp_path / "runs"]
-    wanted = tmp_path / "report" / ".report"
-    if command == "train":
-        wanted = tmp_path / "runs" / run_name(tmp_path)
-    with storage.exclusive_lock(storage.make_dir(wanted.parent) / wanted.name, "held"):
-        both = [start("-m", "dlcvlib", *arguments) for _ in range(2)]
+def test_two_reports_in_one_checkout(tmp_path):
+    """Both wait for a lock that the test holds; after its release both succeed and run once."""
+    out, runs = tmp_path / "report", tmp_path / "runs"
+    words = ["report", "--out", out, "--only", "1-2", "--profile", "smoke", "--runs-dir", runs]
+    with storage.exclusive_lock(storage.make_dir(out) / ".report", "held"):
+        both = [start("-m", "dlcvlib", *words) for _ in range(2)]
         for process in both:
-            assert "waiting for it" in read_until(process.stderr, f"{wanted} is being ")
-    told = [process.communicate(timeout=300) for process in both]
+            assert "waiting for it" in read_until(process.stderr, f"{out}/.report is being ")
+    told = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    if command == "report":
-        assert sum("1-2 unchanged" in output for output, _ in told) == 1
-    else:
-        assert sum("vae:" in progress for _, progress in told) == 1
-    runs = [path for path in (tmp_path / "runs").glob("vae-*") if path.is_dir()]
-    assert len(runs) == 1
-    storage.read_sealed(runs[0] / "provenance.json")
+    assert sum("1-2 unchanged" in output for output in told) == 1
+    (run,) = (path for path in runs.glob("vae-*") if path.is_dir())
+    storage.read_sealed(run / "provenance.json")
     assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
