@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import struct
 import subprocess
 import sys
 import tarfile
-import zlib
 from unittest import mock
 
 import numpy as np
@@ -142,12 +140,12 @@ def test_folder(reload, folder):
 
 @pytest.mark.parametrize("size", [(90, 64), (64, 90)])
 def test_the_central_square_is_used(tmp_path, size):
-    left, top = ((side - 64) // 2 for side in size)
     picture = Image.new("RGB", size, "blue")
+    left, top = ((side - 64) // 2 for side in size)
     picture.paste("red", (left, top, left + 64, top + 64))
     picture.save(tmp_path / "wide.png")
-    pixels, resized = decode.decode_file(tmp_path / "wide.png", 64)
-    assert resized
+    pixels, columns = decode.decode_file(tmp_path / "wide.png", 64)
+    assert columns == {"resized": 1}
     assert (pixels == [255, 0, 0]).all()
 
 
@@ -205,9 +203,6 @@ def test_the_requested_attribute_or_the_most_balanced(reload, folder):
     result, note = data.attribute("Male")
     assert result == "Rare"
     assert note.startswith("Male is the same for all training or all test images; Rare, the most")
-    write_lists(folder, Male=first_of_test, All=lambda *_: 1)
-    with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Male, All\)"):
-        reload().attribute("Male")
     write_lists(folder)
     with pytest.raises(UserError, match=r"train\.csv and test\.csv share no attributes"):
         reload()
@@ -260,13 +255,7 @@ def test_a_link_out_of_the_folder_is_refused(reload, folder, tmp_path):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
-    def chunk(kind, data):
-        content = kind + data
-        return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
-
-    header = struct.pack(">IIBBBBB", 9_000, 9_000, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png .*81000000 pixels"):
         decode.decode_file(tmp_path / "bomb.png", 64)
 
@@ -365,7 +354,6 @@ def celeba(tmp_path, monkeypatch):
     names = [f"{i:06d}.jpg" for i in range(1, 7)]
     for i, name in enumerate(names):
         save(base / "img_align_celeba" / name, np.full((218, 178, 3), 30 * i))
-    listed = []
     for list_name, header, values in (
         ("list_eval_partition", "", "000022"),
         ("identity_CelebA", "", "111111"),
@@ -374,10 +362,8 @@ def celeba(tmp_path, monkeypatch):
         ("list_attr_celeba", "6\nMale Smiling \n", ["-1 -1", "1 -1"] * 3),
     ):
         rows = [f"{name} {value}\n" for name, value in zip(names, values, strict=True)]
-        text = header + "".join(rows)
-        (base / f"{list_name}.txt").write_text(text)
-        listed.append(("", hashlib.md5(text.encode()).hexdigest(), f"{list_name}.txt"))
-    monkeypatch.setattr(CelebA, "file_list", listed)
+        (base / f"{list_name}.txt").write_text(header + "".join(rows))
+    monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)  # of the true lists
     return tmp_path / "root"
 
 
@@ -393,13 +379,16 @@ def refused(monkeypatch):
 def test_celeba_on_disk(load, celeba):
     data = load(f"torchvision:{celeba}", validation_size=1)
     assert sizes(data) == (3, 1, 2)
-    assert data.test.attributes["Male"].tolist() == [0, 1]
-    assert data.test.attributes["Smiling"].tolist() == [0, 0]
     assert data.source == "CelebA"
-    assert data.test.images[1].float().mean() == pytest.approx(150, abs=3)
-    for split in (data.train, data.validation, data.test):
+    for split, numbers in (
+        (data.train, range(4)),
+        (data.validation, range(4)),
+        (data.test, (4, 5)),
+    ):
         number = (split.images.float().mean((1, 2, 3)) / 30).round().int()
+        assert set(number.tolist()) <= set(numbers)
         assert split.attributes["Male"].tolist() == (number % 2).tolist()
+        assert not split.attributes["Smiling"].any()
 
 
 def test_celeba_that_is_incomplete(load, celeba):
@@ -494,20 +483,13 @@ def test_inceptions_weights_count_as_soon_as_they_are_there(smoke, tmp_path, mon
     assert source.inspect_data(chosen)[0] != before
 
 
-def test_a_set_too_small_for_the_report_is_refused_before_anything_runs(folder, smoke):
-    chosen = smoke(data=f"folder:{folder}", validation_size=4, runs_dir=str(folder / "runs"))
-    with pytest.raises(UserError, match="the faces have 8 images for train, but the report needs"):
-        source.inspect_data({"vae": chosen})
-    few = smoke(drawn_test=31, runs_dir=str(folder / "runs"))
-    with pytest.raises(UserError, match="31 images for test, but the report needs 32"):
-        source.inspect_data({"vae": few})
+def test_unsuitable_faces_are_refused_before_anything_runs(folder, smoke):
+    def refused(message, **changes):
+        with pytest.raises(UserError, match=message):
+            source.inspect_data({"vae": smoke(runs_dir=str(folder / "runs"), **changes)})
 
-
-def test_constant_attributes_are_refused_before_anything_runs(tmp_path, smoke):
-    chosen = smoke(data=f"torchvision:{tmp_path}", runs_dir=str(tmp_path / "runs"))
-    folder = tmp_path / "lfw_home" / "lfw_funneled" / "Ada_Byron"
-    folder.mkdir(parents=True)
-    for number in range(400):
-        save(folder / f"{number}.jpg", np.full((9, 9, 3), number % 256))
-    with pytest.raises(UserError, match=r"no attribute is 0 for some .* \(there are: Ada_Byron\)"):
-        source.inspect_data({"vae": chosen})
+    given = {"data": f"folder:{folder}", "validation_size": 4}
+    refused("the faces have 8 images for train, but the report needs 32", **given)
+    refused("31 images for test, but the report needs 32", drawn_test=31)
+    write_lists(folder, Male=lambda split, i: int(split == "test" and i == 0), All=lambda *_: 1)
+    refused(r"no attribute is 0 for some .* \(there are: Male, All\)", **given)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcvlib.config import profiles, schema
+from dlcvlib.config import profiles
 from dlcvlib.config.settings import PAIRS
 from dlcvlib.data import folder
 from dlcvlib.utils.errors import UserError
@@ -70,21 +70,9 @@ def test_any_value_is_accepted_or_named(chapter, data):
     assert chosen is None or type(chosen).parse(chosen.model_dump(), "again") == chosen
 
 
-@given(NAMES)
-def test_an_unknown_parameter_is_named(name):
-    if name in schema.VAEParams.model_fields:
-        return
-    assert attempt(lambda: profiles.load("smoke", "vae", {name: 1}), repr(name)) is None
-
-
-# --- pairs ------------------------------------------------------------------------------------
-
-KNOWN = PAIRS
-
-
-@given(st.lists(st.sampled_from(KNOWN) | st.text(max_size=15), max_size=4))
+@given(st.lists(st.sampled_from(PAIRS) | st.text(max_size=15), max_size=4))
 def test_pairs(pairs):
-    good = bool(pairs) and set(pairs) <= set(KNOWN) and len(set(pairs)) == len(pairs)
+    good = bool(pairs) and set(pairs) <= set(PAIRS) and len(set(pairs)) == len(pairs)
     chosen = attempt(lambda: profiles.load("smoke", "dann", {"pairs": pairs}), "pair")
     assert (chosen is not None) == good
     assert not good or chosen.pairs == pairs
