@@ -56,10 +56,8 @@ def test_embedded(load, monkeypatch):
     assert list(digits.pairs) == ALL_PAIRS
     for domain in digits.domains.values():
         for split in splits(domain):
-            assert split.images.shape[1:] == (3, 32, 32)
-            assert split.images.dtype == torch.uint8
-            assert split.labels.dtype == torch.int64
-            assert len(split.images) == len(split.labels)
+            assert split.images.shape == (len(split.labels), 3, 32, 32)
+            assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
         assert domain.train.labels.unique().tolist() == list(range(10))
         assert len(domain.validation) == 20
     assert [d.synthetic for d in digits.domains.values()] == [False, False, True]

@@ -277,12 +277,6 @@ def test_sources_are_checked(load, tmp_path, data, message):
         load(data.format(tmp_path), drawn_train=3)
 
 
-def test_cache_that_cannot_be_written(reload, tmp_path):
-    (tmp_path / "runs").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write"):
-        reload()
-
-
 PROGRAM = """
 import os, sys, time
 import numpy as np
@@ -380,15 +374,13 @@ def test_celeba_on_disk(load, celeba):
     data = load(f"torchvision:{celeba}", validation_size=1)
     assert sizes(data) == (3, 1, 2)
     assert data.source == "CelebA"
-    for split, numbers in (
-        (data.train, range(4)),
-        (data.validation, range(4)),
-        (data.test, (4, 5)),
-    ):
+    shown = []
+    for split in (data.train, data.validation, data.test):
         number = (split.images.float().mean((1, 2, 3)) / 30).round().int()
-        assert set(number.tolist()) <= set(numbers)
         assert split.attributes["Male"].tolist() == (number % 2).tolist()
         assert not split.attributes["Smiling"].any()
+        shown += number.tolist()
+    assert sorted(shown[:4]) + shown[4:] == list(range(6))
 
 
 def test_celeba_that_is_incomplete(load, celeba):
