@@ -38,11 +38,13 @@ def drawn():
     """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
     from dlcvlib.data.synthetic import faces as drawn_faces
 
-    pictures, columns = drawn_faces.draw_faces(0, range(60))
+    people = [drawn_faces.draw_face(0, number) for number in range(60)]
+    images = np.stack([picture.transpose(2, 0, 1) for picture, _ in people])
     attributes = {
-        n: torch.from_numpy(columns[:, i].copy()) for i, n in enumerate(drawn_faces.ATTRIBUTES)
+        name: torch.tensor([values[name] for _, values in people], dtype=torch.uint8)
+        for name in people[0][1]
     }
-    return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()), attributes
+    return torch.from_numpy(images), attributes
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def digits_of(name, count=60, shift=0, seed=0):
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, :, 3 * label + 1 : 3 * label + 4] = 200 - shift
     parts = [LabelledImages(i, y) for i, y in zip(images.chunk(3), labels.chunk(3), strict=True)]
-    return Domain(name, *parts, "bars", False, (), f"{name} labelled", f"{name} images")
+    return Domain(*parts, "bars", False, (), f"{name} labelled", name, f"{name} images")
 
 
 @pytest.fixture

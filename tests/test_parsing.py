@@ -3,15 +3,16 @@
 import csv
 import io
 import string
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcvlib.config import profiles, schema
+from dlcvlib.config import profiles
 from dlcvlib.config.settings import PAIRS
-from dlcvlib.data import tables
+from dlcvlib.data import folder
 from dlcvlib.utils.errors import UserError
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150)
@@ -69,21 +70,9 @@ def test_any_value_is_accepted_or_named(chapter, data):
     assert chosen is None or type(chosen).parse(chosen.model_dump(), "again") == chosen
 
 
-@given(NAMES)
-def test_an_unknown_parameter_is_named(name):
-    if name in schema.VAEParams.model_fields:
-        return
-    assert attempt(lambda: profiles.load("smoke", "vae", {name: 1}), repr(name)) is None
-
-
-# --- pairs ------------------------------------------------------------------------------------
-
-KNOWN = PAIRS
-
-
-@given(st.lists(st.sampled_from(KNOWN) | st.text(max_size=15), max_size=4))
+@given(st.lists(st.sampled_from(PAIRS) | st.text(max_size=15), max_size=4))
 def test_pairs(pairs):
-    good = bool(pairs) and set(pairs) <= set(KNOWN) and len(set(pairs)) == len(pairs)
+    good = bool(pairs) and set(pairs) <= set(PAIRS) and len(set(pairs)) == len(pairs)
     chosen = attempt(lambda: profiles.load("smoke", "dann", {"pairs": pairs}), "pair")
     assert (chosen is not None) == good
     assert not good or chosen.pairs == pairs
@@ -116,9 +105,10 @@ def test_a_good_list_comes_back(images, names, values):
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = [[f"{n}.png", *row[: len(names)]] for n, row in enumerate(values)]
         csv.writer(file).writerows([["image_name", *names], *rows])
-    table = tables.read_attributes(path, images)
-    assert list(table) == ["image_name", *names]
-    assert table[names].to_numpy().tolist() == [row[: len(names)] for row in values]
+    table = folder.read_list(path, images, range(2))
+    assert list(table) == names
+    assert [Path(file).name for file in table.index] == ["0.png", "1.png", "2.png"]
+    assert table.to_numpy().tolist() == [row[: len(names)] for row in values]
 
 
 CELLS = st.sampled_from(
@@ -132,15 +122,15 @@ def test_any_list_is_read_or_refused(images, rows):
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["image_name", "label"], *rows])
     path.write_text(text.getvalue(), encoding="utf-8", errors="replace", newline="")
-    table = attempt(lambda: tables.read_labels(path, images), str(path))
+    table = attempt(lambda: folder.read_list(path, images, range(10), ["label"]), str(path))
     if table is not None:
         assert table["label"].between(0, 9).all()
-        assert all((images / name).is_file() for name in table["image_name"])
+        assert all(Path(file).parent == images and Path(file).is_file() for file in table.index)
 
 
 @given(st.binary(max_size=80))
 def test_any_bytes_for_a_list_are_read_or_refused(images, content):
     path = images.with_suffix(".csv")
     path.write_bytes(content)
-    for read in (tables.read_labels, tables.read_attributes):
-        attempt(lambda read=read: read(path, images), str(path))
+    attempt(lambda: folder.read_list(path, images, range(2)), str(path))
+    attempt(lambda: folder.read_list(path, images, range(2), ["label"]), str(path))

@@ -1,20 +1,18 @@
 """Faces: drawn here, from a folder in the homework's layout, or CelebA, or LFW."""
 
-import hashlib
-import os
 import tempfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlcvlib.config.settings import FaceParams
-from dlcvlib.data import decode, prepare
-from dlcvlib.data.prepare import Source
-from dlcvlib.data.tables import read_attributes
+from dlcvlib.data import decode, folder, prepare
+from dlcvlib.data.decode import Source
 from dlcvlib.data.types import FaceData
-from dlcvlib.utils import fingerprints, storage
+from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 SIDE = 64
@@ -36,11 +34,11 @@ def load_faces(params: FaceParams) -> FaceData:
     Raises:
         UserError: naming the file or field at fault, before anything long is done.
     """
-    kind, root = prepare.chosen(params.data)
+    kind, root = prepare.chosen(params.data, "face", other="3,4")
     find = {"embedded": _embedded, "folder": _folder, "torchvision": _photographs}[kind]
-    place, held_out = params.runs_dir, params.validation_size
-    fields, digests, sizes = prepare.prepare("faces", find(params, root), SIDE, place, held_out)
-    return FaceData(**fields, fingerprint=fingerprints.json_hash({"content": digests} | sizes))
+    source = find(params, root)
+    splits, _ = prepare.prepare("faces", source, SIDE, params.runs_dir, params.validation_size)
+    return FaceData(**vars(splits))
 
 
 def _embedded(params: FaceParams, _: Path) -> Source:
@@ -48,19 +46,16 @@ def _embedded(params: FaceParams, _: Path) -> Source:
 
     return Source(
         "faces drawn by this project (synthetic)",
-        params.drawn_train,
-        params.drawn_test,
-        partial(drawn_faces.draw_faces, 0),
-        columns=drawn_faces.ATTRIBUTES,
+        range(params.drawn_train),
+        range(params.drawn_train, params.drawn_train + params.drawn_test),
+        partial(drawn_faces.draw_face, 0),
         packages=["skia-python"],
         code=["data/synthetic/faces", "data/synthetic/people", "data/synthetic/brushes"],
     )
 
 
 def _folder(params: FaceParams, root: Path) -> Source:
-    folder = prepare.subfolder(root, "face", other="3,4")
-    description = f"photographs in {root.name}"
-    return prepare.from_folder(folder, read_attributes, SIDE, params.image_limit, description)
+    return folder.source(root, "face", SIDE, params.image_limit, range(2))
 
 
 def _photographs(params: FaceParams, root: Path) -> Source:
@@ -82,71 +77,65 @@ def _celeba(root: Path, limit: int | None) -> Source:
     """CelebA as torchvision lays it out under `root`, downloaded if it is not there."""
     from torchvision.datasets import CelebA
 
-    folder = root / CelebA.base_folder
-    remedy = f"its host often refuses; put img_align_celeba/ and the list_*.txt files into {folder}"
+    place = root / CelebA.base_folder
+    remedy = f"its host often refuses; put img_align_celeba/ and the list_*.txt files into {place}"
     splits = []
-    for split in ("train", "test"):
-        dataset = partial(CelebA, str(root), split, target_type="attr")
+    for name in ("train", "test"):
+        dataset = partial(CelebA, str(root), name, target_type="attr")
         splits.append(prepare.downloaded("CelebA", root, dataset, remedy))
     # As strings: two hundred thousand Path objects would take a hundred MB.
-    pictures = str(folder / "img_align_celeba")
-    paths = [[f"{pictures}/{name}" for name in split.filename[:limit]] for split in splits]
+    paths = [[f"{place}/img_align_celeba/{name}" for name in s.filename[:limit]] for s in splits]
+
+    def identify(path: Path) -> list[Any]:
+        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+
+    identity = folder.identities([*paths[0], *paths[1]], identify)
     attributes = np.concatenate([split.attr[:limit].numpy() for split in splits])
-    try:
-        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, [*paths[0], *paths[1]])]
-    except OSError as error:
-        raise UserError(f"CelebA in {root} is incomplete: {error}") from None
-    digest = hashlib.sha256(attributes.tobytes()).hexdigest()
-    names = [split.filename[:limit] for split in splits]
-    identity = {"names": names, "files": stats, "attributes": digest}
     known = dict(zip(filter(None, splits[0].attr_names), attributes.T, strict=True))
-    notes = ["178×218 pictures, cropped to their central square and resized to 64×64."]
-    work = partial(decode.decode_files, side=SIDE)
-    return prepare.from_files("CelebA", *paths, work, identity, [], known, notes)
+    return Source("CelebA", *paths, partial(decode.decode_file, side=SIDE), identity, known)
 
 
-def _lfw(folder: Path, limit: int | None) -> Source:
+def _lfw(place: Path, limit: int | None) -> Source:
     """LFW as scikit-learn lays it out, `<person>/<person>_0001.jpg`; its attributes are people.
 
     LFW's own splits share no person, so that nobody in the test split could be learned.
     """
-    files = sorted(map(str, folder.glob("*/*.jpg")))
+    files = sorted(map(str, place.glob("*/*.jpg")))
     if not files:
-        raise UserError(f"{folder} holds no pictures: remove it, and LFW is downloaded again")
+        raise UserError(f"{place} holds no pictures: remove it, and LFW is downloaded again")
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     edge = len(files) // LFW_TEST
     train, test = files[edge:][:limit], files[:edge][:limit]
     people = np.array([Path(path).parent.name for path in [*train, *test]])
-    digests = decode.contents([*train, *test])
     frequent = Counter(people[: len(train)].tolist()).most_common(LFW_PEOPLE)
     known = {person: (people == person).astype(np.uint8) for person, _ in frequent}
-    identity = {"files": digests, "people": people.tolist(), "square": LFW_SQUARE}
     note = (
-        f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels and "
-        f"resized to {SIDE}×{SIDE}; one in {LFW_TEST} is for testing. Its attributes are the "
-        f"{len(known)} people with the most pictures."
+        f"Funneled pictures, cropped to their central {LFW_SQUARE}×{LFW_SQUARE} pixels; one in "
+        f"{LFW_TEST} is for testing. Its attributes are the {len(known)} people with the most "
+        "pictures."
     )
-    work = partial(decode.decode_files, side=SIDE, square=LFW_SQUARE)
-    return prepare.from_files("LFW", train, test, work, identity, [], known, [note])
+    identity = [LFW_SQUARE, *folder.identities([*train, *test], storage.sha256)]
+    work = partial(decode.decode_file, side=SIDE, square=LFW_SQUARE)
+    return Source("LFW", train, test, work, identity, known, [note])
 
 
-def _download_lfw(folder: Path, refused: UserError) -> None:
-    """Let scikit-learn download LFW to `folder`.
+def _download_lfw(place: Path, refused: UserError) -> None:
+    """Let scikit-learn download LFW to `place`.
 
     Into a temporary folder first: scikit-learn treats a partly unpacked archive as complete, and
     unpickles what it finds.
     """
     from sklearn.datasets import fetch_lfw_people
 
-    home = storage.make_dir(folder.parent)
-    with storage.exclusive_lock(folder, "downloaded"):
-        if folder.is_dir():
+    home = storage.make_dir(place.parent)
+    with storage.exclusive_lock(place, "downloaded"):
+        if place.is_dir():
             return
         storage.sweep(home)
         try:
             with tempfile.TemporaryDirectory(dir=home, prefix=storage.TEMPORARY) as temporary:
                 one_pixel = (slice(0, 1), slice(0, 1))
                 fetch_lfw_people(data_home=temporary, slice_=one_pixel, resize=None)
-                (Path(temporary) / home.name / folder.name).replace(folder)
+                (Path(temporary) / home.name / place.name).replace(place)
         except Exception as error:
             raise UserError(f"{refused}. Nor could LFW be downloaded ({error})") from error

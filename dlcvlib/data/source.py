@@ -1,11 +1,14 @@
-"""The data of any chapter, faces or digits.
-
-Modules are imported where they are needed: the report's own process does not load torch.
-"""
+"""The data of any chapter, faces or digits."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import torch
+
+from dlcvlib.config.settings import FaceParams, Parameters
+from dlcvlib.data.digits import load_digits
+from dlcvlib.data.faces import load_faces
+from dlcvlib.data.types import DigitData, FaceData
+from dlcvlib.data.weights import inception_file
 from dlcvlib.utils import fingerprints
 from dlcvlib.utils.errors import UserError
 
@@ -13,25 +16,13 @@ LEAST_FACES = {"train": 32, "validation": 32, "test": 32}
 LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Minimum number of images per split, for the notebooks' grids, batches and neighbourhoods."""
 
-if TYPE_CHECKING:
-    from dlcvlib.config.settings import Parameters
-    from dlcvlib.data.types import DigitData, Domain, FaceData
 
-
-def load(params: "Parameters") -> "FaceData | DigitData":
+def load(params: Parameters) -> FaceData | DigitData:
     """The data of a chapter's parameters, prepared now or by an earlier run."""
-    from dlcvlib.config.settings import FaceParams
-
-    if isinstance(params, FaceParams):
-        from dlcvlib.data.faces import load_faces
-
-        return load_faces(params)
-    from dlcvlib.data.digits import load_digits
-
-    return load_digits(params)
+    return load_faces(params) if isinstance(params, FaceParams) else load_digits(params)
 
 
-def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], bool]:
+def inspect_data(chapters: Mapping[str, Parameters]) -> tuple[dict[str, str], bool]:
     """Prepare the data of some chapters, and check that there are enough.
 
     Returns:
@@ -42,42 +33,25 @@ def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], 
     Raises:
         UserError: if data cannot be read, are too few, or no attribute varies.
     """
-    import torch
-
-    from dlcvlib.config.settings import DigitParams, FaceParams
-
-    inspected, result = {}, {}
-    for name, params in chapters.items():
-        fields = FaceParams if isinstance(params, FaceParams) else DigitParams
-        part = fingerprints.json_hash({f: getattr(params, f) for f in fields.model_fields})
-        # Two chapters usually share their images, and a set of faces can take gigabytes.
-        inspected[part] = inspected.get(part) or _inspect(params)
-        result[name] = inspected[part]
-    return result, torch.accelerator.is_available()
+    found = {name: _inspect(params) for name, params in chapters.items()}
+    return found, torch.accelerator.is_available()
 
 
-def _inspect(params: "Parameters") -> str:
-    from dlcvlib.data.types import FaceData
-    from dlcvlib.data.weights import inception_file
-
+def _inspect(params: Parameters) -> str:
     data = load(params)
     identity = {"data": data.fingerprint, "summary": data.summary()}
-    if isinstance(data, FaceData):
-        _check_sizes("the faces", data, LEAST_FACES)
+    sets, least = {"the faces": data}, LEAST_FACES
+    if isinstance(data, DigitData):
+        sets, least = data.domains, LEAST_DIGITS
+    else:
         data.attribute(params.attribute)  # an error before anything trains
         if file := inception_file():
             identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
-    else:
-        for name, domain in data.domains.items():
-            _check_sizes(name, domain, LEAST_DIGITS)
+    for name, images in sets.items():
+        for split, needed in least.items():
+            if (count := len(getattr(images, split))) < needed:
+                raise UserError(
+                    f"data: {name} have {count} images for {split}, but the report needs {needed} "
+                    f"(validation_size, {params.validation_size}, is taken from train)"
+                )
     return fingerprints.json_hash(identity)
-
-
-def _check_sizes(name: str, data: "FaceData | Domain", least: Mapping[str, int]) -> None:
-    for split, needed in least.items():
-        if (count := len(getattr(data, split))) < needed:
-            held_out = f" besides the {len(data.validation):,} of validation_size"
-            raise UserError(
-                f"data: {name} have {count} images for {split}, but the report needs {needed}"
-                + (held_out if split == "train" else "")
-            )

@@ -5,6 +5,7 @@ Validation is held out of train; test is used only for evaluation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -31,28 +32,44 @@ class ImageSet:
         return len(self.images)
 
 
+Images = TypeVar("Images", "ImageSet", "LabelledImages")
+
+
 @dataclass(frozen=True)
-class FaceData:
-    """Faces, split; validation is held out of train.
+class Splits(Generic[Images]):
+    """Images of one kind, split; validation is held out of train.
 
     Attributes:
-        source: a few words for the report, such as "photographs in hw3_data".
-        synthetic: whether the faces are drawn.
+        source: what the images are, in a few words, such as "images in hw3_data/face".
+        synthetic: whether they are drawn.
         notes: what a reader must know about how they were read.
-        fingerprint: hex digest of everything that training can see.
+        fingerprint: hex digest of images, labels and attributes.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    test: Images
     source: str
     synthetic: bool
     notes: tuple[str, ...]
     fingerprint: str
 
+    def description(self) -> str:
+        """Markdown: a few sentences on what the data are, how many, and what to know about them."""
+        text = (
+            f"{escaped(self.source)}; {len(self.train):,} images for training, "
+            f"{len(self.validation):,} for validation, {len(self.test):,} for testing."
+        )
+        return " ".join([text, *map(escaped, self.notes)])
+
+
+@dataclass(frozen=True)
+class FaceData(Splits[ImageSet]):
+    """Faces, split."""
+
     def summary(self) -> str:
         """Markdown: a few sentences on what the data are, how many, and what to know about them."""
-        return f"Data: {_summary(self)}"
+        return f"Data: {self.description()}"
 
     def attribute(self, requested: str) -> tuple[str, str]:
         """The requested attribute, or else the most balanced one with a sentence that says so.
@@ -112,31 +129,16 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class Domain:
+class Domain(Splits[LabelledImages]):
     """Digits of one kind, split.
 
     Attributes:
         name: "usps", "mnistm" or "svhn".
-        source: what the images actually are, in a few words.
-        synthetic: whether they are drawn.
-        notes: what a reader must know about how they were read.
-        fingerprint: hex digest of images and labels.
         images_fingerprint: hex digest of the images alone.
     """
 
     name: str
-    train: LabelledImages
-    validation: LabelledImages
-    test: LabelledImages
-    source: str
-    synthetic: bool
-    notes: tuple[str, ...]
-    fingerprint: str
     images_fingerprint: str
-
-    def summary(self) -> str:
-        """As `FaceData.summary`."""
-        return f"{self.name} – {_summary(self)}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class DigitData:
 
     def summary(self) -> str:
         """Markdown: a sentence or two for each domain, and which pairs are left out."""
-        texts = [domain.summary() for domain in self.domains.values()]
+        texts = [f"{name} – {domain.description()}" for name, domain in self.domains.items()]
         return " ".join(["Data:", *texts, *(f"**{escaped(line)}**" for line in self.left_out)])
 
 
@@ -204,11 +206,3 @@ def _rarer(values: Tensor) -> float:
     """Share of the rarer of the two values 0 and 1."""
     share = float(values.float().mean())
     return min(share, 1 - share)
-
-
-def _summary(data: FaceData | Domain) -> str:
-    text = (
-        f"{escaped(data.source)}; {len(data.train):,} images for training, "
-        f"{len(data.validation):,} for validation, {len(data.test):,} for testing."
-    )
-    return " ".join([text, *map(escaped, data.notes)])

@@ -115,32 +115,29 @@ def test_in_an_executed_notebook_and_its_record(small, malicious):
         assert not small.plan()[0].reasons
 
 
-def test_in_a_parameters_file(tmp_path, monkeypatch, malicious):
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "quick").mkdir()
-    (tmp_path / "quick" / "vae.yaml").write_bytes(malicious)
-    with pytest.raises(UserError, match=r"quick/vae\.yaml"):
-        profiles.load("quick", "vae")
-
-
 # --- YAML and assignments cannot reach code -----------------------------------------------------
 
 CALL = "!!python/object/apply:builtins.open [{!r}, 'w']"
 
 
-def test_yaml_tags_run_no_code(tmp_path, monkeypatch):
-    mark = tmp_path / "was-here"
-    yaml.unsafe_load(CALL.format(str(mark))).close()
+def test_yaml_tags_run_no_code(tmp_path):
+    call, mark = CALL.format(str(tmp_path / "was-here")), tmp_path / "was-here"
+    yaml.unsafe_load(call).close()
     assert mark.exists()  # it would
     mark.unlink()
     with pytest.raises(UserError, match="not valid YAML"):
-        profiles.parse_assignments([f"vae.data={CALL.format(str(mark))}"])
+        profiles.parse_assignments([f"vae.data={call}"])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_in_a_parameters_file(tmp_path, monkeypatch, malicious, tagged):
+    call = f"data: {CALL.format(str(tmp_path / 'was-here'))}\n"
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
     (tmp_path / "quick").mkdir()
-    (tmp_path / "quick" / "vae.yaml").write_text(f"data: {CALL.format(str(mark))}\n")
-    with pytest.raises(UserError, match="cannot read"):
+    (tmp_path / "quick" / "vae.yaml").write_bytes(call.encode() if tagged else malicious)
+    with pytest.raises(UserError, match=r"quick/vae\.yaml"):
         profiles.load("quick", "vae")
-    assert not mark.exists()
 
 
 # --- safetensors --------------------------------------------------------------------------------
@@ -197,18 +194,17 @@ def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     """A column's name with HTML, Typst and shell syntax comes through the whole report as text."""
     from dlcvlib.report.cli import main
 
-    for split, count in (("train", 80), ("test", 40)):
+    for split in ("train", "test"):
         place = folder / "face" / split
-        for i in range(count):
-            if i > 5:
-                shutil.copy(place / f"{i % 6}.png", place / f"{i}.png")
-        rows = [(f"{i}.png", i % 2) for i in range(count)]
+        for i in range(6, 80):
+            shutil.copy(place / f"{i % 6}.png", place / f"{i}.png")
+        rows = [(f"{i}.png", i % 2) for i in range(80)]
         write_csv(place.with_suffix(".csv"), ["image_name", SYNTAX], rows)
     strange = folder.rename(tmp_path / "<b>#x $(y)")
     arguments = ["report", "--profile", "smoke", "--only", "1-5", "--data", f"folder:{strange}"]
-    more = ["--set", "vae.validation_size=32", "--set", "vae.tsne_perplexity=5"]
-    folders = ["--out", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
-    status = main([*arguments, *more, *folders])
+    arguments += ["--set", "vae.validation_size=32", "--set", "vae.tsne_perplexity=5"]
+    arguments += ["--out", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
+    status = main(arguments)
     output = capsys.readouterr()
     assert status == 0, output.err
     page = BeautifulSoup((tmp_path / "out" / "report.html").read_text(), "html.parser")
@@ -218,23 +214,18 @@ def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
     assert not page.find("a", href=re.compile("^http"))
     policy = page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
     assert policy.startswith("default-src 'none'")
-    assert "connect-src" not in policy
-    assert "script-src" not in policy
+    assert not re.search("(connect|script)-src", policy)
 
 
-def test_inceptions_pickle_is_not_read(monkeypatch, tmp_path, malicious):
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_in_place_of_inceptions_weights(monkeypatch, tmp_path, malicious, ending):
+    """The pickle that torchvision downloads is passed over, a damaged file is named."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = tmp_path / "hub" / "checkpoints" / features.INCEPTION
+    file = (tmp_path / "hub" / "checkpoints" / features.INCEPTION).with_suffix(ending)
     file.parent.mkdir(parents=True)
     file.write_bytes(malicious)
-    assert features.inception() is None
-
-
-def test_a_file_that_is_not_inceptions_is_named_and_not_loaded(monkeypatch, tmp_path, malicious):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = tmp_path / "hub" / "checkpoints" / features.INCEPTION
-    file = file.with_suffix(".safetensors")
-    file.parent.mkdir(parents=True)
-    file.write_bytes(malicious)
-    with pytest.raises(UserError, match=features.INCEPTION):
-        features.inception()
+    if ending == ".pth":
+        assert features.inception() is None
+    else:
+        with pytest.raises(UserError, match=features.INCEPTION):
+            features.inception()

@@ -1,11 +1,28 @@
-"""Single-colour paints for drawing with skia.
+"""Surfaces and paints for drawing with skia.
 
-Imported by worker processes: skia only.
+Imported by worker processes: NumPy and skia only.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import skia
 
 from dlcvlib.data.synthetic.people import Color
+
+
+def surface(side: int, scale: int) -> tuple[skia.Surface, np.ndarray]:
+    """A black surface on which coordinates go from 0 to `side`, magnified by `scale`.
+
+    Returns:
+        The surface, and its pixels (side * scale, side * scale, 4) uint8 RGBA.
+    """
+    pixels = np.zeros((side * scale, side * scale, 4), np.uint8)
+    kind = skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType
+    info = skia.ImageInfo.Make(side * scale, side * scale, *kind)
+    drawn = skia.Surface.MakeRasterDirect(info, pixels)
+    drawn.getCanvas().scale(scale, scale)
+    return drawn, pixels
 
 
 def argb(color: Color, alpha: float = 1.0) -> int:
@@ -35,3 +52,19 @@ def stroke(
     if round_ends:
         paint.setStrokeCap(skia.Paint.kRound_Cap)
     return paint
+
+
+def linear(
+    start: tuple[float, float], end: tuple[float, float], colors: Sequence[int]
+) -> skia.Paint:
+    """Paint that goes from colour to colour (see `argb`) between two points."""
+    shader = skia.GradientShader.MakeLinear([start, end], colors)
+    return skia.Paint(Shader=shader, AntiAlias=True)
+
+
+def radial(
+    x: float, y: float, radius: float, colors: Sequence[int], stops: Sequence[float]
+) -> skia.Paint:
+    """Paint that goes from colour to colour (see `argb`) from a centre; stops are from 0 to 1."""
+    shader = skia.GradientShader.MakeRadial((x, y), radius, colors, stops)
+    return skia.Paint(Shader=shader, AntiAlias=True)

@@ -7,16 +7,14 @@ final picture: x to the right, y down, 0 to 64.
 Imported by worker processes: NumPy and skia only.
 """
 
+import colorsys
 import math
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import skia
 
-from dlcvlib.data.synthetic.brushes import argb, fill, stroke
-from dlcvlib.data.synthetic.people import ATTRIBUTES, HAIR, Color, Person, mix, sample_person
-
-__all__ = ["ATTRIBUTES", "HAIR", "draw_face", "draw_faces", "draw_person", "sample_person"]
+from dlcvlib.data.synthetic.brushes import argb, fill, linear, radial, stroke, surface
+from dlcvlib.data.synthetic.people import Color, Person, mix, sample_person
 
 SIZE = 64
 SUPERSAMPLING = 3
@@ -33,26 +31,15 @@ def _shade(color: Color, factor: float) -> Color:
     return mix(color, (255, 255, 255), factor - 1)
 
 
-def _radial(x: float, y: float, radius: float, colors: Sequence[int], stops=None) -> skia.Paint:
-    shader = skia.GradientShader.MakeRadial((x, y), radius, list(colors), stops)
-    return skia.Paint(Shader=shader, AntiAlias=True)
-
-
-def _linear(start, end, colors: Sequence[int], stops=None) -> skia.Paint:
-    shader = skia.GradientShader.MakeLinear([start, end], list(colors), stops)
-    return skia.Paint(Shader=shader, AntiAlias=True)
-
-
 def _glow(
     canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, color: Color, alpha: float
 ):
     """A soft ellipse that fades out, for inexpensive shading."""
-    canvas.save()
-    canvas.translate(x, y)
-    canvas.scale(rx, ry)
     colors = [argb(color, alpha), argb(color, 0.55 * alpha), argb(color, 0)]
-    canvas.drawCircle(0, 0, 1, _radial(0, 0, 1, colors, [0, 0.5, 1]))
-    canvas.restore()
+    with skia.AutoCanvasRestore(canvas):
+        canvas.translate(x, y)
+        canvas.scale(rx, ry)
+        canvas.drawCircle(0, 0, 1, radial(0, 0, 1, colors, [0, 0.5, 1]))
 
 
 def _curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
@@ -90,7 +77,7 @@ def _background(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
     other = mix(base, _hsv(rng.random(), 0.2, rng.uniform(0.2, 0.95)), 0.6)
     angle = rng.uniform(0, 2 * math.pi)
     dx, dy = 40 * math.cos(angle), 40 * math.sin(angle)
-    canvas.drawPaint(_linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [argb(base), argb(other)]))
+    canvas.drawPaint(linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [argb(base), argb(other)]))
     for _ in range(rng.integers(0, 6)):
         radius = rng.uniform(5, 22)
         color = _shade(mix(base, other, rng.random()), rng.uniform(0.6, 1.5))
@@ -98,11 +85,7 @@ def _background(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Color:
-    def channel(n: float) -> float:
-        k = (n + hue * 6) % 6
-        return 255 * (value - value * saturation * max(0.0, min(k, 4 - k, 1.0)))
-
-    return channel(5), channel(3), channel(1)
+    return tuple(255 * channel for channel in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -114,17 +97,14 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
         canvas.drawCircle(cx - 2 * p.turn, 5.0, 6.5, fill(_shade(p.hair, 0.8)))
         return
     if p.style == "curly":
-        radius = w + (6.5 if not p.male else 2.2)
-        low = 40 if not p.male else 26
+        radius, low = (w + 2.2, 26) if p.male else (w + 6.5, 40)
         for angle in np.linspace(0, 2 * math.pi, 26, endpoint=False):
             x, y = cx + radius * math.cos(angle), 24 + radius * 0.98 * math.sin(angle)
             if y < low:
-                canvas.drawCircle(
-                    x, y, rng.uniform(3, 4.6), fill(_shade(p.hair, rng.uniform(0.7, 0.95)))
-                )
-        canvas.drawOval(
-            skia.Rect(cx - radius, 24 - radius, cx + radius, low), fill(_shade(p.hair, 0.75))
-        )
+                size, shade = rng.uniform(3, 4.6), rng.uniform(0.7, 0.95)
+                canvas.drawCircle(x, y, size, fill(_shade(p.hair, shade)))
+        whole = skia.Rect(cx - radius, 24 - radius, cx + radius, low)
+        canvas.drawOval(whole, fill(_shade(p.hair, 0.75)))
         return
     length = {"bob": 49.0, "long": 70.0, "wavy": 66.0}[p.style] + rng.uniform(-3, 3)
     spread = {"bob": 4.0, "long": 3.2, "wavy": 5.8}[p.style]
@@ -137,14 +117,9 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
             for i in range(6)
         ]
         sides.append(list(zip(xs, ys, strict=True)))
-    outline = [
-        *reversed(sides[0]),
-        (cx - w * 0.75, 7.0),
-        (cx, 3.4),
-        (cx + w * 0.75, 7.0),
-        *sides[1],
-    ]
-    paint = _linear((0, 8), (0, length), [argb(_shade(p.hair, 0.85)), argb(_shade(p.hair, 0.6))])
+    top = [(cx - w * 0.75, 7.0), (cx, 3.4), (cx + w * 0.75, 7.0)]
+    outline = [*reversed(sides[0]), *top, *sides[1]]
+    paint = linear((0, 8), (0, length), [argb(_shade(p.hair, 0.85)), argb(_shade(p.hair, 0.6))])
     canvas.drawPath(_curve(*outline, closed=True), paint)
     for _ in range(12):
         side = rng.choice([-1, 1])
@@ -175,12 +150,9 @@ def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         (cx, top + drop), (cx + neck + 2, top - 1.5), (cx + shoulder * 0.8, top + 2.2),
         (cx + shoulder, 68), closed=True,
     )  # fmt: skip
-    paint = _linear(
-        (cx - 20, 0),
-        (cx + 20, 0),
-        [argb(_shade(cloth, 1 - 0.25 * p.light)), argb(_shade(cloth, 1 + 0.2 * min(0, p.light)))],
-    )
-    canvas.drawPath(path, paint)
+    shades = 1 - 0.25 * p.light, 1 + 0.2 * min(0, p.light)
+    colors = [argb(_shade(cloth, shade)) for shade in shades]
+    canvas.drawPath(path, linear((cx - 20, 0), (cx + 20, 0), colors))
 
 
 def _head_path(p: Person) -> skia.Path:
@@ -210,23 +182,22 @@ def _head(canvas: skia.Canvas, p: Person) -> None:
     path = _head_path(p)
     lit = 32 + 6 * p.light + 2 * p.turn
     colors = [argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
-    canvas.drawPath(path, _radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
-    canvas.save()
-    canvas.clipPath(path, True)
-    shadow = _shade(p.skin, 0.42)
-    far = -math.copysign(1, p.light)
-    _glow(
-        canvas, cx + far * (w + 1), 36, 9 + 4 * abs(p.light), 24, shadow, 0.3 + 0.45 * abs(p.light)
-    )
-    _glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
-    blush = mix(p.skin, (205, 70, 60), 0.55)
-    for side in (-1, 1):
-        _glow(canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, 0.30 if p.male else 0.42)
-        _glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
-        if p.smile > 0.3:
-            _glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, _shade(p.skin, 1.35), 0.45)
-    _glow(canvas, _feature_x(p, 0) + 2 * p.light, 19, 9, 6, _shade(p.skin, 1.4), 0.35)
-    canvas.restore()
+    canvas.drawPath(path, radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
+    with skia.AutoCanvasRestore(canvas):
+        canvas.clipPath(path, True)
+        shadow = _shade(p.skin, 0.42)
+        far, slant = -math.copysign(1, p.light), abs(p.light)
+        _glow(canvas, cx + far * (w + 1), 36, 9 + 4 * slant, 24, shadow, 0.3 + 0.45 * slant)
+        _glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
+        blush = mix(p.skin, (205, 70, 60), 0.55)
+        for side in (-1, 1):
+            _glow(
+                canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, 0.30 if p.male else 0.42
+            )
+            _glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
+            if p.smile > 0.3:
+                _glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, _shade(p.skin, 1.35), 0.45)
+        _glow(canvas, _feature_x(p, 0) + 2 * p.light, 19, 9, 6, _shade(p.skin, 1.4), 0.35)
 
 
 def _eyes(canvas: skia.Canvas, p: Person) -> None:
@@ -240,46 +211,31 @@ def _eyes(canvas: skia.Canvas, p: Person) -> None:
         y = EYES_Y
         inner, outer = (x - side * half, y + 0.35), (x + side * half, y - 0.15)
         upper = [inner, (x - side * 0.6, y - up), (x + side * half * 0.55, y - up * 0.82), outer]
-        almond = _curve(
-            *upper,
-            (x + side * half * 0.3, y + down),
-            (x - side * half * 0.5, y + down * 0.8),
-            closed=True,
-        )
-        canvas.save()
-        canvas.clipPath(almond, True)
-        canvas.drawPath(almond, fill((238, 234, 230)))
-        radius = 1.72 * p.eye
-        colors = [argb(_shade(p.iris, 1.25)), argb(p.iris), argb(_shade(p.iris, 0.4))]
-        canvas.drawCircle(
-            x + gaze, y - 0.25, radius, _radial(x + gaze, y + 0.3, radius, colors, [0, 0.6, 1])
-        )
-        canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, fill((14, 10, 10)))
-        canvas.drawCircle(
-            x + gaze + 0.6 * p.light - 0.2, y - 0.9, 0.42, fill((255, 255, 255), 0.95)
-        )
-        canvas.drawPath(_curve(*upper), stroke((40, 28, 26), 1.3, 0.4))
-        canvas.restore()
+        below = [(x + side * half * 0.3, y + down), (x - side * half * 0.5, y + down * 0.8)]
+        almond = _curve(*upper, *below, closed=True)
+        with skia.AutoCanvasRestore(canvas):
+            canvas.clipPath(almond, True)
+            canvas.drawPath(almond, fill((238, 234, 230)))
+            radius = 1.72 * p.eye
+            colors = [argb(_shade(p.iris, 1.25)), argb(p.iris), argb(_shade(p.iris, 0.4))]
+            iris = radial(x + gaze, y + 0.3, radius, colors, [0, 0.6, 1])
+            canvas.drawCircle(x + gaze, y - 0.25, radius, iris)
+            canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, fill((14, 10, 10)))
+            glint = x + gaze + 0.6 * p.light - 0.2
+            canvas.drawCircle(glint, y - 0.9, 0.42, fill((255, 255, 255), 0.95))
+            canvas.drawPath(_curve(*upper), stroke((40, 28, 26), 1.3, 0.4))
         heavy = 0.62 if p.male else 0.85
         canvas.drawPath(_curve(*upper), stroke(lash, heavy, 0.9))
         if not p.male:
-            canvas.drawPath(
-                _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8)), stroke(lash, 0.7, 0.85)
-            )
+            corner = _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8))
+            canvas.drawPath(corner, stroke(lash, 0.7, 0.85))
         crease = [(a, b - 1.15) for a, b in upper[:3]] + [(outer[0] + side * 0.3, outer[1] - 0.9)]
         canvas.drawPath(_curve(*crease), stroke(_shade(p.skin, 0.5), 0.5, 0.55))
-        lower = [
-            outer,
-            (x + side * half * 0.3, y + down),
-            (x - side * half * 0.5, y + down * 0.8),
-            inner,
-        ]
-        canvas.drawPath(_curve(*lower), stroke(_shade(p.skin, 0.5), 0.4, 0.5))
+        canvas.drawPath(_curve(outer, *below, inner), stroke(_shade(p.skin, 0.5), 0.4, 0.5))
         if p.age > 0.45:
-            bag = [(a, b + 1.9) for a, b in lower[:-1]]
-            canvas.drawPath(
-                _curve(*bag), stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
-            )
+            bag = [(a, b + 1.9) for a, b in (outer, *below)]
+            shadow = stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
+            canvas.drawPath(_curve(*bag), shadow)
         _brow(canvas, p, x, side)
 
 
@@ -304,20 +260,12 @@ def _nose(canvas: skia.Canvas, p: Person) -> None:
     _glow(canvas, x, NOSE_Y + 0.9, p.nose + 1.4, 1.9, shadow, 0.5)
     _glow(canvas, x - side * 0.3, NOSE_Y - 1.4, 1.8, 1.6, light, 0.5)
     for wing in (-1, 1):
-        canvas.drawPath(
-            _curve(
-                (x + wing * p.nose * 0.8, NOSE_Y - 2.0),
-                (x + wing * p.nose, NOSE_Y - 0.5),
-                (x + wing * p.nose * 0.7, NOSE_Y + 0.4),
-            ),
-            stroke(shadow, 0.55, 0.5),
-        )
-        nostril = skia.Rect(
-            x + wing * p.nose * 0.42 - 0.75,
-            NOSE_Y - 0.25,
-            x + wing * p.nose * 0.42 + 0.75,
-            NOSE_Y + 0.55,
-        )
+        width = wing * p.nose
+        points = (width * 0.8, -2.0), (width, -0.5), (width * 0.7, 0.4)
+        path = _curve(*((x + dx, NOSE_Y + dy) for dx, dy in points))
+        canvas.drawPath(path, stroke(shadow, 0.55, 0.5))
+        inner = x + width * 0.42
+        nostril = skia.Rect(inner - 0.75, NOSE_Y - 0.25, inner + 0.75, NOSE_Y + 0.55)
         canvas.drawOval(nostril, fill(_shade(p.skin, 0.25), 0.8))
 
 
@@ -331,54 +279,27 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
     left, right = (x - half, y - lift), (x + half, y - lift)
     open_ = 2.6 * (smile - 0.4) if smile > 0.55 else 0.0
     full = 1.5 * p.lips
-    upper = [
-        left,
-        (x - 1.3, y - full * 0.85 - 0.25 * lift),
-        (x, y - full * 0.55 - 0.25 * lift),
-        (x + 1.3, y - full * 0.85 - 0.25 * lift),
-        right,
-    ]
+    bow, dip = y - full * 0.85 - 0.25 * lift, y - full * 0.55 - 0.25 * lift
+    upper = [left, (x - 1.3, bow), (x, dip), (x + 1.3, bow), right]
     middle = [right, (x + half * 0.45, y + 0.15), (x, y + 0.3), (x - half * 0.45, y + 0.15), left]
     bottom = y + full * 1.05 + 1.25 * open_ + 0.4 * smile
-    lower = [
-        left,
-        (x - half * 0.5, bottom - 0.45),
-        (x, bottom),
-        (x + half * 0.5, bottom - 0.45),
-        right,
-    ]
+    lower = [(x - half * 0.5, bottom - 0.45), (x, bottom), (x + half * 0.5, bottom - 0.45)]
     _glow(canvas, x, bottom + 1.0, 4.4, 1.5, _shade(p.skin, 0.45), 0.45)
-    canvas.drawPath(
-        _curve(*upper, (x, bottom), closed=True)
-        if not open_
-        else _curve(*upper, *reversed(lower[1:-1]), closed=True),
-        fill(color),
-    )
+    below = reversed(lower) if open_ else [(x, bottom)]
+    canvas.drawPath(_curve(*upper, *below, closed=True), fill(color))
     if open_:
         inside = _curve(
-            left,
-            (x, y - 0.35),
-            right,
-            (x + half * 0.45, y + open_ * 1.15),
-            (x, y + open_ * 1.45),
-            (x - half * 0.45, y + open_ * 1.15),
-            closed=True,
-        )
+            left, (x, y - 0.35), right, (x + half * 0.45, y + open_ * 1.15),
+            (x, y + open_ * 1.45), (x - half * 0.45, y + open_ * 1.15), closed=True,
+        )  # fmt: skip
         canvas.drawPath(inside, fill((70, 22, 24)))
-        canvas.save()
-        canvas.clipPath(inside, True)
-        teeth = skia.Rect(x - half, y - 3, x + half, y + 0.95 * open_)
-        canvas.drawRect(
-            teeth,
-            _linear(
-                (x - half, 0),
-                (x + half, 0),
-                [argb((190, 180, 172)), argb((250, 247, 240)), argb((190, 180, 172))],
-            ),
-        )
-        canvas.restore()
+        with skia.AutoCanvasRestore(canvas):
+            canvas.clipPath(inside, True)
+            teeth = skia.Rect(x - half, y - 3, x + half, y + 0.95 * open_)
+            colors = [argb((190, 180, 172)), argb((250, 247, 240)), argb((190, 180, 172))]
+            canvas.drawRect(teeth, linear((x - half, 0), (x + half, 0), colors))
     else:
-        canvas.drawPath(_curve(*lower, *middle[1:-1], closed=True), fill(_shade(color, 1.1)))
+        canvas.drawPath(_curve(left, *lower, *middle[:-1], closed=True), fill(_shade(color, 1.1)))
         canvas.drawPath(_curve(*middle), stroke(_shade(color, 0.42), 0.55, 0.9))
         _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
     for side, corner in ((-1, left), (1, right)):
@@ -407,47 +328,31 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
     if not p.beard:
         return
     color = _shade(p.hair, 0.8)
-    cx = _feature_x(p, 0) + 0.6 * p.turn
-    canvas.save()
-    canvas.clipPath(_head_path(p), True)
+    cx, w = _feature_x(p, 0) + 0.6 * p.turn, p.width
     moustache = _curve(
-        (cx - 5.6, 46.4),
-        (cx - 2.5, 43.2),
-        (cx, 43.6),
-        (cx + 2.5, 43.2),
-        (cx + 5.6, 46.4),
-        (cx, 44.9),
-        closed=True,
-    )
-    if p.beard in ("full", "stubble"):
-        w = p.width
-        outline = _curve(
-            (cx - w - 2, 33), (cx - w * 0.78, 40), (cx - 6.4, 44.0), (cx, 42.8), (cx + 6.4, 44.0),
-            (cx + w * 0.78, 40), (cx + w + 2, 33), (cx + w + 3, 60), (cx - w - 3, 60), closed=True,
-        )  # fmt: skip
-        mouth = skia.Rect(cx - 5.4, MOUTH_Y - 1.9, cx + 5.4, MOUTH_Y + 2.6)
-        canvas.save()
+        (cx - 5.6, 46.4), (cx - 2.5, 43.2), (cx, 43.6), (cx + 2.5, 43.2), (cx + 5.6, 46.4),
+        (cx, 44.9), closed=True,
+    )  # fmt: skip
+    cheeks = _curve(
+        (cx - w - 2, 33), (cx - w * 0.78, 40), (cx - 6.4, 44.0), (cx, 42.8), (cx + 6.4, 44.0),
+        (cx + w * 0.78, 40), (cx + w + 2, 33), (cx + w + 3, 60), (cx - w - 3, 60), closed=True,
+    )  # fmt: skip
+    mouth = skia.Rect(cx - 5.4, MOUTH_Y - 1.9, cx + 5.4, MOUTH_Y + 2.6)
+    with skia.AutoCanvasRestore(canvas):
+        canvas.clipPath(_head_path(p), True)
+        if p.beard in ("goatee", "moustache"):
+            canvas.drawPath(moustache, fill(color, 0.88, 0.3))
+        if p.beard == "goatee":
+            tuft = skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5)
+            canvas.drawOval(tuft, fill(color, 0.85, 0.6))
         hole = skia.Path.Oval(mouth) if hasattr(skia.Path, "Oval") else skia.Path().addOval(mouth)
         canvas.clipPath(hole, skia.ClipOp.kDifference, True)
-        canvas.drawPath(outline, fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
-        if p.beard == "full":
-            for _ in range(26):
-                x, y = cx + rng.uniform(-w, w), rng.uniform(40, p.chin)
-                canvas.drawLine(
-                    x,
-                    y,
-                    x + 0.12 * (x - cx),
-                    y + 2.2,
-                    stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45),
-                )
-        canvas.restore()
-    else:
-        canvas.drawPath(moustache, fill(color, 0.88, 0.3))
-        if p.beard == "goatee":
-            canvas.drawOval(
-                skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5), fill(color, 0.85, 0.6)
-            )
-    canvas.restore()
+        if p.beard in ("full", "stubble"):
+            canvas.drawPath(cheeks, fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
+        for _ in range(26 if p.beard == "full" else 0):
+            x, y = cx + rng.uniform(-w, w), rng.uniform(40, p.chin)
+            hair = stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45)
+            canvas.drawLine(x, y, x + 0.12 * (x - cx), y + 2.2, hair)
 
 
 def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -484,30 +389,25 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
     path = _curve(*outer, *front, closed=True)
     _glow(canvas, cx, 20.5, w, 6.5, _shade(p.skin, 0.4), 0.3)
     colors = [argb(_shade(p.hair, f)) for f in (1.16, 1.0, 0.72)]
-    canvas.drawPath(path, _radial(cx + 7 * p.light, top + 6, 27, colors, [0, 0.45, 1]))
-    canvas.save()
-    canvas.clipPath(path, True)
-    if p.style == "curly":
-        for _ in range(70):
-            x, y = cx + rng.uniform(-w - 4, w + 4), rng.uniform(top, 28)
-            canvas.drawCircle(
-                x,
-                y,
-                rng.uniform(0.9, 1.8),
-                stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55),
-            )
-    else:
-        for _ in range(34):
-            x = cx + rng.uniform(-w - 2, w + 2)
-            start = (apex + 0.35 * (x - apex), top + rng.uniform(0, 3))
-            end = (x + 0.16 * (x - cx), rng.uniform(18, temple))
-            bend = ((start[0] + end[0]) / 2 + 0.18 * (x - cx), (start[1] + end[1]) / 2 - 2.4)
-            canvas.drawPath(
-                _curve(start, bend, end), stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
-            )
-    shine = _curve((cx - w * 0.8, 16), (cx + 3 * p.light, top + 5), (cx + w * 0.8, 16))
-    canvas.drawPath(shine, stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
-    canvas.restore()
+    canvas.drawPath(path, radial(cx + 7 * p.light, top + 6, 27, colors, [0, 0.45, 1]))
+    with skia.AutoCanvasRestore(canvas):
+        canvas.clipPath(path, True)
+        if p.style == "curly":
+            for _ in range(70):
+                x, y = cx + rng.uniform(-w - 4, w + 4), rng.uniform(top, 28)
+                radius = rng.uniform(0.9, 1.8)
+                curl = stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55)
+                canvas.drawCircle(x, y, radius, curl)
+        else:
+            for _ in range(34):
+                x = cx + rng.uniform(-w - 2, w + 2)
+                start = (apex + 0.35 * (x - apex), top + rng.uniform(0, 3))
+                end = (x + 0.16 * (x - cx), rng.uniform(18, temple))
+                bend = ((start[0] + end[0]) / 2 + 0.18 * (x - cx), (start[1] + end[1]) / 2 - 2.4)
+                strand = stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
+                canvas.drawPath(_curve(start, bend, end), strand)
+        shine = _curve((cx - w * 0.8, 16), (cx + 3 * p.light, top + 5), (cx + w * 0.8, 16))
+        canvas.drawPath(shine, stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
 
 
 def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -527,14 +427,9 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         canvas.drawRoundRect(lens, min(half, corner * 1.1), corner, stroke(frame, width, 0.95))
         canvas.drawLine(x - 2.2, y - 2.6, x + 0.6, y + 0.4, stroke((255, 255, 255), 0.8, 0.25, 0.3))
         edges[side] = (x - side * half, x + side * half)
-    canvas.drawPath(
-        _curve(
-            (edges[-1][0], y - 0.8),
-            ((edges[-1][0] + edges[1][0]) / 2, y - 1.7),
-            (edges[1][0], y - 0.8),
-        ),
-        stroke(frame, width),
-    )
+    left, right = edges[-1][0], edges[1][0]
+    bridge = _curve((left, y - 0.8), ((left + right) / 2, y - 1.7), (right, y - 0.8))
+    canvas.drawPath(bridge, stroke(frame, width))
     for side in (-1, 1):
         temple = 32 + 1.6 * p.turn + side * (p.width + 0.4)
         canvas.drawLine(edges[side][1], y - 1.2, temple, y - 1.8, stroke(frame, width, 0.9))
@@ -542,72 +437,48 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
 
 def _lighting(canvas: skia.Canvas, p: Person) -> None:
     """Overall lighting: one side brighter, a tint, the corners a little darker."""
-    bright, dark = (
-        argb((255, 246, 230), 0.16 * abs(p.light)),
-        argb((10, 8, 25), 0.32 * abs(p.light)),
-    )
+    bright = argb((255, 246, 230), 0.16 * abs(p.light))
+    dark = argb((10, 8, 25), 0.32 * abs(p.light))
     colors = [bright, dark] if p.light < 0 else [dark, bright]
-    canvas.drawPaint(_linear((4, 10), (60, 40), colors))
+    canvas.drawPaint(linear((4, 10), (60, 40), colors))
     tint = (255, 170, 90) if p.warmth > 0 else (90, 150, 255)
     canvas.drawPaint(fill(tint, 0.07 * min(1.5, abs(p.warmth))))
-    canvas.drawPaint(
-        _radial(
-            32,
-            32,
-            48,
-            [argb((0, 0, 0), 0), argb((0, 0, 0), 0), argb((0, 0, 0), 0.22)],
-            [0, 0.6, 1],
-        )
-    )
+    colors = [argb((0, 0, 0), 0), argb((0, 0, 0), 0), argb((0, 0, 0), 0.22)]
+    canvas.drawPaint(radial(32, 32, 48, colors, [0, 0.6, 1]))
 
 
 def draw_person(p: Person) -> np.ndarray:
     """The portrait, (64, 64, 3) uint8 RGB."""
     rng = np.random.default_rng(p.seed)
-    side = SIZE * SUPERSAMPLING
-    pixels = np.zeros((side, side, 4), np.uint8)
-    surface = skia.Surface.MakeRasterDirect(
-        skia.ImageInfo.Make(side, side, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType), pixels
-    )
-    canvas = surface.getCanvas()
-    canvas.scale(SUPERSAMPLING, SUPERSAMPLING)
+    drawn, pixels = surface(SIZE, SUPERSAMPLING)
+    canvas = drawn.getCanvas()
     _background(canvas, p, rng)
-    canvas.save()
-    canvas.translate(32 + p.shift[0], 34 + p.shift[1])
-    canvas.scale(p.zoom, p.zoom)
-    canvas.translate(-32, -34)
-    canvas.save()
-    canvas.rotate(p.tilt, 32, 62)
-    _hair_behind(canvas, p, rng)
-    canvas.restore()
-    _body(canvas, p, rng)
-    canvas.save()
-    canvas.rotate(p.tilt, 32, 62)
-    _head(canvas, p)
-    _wrinkles(canvas, p)
-    _nose(canvas, p)
-    _beard(canvas, p, rng)
-    _mouth(canvas, p)
-    _eyes(canvas, p)
-    _hair_front(canvas, p, rng)
-    _glasses(canvas, p, rng)
-    canvas.restore()
-    canvas.restore()
+    with skia.AutoCanvasRestore(canvas):
+        canvas.translate(32 + p.shift[0], 34 + p.shift[1])
+        canvas.scale(p.zoom, p.zoom)
+        canvas.translate(-32, -34)
+        with skia.AutoCanvasRestore(canvas):
+            canvas.rotate(p.tilt, 32, 62)
+            _hair_behind(canvas, p, rng)
+        _body(canvas, p, rng)
+        canvas.rotate(p.tilt, 32, 62)
+        _head(canvas, p)
+        _wrinkles(canvas, p)
+        _nose(canvas, p)
+        _beard(canvas, p, rng)
+        _mouth(canvas, p)
+        _eyes(canvas, p)
+        _hair_front(canvas, p, rng)
+        _glasses(canvas, p, rng)
     _lighting(canvas, p)
-    surface.flushAndSubmit()
+    drawn.flushAndSubmit()
     blocks = pixels[:, :, :3].reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
     picture = blocks.mean((1, 3), dtype=np.float32)
     picture += rng.normal(0, p.noise, (SIZE, SIZE, 1)).astype(np.float32)
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def draw_face(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Face number `index` of a series: (64, 64, 3) uint8 RGB, (len(ATTRIBUTES),) uint8 0/1."""
-    person = sample_person(np.random.default_rng([seed, index]))
+def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
+    """Face `index` of a series: (64, 64, 3) uint8 RGB, and its attributes by name."""
+    person = sample_person(np.random.default_rng([series, index]))
     return draw_person(person), person.attributes
-
-
-def draw_faces(seed: int, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Several faces: (n, 64, 64, 3) uint8 RGB, (n, len(ATTRIBUTES)) uint8 0/1."""
-    drawn = [draw_face(seed, index) for index in indices]
-    return np.stack([d[0] for d in drawn]), np.stack([d[1] for d in drawn])

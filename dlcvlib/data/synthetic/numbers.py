@@ -20,10 +20,8 @@ import numpy as np
 import skia
 from PIL import Image, ImageFilter
 
-from dlcvlib.data.synthetic.brushes import argb, fill, stroke
+from dlcvlib.data.synthetic.brushes import argb, fill, linear, stroke, surface
 from dlcvlib.data.synthetic.people import Color, mix
-
-__all__ = ["draw_number", "draw_numbers"]
 
 SIZE = 32
 SUPERSAMPLING = 2
@@ -183,8 +181,7 @@ def _plate(
     shadow = plate.makeOffset(rng.uniform(-6, 6), rng.uniform(2, 8))
     canvas.drawRoundRect(shadow, corner, corner, fill((0, 0, 0), 0.5))
     tones = [argb(_shade(color, factor)) for factor in rng.uniform(0.85, 1.12, 2)]
-    shader = skia.GradientShader.MakeLinear([(left, -50), (right, 50)], tones)
-    canvas.drawRoundRect(plate, corner, corner, skia.Paint(Shader=shader, AntiAlias=True))
+    canvas.drawRoundRect(plate, corner, corner, linear((left, -50), (right, 50), tones))
     if rng.random() < 0.4:
         inset = plate.makeInset(5, 5)
         border = stroke(_ink_color(rng, color), rng.uniform(1.5, 4))
@@ -226,19 +223,17 @@ def _number(
     poses = [(glyph.path, at, *rng.normal(0, loose, 2)) for glyph, at in placed]
     for dx, dy, paint in coats:
         for path, at, drop, tilt in poses:
-            canvas.save()
-            canvas.translate(at + dx, drop + dy)
-            canvas.rotate(tilt)
-            canvas.drawPath(path, paint)
-            canvas.restore()
+            with skia.AutoCanvasRestore(canvas):
+                canvas.translate(at + dx, drop + dy)
+                canvas.rotate(tilt)
+                canvas.drawPath(path, paint)
 
 
 def _light(canvas: skia.Canvas, rng: np.random.Generator) -> None:
     """Uneven light over the picture: darker to one side, a shadow's edge, glare."""
     canvas.rotate(rng.uniform(0, 360), SIZE / 2, SIZE / 2)
     colors = [argb((255, 250, 235), rng.uniform(0, 0.15)), argb((8, 8, 20), rng.uniform(0, 0.5))]
-    shader = skia.GradientShader.MakeLinear([(-4, 0), (SIZE + 4, 0)], colors)
-    canvas.drawPaint(skia.Paint(Shader=shader))
+    canvas.drawPaint(linear((-4, 0), (SIZE + 4, 0), colors))
     canvas.rotate(rng.uniform(0, 360), SIZE / 2, SIZE / 2)
     if rng.random() < 0.3:
         shadow = skia.Rect(rng.uniform(4, 26), -SIZE, 3 * SIZE, 2 * SIZE)
@@ -270,41 +265,24 @@ def _camera(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image.toarray(colorType=skia.kRGBA_8888_ColorType)[..., :3]
 
 
-def draw_number(series: int, index: int) -> tuple[np.ndarray, int]:
-    """Number `index` of a series: (32, 32, 3) uint8 RGB, and the digit at its centre."""
+def draw_number(series: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Number `index` of a series: (32, 32, 3) uint8 RGB, and as "label" the digit at its centre."""
     rng = np.random.default_rng([series, index])
     label = int(rng.integers(10))
-    side = SIZE * SUPERSAMPLING
-    pixels = np.zeros((side, side, 4), np.uint8)
-    surface = skia.Surface.MakeRasterDirect(
-        skia.ImageInfo.Make(side, side, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType), pixels
-    )
-    canvas = surface.getCanvas()
-    canvas.scale(SUPERSAMPLING, SUPERSAMPLING)
-    canvas.save()
-    _place(canvas, rng)
-    ground = _wall_color(rng)
-    canvas.save()
-    _wall(canvas, rng, ground)
-    canvas.restore()
-    placed = _layout(rng, _pick(rng, _digits()), label)
-    if rng.random() < 0.35:
+    drawn, pixels = surface(SIZE, SUPERSAMPLING)
+    canvas = drawn.getCanvas()
+    with skia.AutoCanvasRestore(canvas):
+        _place(canvas, rng)
         ground = _wall_color(rng)
-        left = min(x - glyph.width / 2 for glyph, x in placed)
-        right = max(x + glyph.width / 2 for glyph, x in placed)
-        _plate(canvas, rng, left, right, ground)
-    _number(canvas, rng, placed, _ink_color(rng, ground), ground)
-    canvas.restore()
+        with skia.AutoCanvasRestore(canvas):
+            _wall(canvas, rng, ground)
+        placed = _layout(rng, _pick(rng, _digits()), label)
+        if rng.random() < 0.35:
+            ground = _wall_color(rng)
+            left = min(x - glyph.width / 2 for glyph, x in placed)
+            right = max(x + glyph.width / 2 for glyph, x in placed)
+            _plate(canvas, rng, left, right, ground)
+        _number(canvas, rng, placed, _ink_color(rng, ground), ground)
     _light(canvas, rng)
-    surface.flushAndSubmit()
-    return _camera(pixels, rng), label
-
-
-def draw_numbers(series: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Several numbers: (n, 32, 32, 3) uint8 RGB, (n, 1) uint8 of 0 to 9.
-
-    Picture i depends on (series, i) alone.
-    """
-    drawn = [draw_number(series, index) for index in indices]
-    pictures = np.stack([picture for picture, _ in drawn])
-    return pictures, np.array([[label] for _, label in drawn], np.uint8)
+    drawn.flushAndSubmit()
+    return _camera(pixels, rng), {"label": label}

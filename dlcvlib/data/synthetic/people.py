@@ -8,21 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ATTRIBUTES = (
-    "Male",
-    "Young",
-    "Smiling",
-    "Eyeglasses",
-    "Black_Hair",
-    "Brown_Hair",
-    "Blond_Hair",
-    "Gray_Hair",
-    "Bald",
-    "Bangs",
-    "No_Beard",
-    "Wearing_Lipstick",
-)
-
 Color = tuple[float, float, float]
 
 SKIN: tuple[Color, ...] = (
@@ -36,12 +21,8 @@ HAIR: dict[str, tuple[Color, ...]] = {
     "Gray_Hair": ((176, 174, 172), (206, 204, 202), (150, 148, 148)),
 }
 IRIS: tuple[Color, ...] = (
-    (70, 45, 30),
-    (95, 62, 38),
-    (86, 104, 70),
-    (84, 118, 146),
-    (112, 128, 136),
-)
+    (70, 45, 30), (95, 62, 38), (86, 104, 70), (84, 118, 146), (112, 128, 136),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,20 +60,19 @@ class Person:
     seed: int  # of the random details: strands, background, grain
 
     @property
-    def attributes(self) -> np.ndarray:
-        """(len(ATTRIBUTES),) uint8 of 0 and 1."""
-        values = {
+    def attributes(self) -> dict[str, bool]:
+        """By name, in the order of the columns."""
+        return {
             "Male": self.male,
             "Young": self.age < 0.5,
             "Smiling": self.smile > 0.3,
             "Eyeglasses": bool(self.glasses),
+            **{name: self.hair_name == name for name in HAIR},
             "Bald": self.style == "bald",
             "Bangs": self.bangs,
             "No_Beard": not self.beard,
             "Wearing_Lipstick": self.lipstick,
         }
-        values |= {name: self.hair_name == name for name in HAIR}
-        return np.array([values[name] for name in ATTRIBUTES], np.uint8)
 
 
 def sample_person(rng: np.random.Generator) -> Person:
@@ -106,9 +86,8 @@ def sample_person(rng: np.random.Generator) -> Person:
     smiling = rng.random() < (0.45 if male else 0.6)
     beard = ""
     if male and rng.random() < 0.45:
-        beard = str(
-            rng.choice(["stubble", "full", "goatee", "moustache"], p=[0.3, 0.35, 0.2, 0.15])
-        )
+        beards = ["stubble", "full", "goatee", "moustache"]
+        beard = str(rng.choice(beards, p=[0.3, 0.35, 0.2, 0.15]))
     palette = HAIR[hair_name or ("Gray_Hair" if age > 0.7 else "Brown_Hair")]
     return Person(
         male=male,
