@@ -87,7 +87,7 @@ METHODS = ("vae", "features", "dcgan", "classifier", "dann", "pixelda", "adamatc
 def settings_of(method, **changes):
     """Settings of a method under profile smoke, in float32."""
     from dlcvlib.config import profiles
-    from dlcvlib.config.settings import AttributeSettings, TrainingSettings
+    from dlcvlib.config.schema import AttributeSettings, TrainingSettings
 
     chapter = {"vae": "vae", "features": "vae", "dcgan": "gan", "classifier": "dann"}
     chosen = profiles.load("smoke", {**chapter, "adamatch": "pixelda"}.get(method, method))

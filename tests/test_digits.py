@@ -165,7 +165,7 @@ def test_bad_folders(load, tmp_path, root):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["usps->cifar"], r"'pairs.0': input should be 'usps->mnistm', .* \(got 'usps->cifar'\)"),
+        (["usps->cifar"], r"'pairs.0': Input should be 'usps->mnistm', .* \(got 'usps->cifar'\)"),
         (["usps->mnistm", "usps->mnistm"], "named twice"),
         ([], "pairs"),
     ],

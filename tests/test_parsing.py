@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcvlib.config import profiles, schema
-from dlcvlib.config.settings import PAIRS
+from dlcvlib.config.schema import PAIRS
 from dlcvlib.data import tables
 from dlcvlib.utils.errors import UserError
 

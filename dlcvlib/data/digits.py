@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlcvlib.config.settings import DigitParams
+from dlcvlib.config.schema import DigitParams
 from dlcvlib.data import decode, prepare, scans
 from dlcvlib.data.prepare import Source
 from dlcvlib.data.tables import read_labels

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlcvlib.config.settings import FaceParams
+from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, prepare
 from dlcvlib.data.prepare import Source
 from dlcvlib.data.tables import read_attributes

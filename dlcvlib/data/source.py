@@ -14,13 +14,13 @@ LEAST_DIGITS = {"train": 32, "validation": 2, "test": 12}
 """Minimum number of images per split, for the notebooks' grids, batches and neighbourhoods."""
 
 if TYPE_CHECKING:
-    from dlcvlib.config.settings import Parameters
+    from dlcvlib.config.schema import Parameters
     from dlcvlib.data.types import DigitData, Domain, FaceData
 
 
 def load(params: "Parameters") -> "FaceData | DigitData":
     """The data of a chapter's parameters, prepared now or by an earlier run."""
-    from dlcvlib.config.settings import FaceParams
+    from dlcvlib.config.schema import FaceParams
 
     if isinstance(params, FaceParams):
         from dlcvlib.data.faces import load_faces
@@ -44,7 +44,7 @@ def inspect_data(chapters: Mapping[str, "Parameters"]) -> tuple[dict[str, str], 
     """
     import torch
 
-    from dlcvlib.config.settings import DigitParams, FaceParams
+    from dlcvlib.config.schema import DigitParams, FaceParams
 
     inspected, result = {}, {}
     for name, params in chapters.items():

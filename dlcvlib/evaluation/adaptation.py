@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from dlcvlib.config.schema import DANNParams, PixelDAParams
-from dlcvlib.config.settings import TrainingSettings
+from dlcvlib.config.schema import DANNParams, PixelDAParams, TrainingSettings
 from dlcvlib.data.types import DigitData, Pair
 from dlcvlib.evaluation import original
 from dlcvlib.evaluation.significance import mean_text, more_accurate

@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from dlcvlib.config.settings import GANSettings
+from dlcvlib.config.schema import GANSettings
 from dlcvlib.training.runs import Run
 
 ZERO_LOSS = 0.05

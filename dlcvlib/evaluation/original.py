@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dlcvlib.config.schema import as_text, load
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import Parameters, as_text, load
 
 if TYPE_CHECKING:
     import pandas as pd

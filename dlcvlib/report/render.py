@@ -23,7 +23,7 @@ import typst
 from nbformat import NotebookNode
 from PIL import Image
 
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report import provenance, tables
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, name_of, options, split
 from dlcvlib.utils import stopwatch, storage

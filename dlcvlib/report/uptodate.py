@@ -110,7 +110,7 @@ def plan(
         else:
             title = "".join(c.source for c in notebook.cells[:1]).partition("\n")[0].lstrip("# ")
             own, data = params[chapter], fingerprints_of_data[chapter]
-            identity = _identity(notebook, own, data)
+            identity = _identity(notebook, chapter, own, data)
             task = Task(source, target, chapter, title, own.model_dump(), identity)
         tasks.append(task)
     return tasks
@@ -126,11 +126,13 @@ def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
     return check({name: found for name, found in read.items() if not isinstance(found, str)})
 
 
-def _identity(notebook: nbformat.NotebookNode, params: Chapter, data: str) -> dict[str, Any]:
+def _identity(
+    notebook: nbformat.NotebookNode, chapter: str, params: Chapter, data: str
+) -> dict[str, Any]:
     return {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
         "parameters": _deciding(params),
-        "original": _deciding(load("original", params.chapter)),
+        "original": _deciding(load("original", chapter)),
         "data": {params.data: data},
         "code": _code(notebook),
         "files": {path.name: storage.sha256(path) for path in FILES},

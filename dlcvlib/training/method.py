@@ -48,7 +48,7 @@ class Method(nn.Module):
 
     Attributes:
         name: first part of the run's folder name.
-        settings: a `config.settings.TrainingSettings`, which with data and code determines a run.
+        settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
