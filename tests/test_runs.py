@@ -146,11 +146,11 @@ def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypa
     path = tmp_path / "vae.py"
     path.write_text("x = 1")
     monkeypatch.setitem(fingerprints._LOADED, path, path.read_text())
-    before = fingerprints.source_hash([path])
+    before = fingerprints.hashes([path])
     path.write_text("x = 2")
-    assert fingerprints.source_hash([path]) == before
+    assert fingerprints.hashes([path]) == before
     monkeypatch.delitem(fingerprints._LOADED, path)
-    assert fingerprints.source_hash([path]) != before
+    assert fingerprints.hashes([path]) != before
 
 
 # --- damage -----------------------------------------------------------------------------------
@@ -209,9 +209,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_temporary_files_left_by_a_kill_are_removed(tmp_path):
-    (tmp_path / f"{storage.TEMPORARY}a.safetensors").write_text("half")
-    (tmp_path / f"{storage.TEMPORARY}b").mkdir()
-    (tmp_path / f"{storage.TEMPORARY}b" / "c.ipynb").write_text("half")
+    (tmp_path / f"{storage.TEMPORARY}a").mkdir()
+    (tmp_path / f"{storage.TEMPORARY}a" / "b.ipynb").write_text("half")
     (tmp_path / "whole").write_text("whole")
     storage.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]

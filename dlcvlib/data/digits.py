@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 
 from dlcvlib.config.schema import DigitParams
@@ -122,7 +123,7 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
     description = f"torchvision's MNIST, blended with {origin}"
     if not blended:
         description = f"torchvision's {name.upper()}"
-    identity = {"images": fingerprints.arrays_hash([*pictures, labels, *photographs])}
+    identity = {"images": joblib.hash([*pictures, labels, *photographs])}
     known = {"label": labels}
     return Source(description, train, test, scans.enlarged, item, identity, known=known)
 

@@ -112,7 +112,7 @@ def make_report(
             {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"memory": memory, "spent": stopwatch.so_far()},
+            about | {"memory": memory, "spent": stopwatch.seconds},
             exhibits,
             out,
             whole=whole,

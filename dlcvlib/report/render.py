@@ -81,7 +81,7 @@ def render(
             for file, content in files.items():
                 storage.write_bytes(figures / file, content)
             storage.write_bytes(folder / "report.pdf", to_pdf(markdown, files, figures))
-            made["seconds_by_work"] |= stopwatch.so_far()  # writing the pages
+            made["seconds_by_work"] |= stopwatch.seconds  # writing the pages
             found = {"version": RESULTS_VERSION, "provenance": made}
             found |= {problem: page.results for problem, page in pages.items()}
             found |= {problem: {"failed": error} for problem, (_, error) in failures.items()}
