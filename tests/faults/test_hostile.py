@@ -134,7 +134,7 @@ def test_yaml_tags_run_no_code(tmp_path, monkeypatch):
     yaml.unsafe_load(CALL.format(str(mark))).close()
     assert mark.exists()  # it would
     mark.unlink()
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="a value in YAML"):
         profiles.parse_assignments([f"vae.data={CALL.format(str(mark))}"])
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
     (tmp_path / "quick").mkdir()

@@ -115,17 +115,11 @@ def test_killed_while_installing(checkout, moment):
     assert not (checkout / ".venv.installing").exists()
 
 
-def test_an_installation_that_fails_ends_it(checkout):
-    (checkout / "broken").touch()
-    out, said, status = run(checkout)
-    assert (out, status) == ("", 1)
-    assert said.endswith("no such package\n")
-    (checkout / "broken").unlink()
-    assert run(checkout)[0] == "has 1.0\n"
-
-
 def test_folders_of_others_are_never_removed(checkout):
-    """Another folder is not an environment; another venv is installed into, repeatedly."""
+    """Another folder is not an environment; another venv is installed into, repeatedly.
+
+    An installation that fails ends the run, and the next begins it anew.
+    """
     (checkout / "broken").touch()
     thesis = checkout / "else where" / "thesis.txt"
     thesis.parent.mkdir()
@@ -141,7 +135,9 @@ def test_folders_of_others_are_never_removed(checkout):
         assert thesis.exists()
     # A relative name is of where it was typed; a new one is made, and anew if it is not whole.
     there = {"script": "../run_all.sh", "cwd": thesis.parent, "DLCV_ENV": "new"}
-    run(checkout, **there)
+    out, said, status = run(checkout, **there)
+    assert (out, status) == ("", 1)
+    assert said.endswith("no such package\n")
     (checkout / "broken").unlink()
     out, said, _ = run(checkout, **there)
     assert out == "has 1.0\n"
