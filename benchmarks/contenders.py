@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
 from dlcvlib.config import profiles
-from dlcvlib.config.settings import TrainingSettings
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
 from dlcvlib.data.types import MeasuredFaces

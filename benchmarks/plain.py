@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from dlcvlib.config.settings import (
+from dlcvlib.config.schema import (
     AdaMatchSettings,
     ClassifierFields,
     DANNSettings,

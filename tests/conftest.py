@@ -7,12 +7,24 @@ import os
 import resource
 import tempfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
+
+from dlcvlib.config import profiles
+from dlcvlib.config.schema import AttributeSettings, TrainingSettings
+from dlcvlib.data import types
+from dlcvlib.data.synthetic import faces as drawn_faces
+from dlcvlib.methods import adamatch, attributes, classifier, dann, dcgan, pixelda, vae
+from dlcvlib.report import cli, execute, uptodate
+from dlcvlib.training import loop
+from dlcvlib.training.runs import train_or_load
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # Precisions that are tried here are tried once, whatever an earlier session or the user has found.
@@ -28,15 +40,12 @@ HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
 @pytest.fixture
 def smoke():
     """Parameters of chapter 1 under profile smoke, changed by keyword."""
-    from dlcvlib.config import profiles
-
     return lambda **changes: profiles.load("smoke", "vae", changes)
 
 
 @pytest.fixture(scope="session")
 def drawn():
     """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
-    from dlcvlib.data.synthetic import faces as drawn_faces
 
     people = [drawn_faces.draw_face(0, number) for number in range(60)]
     images = np.stack([picture.transpose(2, 0, 1) for picture, _ in people])
@@ -50,20 +59,12 @@ def drawn():
 @pytest.fixture
 def faces(drawn):
     """A small data set in memory."""
-    from dlcvlib.data.types import FaceData, ImageSet
-
-    def cut(a, b):
-        return ImageSet(drawn[0][a:b], {name: values[a:b] for name, values in drawn[1].items()})
-
-    return FaceData(
-        cut(0, 40),
-        cut(40, 48),
-        cut(48, 60),
-        "test faces",
-        synthetic=True,
-        notes=(),
-        fingerprint="f",
-    )
+    images, columns = drawn
+    parts = [
+        types.ImageSet(images[a:b], {name: values[a:b] for name, values in columns.items()})
+        for a, b in itertools.pairwise((0, 40, 48, 60))
+    ]
+    return types.FaceData(*parts, "test faces", synthetic=True, notes=(), fingerprint="f")
 
 
 @pytest.fixture
@@ -83,38 +84,29 @@ def folder(tmp_path):
     return root
 
 
-METHODS = ("vae", "features", "dcgan", "classifier", "dann", "pixelda", "adamatch")
+KINDS = [vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier]
+KINDS += [dann.DANN, pixelda.PixelDA, adamatch.AdaMatch]
+METHODS = {kind.name: kind for kind in KINDS}
+
+
+@cache
+def _settings():
+    vae, gan, dann, pixelda = (profiles.load("smoke", chapter) for chapter in profiles.CHAPTERS)
+    training = {name: getattr(vae, name) for name in TrainingSettings.model_fields}
+    features = AttributeSettings(attributes=["Male", "Smiling"], **training)
+    found = {"vae": vae.settings, "features": features, "dcgan": gan.settings}
+    found |= {"classifier": dann.classifier(0), "dann": dann.settings(0)}
+    return found | {"pixelda": pixelda.settings(0), "adamatch": pixelda.adamatch(0)}
 
 
 def settings_of(method, **changes):
     """Settings of a method under profile smoke, in float32."""
-    from dlcvlib.config import profiles
-    from dlcvlib.config.settings import AttributeSettings, TrainingSettings
-
-    chapter = {"vae": "vae", "features": "vae", "dcgan": "gan", "classifier": "dann"}
-    chosen = profiles.load("smoke", {**chapter, "adamatch": "pixelda"}.get(method, method))
-    settings = {
-        "vae": lambda: chosen.settings,
-        "features": lambda: AttributeSettings(
-            attributes=["Male", "Smiling"],
-            **{name: getattr(chosen, name) for name in TrainingSettings.model_fields},
-        ),
-        "dcgan": lambda: chosen.settings,
-        "classifier": lambda: chosen.classifier(0),
-        "dann": lambda: chosen.settings(0),
-        "pixelda": lambda: chosen.settings(0),
-        "adamatch": lambda: chosen.adamatch(0),
-    }[method]()
-    return settings.replace(**{"precision": "fp32"} | changes)
+    return _settings()[method].replace(**{"precision": "fp32"} | changes)
 
 
 def class_of(method):
     """The class of a method."""
-    from dlcvlib.methods import adamatch, attributes, classifier, dann, dcgan, pixelda, vae
-
-    kinds = [vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier]
-    kinds += [dann.DANN, pixelda.PixelDA, adamatch.AdaMatch]
-    return dict(zip(METHODS, kinds, strict=True))[method]
+    return METHODS[method]
 
 
 def built(method, **changes):
@@ -126,27 +118,18 @@ def built(method, **changes):
 @pytest.fixture
 def data(faces, pair):
     """What each method trains on, by the method's name."""
-    from dlcvlib.data.types import MeasuredFaces
 
     def quality(images):
         return {"kid": images.mean().item(), "diversity": images.std().item()}
 
-    adaptation = pair.adaptation()
-    return {
-        "vae": faces,
-        "features": faces,
-        "dcgan": MeasuredFaces(faces, 8, quality, "f"),
-        "classifier": pair.source,
-        "dann": adaptation,
-        "pixelda": adaptation,
-        "adamatch": adaptation,
-    }
+    found = {"vae": faces, "features": faces, "classifier": pair.source}
+    found["dcgan"] = types.MeasuredFaces(faces, 8, quality, "f")
+    return found | dict.fromkeys(("dann", "pixelda", "adamatch"), pair.adaptation())
 
 
 @pytest.fixture
 def train(data, tmp_path):
     """Train a method on `data`, or load it: (method, folder of the runs, changed settings)."""
-    from dlcvlib.training.runs import train_or_load
 
     def trained(method, folder="runs", **changes):
         settings = settings_of(method, **changes)
@@ -158,8 +141,6 @@ def train(data, tmp_path):
 @pytest.fixture
 def params(tmp_path):
     """Parameters of a chapter under profile smoke in float32, changed by keyword."""
-    from dlcvlib.config import profiles
-
     fixed = {"precision": "fp32", "runs_dir": str(tmp_path / "runs")}
     return lambda chapter, **changes: profiles.load("smoke", chapter, fixed | changes)
 
@@ -190,33 +171,28 @@ def digit_folder(root, domains, train=20, test=10):
 @pytest.fixture(scope="session")
 def smoke_report(tmp_path_factory):
     """The report in profile smoke through the command line: (report folder, runs folder)."""
-    from dlcvlib.report.cli import main
-
     base = tmp_path_factory.mktemp("smoke")
     out, runs = base / "report", base / "runs"
-    assert main(["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]) == 0
+    arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
+    assert cli.main(arguments) == 0
     return out, runs
 
 
 def digits_of(name, count=60, shift=0, seed=0):
     """A domain whose digits are bright bars: position encodes the label, brightness the domain."""
-    from dlcvlib.data.types import Domain, LabelledImages
-
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3 * count) % 10
     images = torch.randint(0, 60, (3 * count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, :, 3 * label + 1 : 3 * label + 4] = 200 - shift
-    parts = [LabelledImages(i, y) for i, y in zip(images.chunk(3), labels.chunk(3), strict=True)]
-    return Domain(*parts, "bars", False, (), f"{name} labelled", name, f"{name} images")
+    parts = map(types.LabelledImages, images.chunk(3), labels.chunk(3))
+    return types.Domain(*parts, "bars", False, (), f"{name} labelled", name, f"{name} images")
 
 
 @pytest.fixture
 def pair():
     """Two domains in memory."""
-    from dlcvlib.data.types import Pair
-
-    return Pair(digits_of("usps"), digits_of("mnistm", shift=80, seed=1))
+    return types.Pair(digits_of("usps"), digits_of("mnistm", shift=80, seed=1))
 
 
 @pytest.fixture
@@ -229,11 +205,9 @@ def batch(pair):
 @pytest.fixture
 def digits(pair):
     """Both directions of `pair`."""
-    from dlcvlib.data.types import DigitData, Pair
-
-    back = Pair(pair.target, pair.source)
+    back = types.Pair(pair.target, pair.source)
     domains = {d.name: d for d in (pair.source, pair.target)}
-    return DigitData(domains, {p.name: p for p in (pair, back)}, (), "f")
+    return types.DigitData(domains, {p.name: p for p in (pair, back)}, (), "f")
 
 
 def weights(module):
@@ -265,72 +239,62 @@ def close(module, expected, **tolerance):
         torch.testing.assert_close(parameter.grad, gradient, **tolerance)
 
 
-@pytest.fixture
-def small(tmp_path, smoke):
-    """Write notebooks from lists of cells, and create a report from them.
+class Small:
+    """Notebooks, and a report from them, in a folder.
 
-    A cell may be a list of cells; "N-M" in one is the notebook's problem.
+    Args:
+        root: the folder.
+        smoke: parameters of chapter 1, changed by keyword.
     """
 
-    import nbformat
+    def __init__(self, root, smoke):
+        self.out, self.folder = root / "report", root / "notebooks"
+        self.runs_dir, self.smoke = str(root / "runs"), smoke
 
-    from dlcvlib.report import execute, uptodate
+    def write(self, **notebooks):
+        """Write notebooks from lists of cells, such as p1_2=["x = 1"].
 
-    class Small:
-        out = tmp_path / "report"
-        folder = tmp_path / "notebooks"
+        A cell may be a list of cells; "N-M" in one is the notebook's problem.
+        """
+        self.folder.mkdir(exist_ok=True)
+        parameters = new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]})
+        kernel = {"name": "python3", "language": "python", "display_name": ""}
+        for name, cells in notebooks.items():
+            problem = name[1:].replace("_", "-")
+            flat = itertools.chain(*([c] if isinstance(c, str) else c for c in cells))
+            code = [new_code_cell(cell.replace("N-M", problem)) for cell in flat]
+            book = new_notebook(cells=[new_markdown_cell(f"# {name}"), parameters, *code])
+            book.metadata.kernelspec = kernel
+            nbformat.write(book, self.folder / f"{problem}-test.ipynb")
 
-        def write(self, **notebooks):
-            self.folder.mkdir(exist_ok=True)
-            for name, cells in notebooks.items():
-                book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}")])
-                tagged = nbformat.v4.new_code_cell(
-                    "seed: int = 0", metadata={"tags": ["parameters"]}
-                )
-                problem = name[1:].replace("_", "-")
-                flat = itertools.chain(*([c] if isinstance(c, str) else c for c in cells))
-                sources = [cell.replace("N-M", problem) for cell in flat]
-                book.cells += [tagged, *map(nbformat.v4.new_code_cell, sources)]
-                book.metadata.kernelspec = {
-                    "name": "python3",
-                    "language": "python",
-                    "display_name": "",
-                }
-                nbformat.write(book, self.folder / f"{problem}-test.ipynb")
+    def chosen(self, changes):
+        return {"vae": self.smoke(runs_dir=self.runs_dir, **changes)}
 
-        def chosen(self, changes):
-            return {"vae": smoke(runs_dir=str(tmp_path / "runs"), **changes)}
+    def plan(self, **changes):
+        return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
 
-        def plan(self, **changes):
-            return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
+    def make(self, changes=None, **arguments):
+        arguments |= {"profile": "smoke", "out": self.out, "notebooks": self.folder}
+        return execute.make_report(self.chosen(changes or {}), {"vae": "f"}, **arguments)
 
-        def results(self):
-            return json.loads((self.out / "results.json").read_text())
+    def results(self):
+        return json.loads((self.out / "results.json").read_text())
 
-        def contents(self):
-            """Everything that a reader sees: file -> bytes."""
-            made = [*self.out.glob("*.*"), *(self.out / "figures").glob("*")]
-            return {path.name: path.read_bytes() for path in made if path.name[0] != "."}
+    def contents(self):
+        """Everything that a reader sees: file -> bytes."""
+        made = [*self.out.glob("*.*"), *(self.out / "figures").glob("*")]
+        return {path.name: path.read_bytes() for path in made if path.name[0] != "."}
 
-        def make(self, changes=None, **arguments):
-            chosen = self.chosen(changes or {})
-            return execute.make_report(
-                chosen,
-                {"vae": "f"},
-                profile="smoke",
-                out=self.out,
-                notebooks=self.folder,
-                **arguments,
-            )
 
-    return Small()
+@pytest.fixture
+def small(tmp_path, smoke):
+    """Small notebooks and a report from them."""
+    return Small(tmp_path, smoke)
 
 
 @pytest.fixture
 def unrendered(monkeypatch):
     """Reports that are not written: the tests check which notebooks run."""
-    from dlcvlib.report import execute
-
     monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
 
 
@@ -356,7 +320,6 @@ def disk_full_beyond():
 @pytest.fixture
 def before_step(monkeypatch):
     """A context in which an action runs before one step; checkpoints are saved at every step."""
-    from dlcvlib.training import loop
 
     @contextmanager
     def patched(kind, number, action):

@@ -1,55 +1,29 @@
 """Imports between the library's modules point downwards only, through at most seven layers."""
 
-import ast
-from functools import cache
+from graphlib import TopologicalSorter
 
-from conftest import ROOT
+from dlcvlib.utils.fingerprints import PACKAGE, imports
 
 LAYERS = ["utils", "config", "data", "training", "methods", "evaluation", "plots", "report"]
 """From the lowest to the highest; above them are the command line and the notebooks."""
 FLOORS = 7
-
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in (ROOT / "dlcvlib").rglob("*.py")
-}
+IMPORTS = {path: imports(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
 
 
-@cache
-def imports(module):
-    """Modules of the library that a module imports anywhere, also within functions."""
-    names = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module}: a relative import"
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return sorted(names & FILES.keys())
-
-
-def layer(module):
-    package = module.split(".")[1]
-    return LAYERS.index(package) if package in LAYERS else len(LAYERS)
-
-
-def longest(module, path=()):
-    """The longest chain of imports from a module downwards."""
-    assert module not in path, f"a cycle: {' > '.join([*path, module])}"
-    below = [longest(name, (*path, module)) for name in imports(module)]
-    return [module, *max(below, key=len, default=[])]
+def layer(path):
+    name = path.relative_to(PACKAGE).parts[0]
+    return LAYERS.index(name) if name in LAYERS else len(LAYERS)
 
 
 def test_imports_point_downwards():
-    upwards = [
-        f"{module} imports {name}"
-        for module in FILES
-        for name in imports(module)
-        if layer(name) > layer(module)
-    ]
-    assert upwards == []
+    pairs = [(module, name) for module, names in IMPORTS.items() for name in names]
+    assert [f"{a} imports {b}" for a, b in pairs if layer(b) > layer(a)] == []
+    relative = [path for path in IMPORTS if "from ." in path.read_text(encoding="utf-8")]
+    assert relative == []  # `imports` does not see them
 
 
 def test_there_are_few_layers_and_no_cycles():
-    chain = max((longest(module) for module in FILES), key=len)
-    assert len(chain) <= FLOORS, " > ".join(chain)
+    height = {}
+    for module in TopologicalSorter(IMPORTS).static_order():  # a cycle is an error that names it
+        height[module] = 1 + max((height[name] for name in IMPORTS[module]), default=0)
+    assert 1 < max(height.values()) <= FLOORS

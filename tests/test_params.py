@@ -1,20 +1,31 @@
 """Parameters: profiles, ranges, names, paths, and that notebooks and profiles agree."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
-from dlcvlib.config import paths, profiles, settings
+from dlcvlib.config import paths, profiles
 from dlcvlib.utils.errors import UserError
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+ADAM = {"batch_size": 64, "adam_betas": [0.5, 0.999], "weight_decay": 0}
+ORIGINAL = {
+    "vae": ADAM
+    | {"learning_rate": 5e-4, "learning_rate_schedule": "halvings", "kld_weight": 1}
+    | {"latent_dim": 1024, "decoder_kernel": 2, "activation": "leaky_relu", "output": "sigmoid"}
+    | {"normalise_heads": True, "normalise_output": True}
+    | {"horizontal_flip": True, "vertical_flip": False},
+    "gan": ADAM
+    | {"learning_rate": 1e-4, "learning_rate_schedule": "constant", "loss": "bce"}
+    | {"latent_dim": 100, "channels": 64, "kernel": 5, "discriminator_norm": "batch"}
+    | {"soft_labels": [1, 1], "flip_labels": 0.1, "ema_decay": 0, "augmentation": []},
+}
 
 
-@pytest.mark.parametrize("profile", settings.PROFILES)
+@pytest.mark.parametrize("profile", ["smoke", "quick", "full", "original"])
 @pytest.mark.parametrize("chapter", profiles.CHAPTERS)
 def test_profiles_are_valid(profile, chapter):
     chosen = profiles.load(profile, chapter)
@@ -23,53 +34,11 @@ def test_profiles_are_valid(profile, chapter):
         assert len(seeds) == count
 
 
-@pytest.mark.parametrize(
-    ("chapter", "settings"),
-    [
-        (
-            "vae",
-            {
-                "latent_dim": 1024,
-                "batch_size": 64,
-                "learning_rate": 5e-4,
-                "adam_betas": [0.5, 0.999],
-                "weight_decay": 0,
-                "horizontal_flip": True,
-                "vertical_flip": False,
-                "activation": "leaky_relu",
-                "output": "sigmoid",
-                "learning_rate_schedule": "halvings",
-                "kld_weight": 1,
-                "decoder_kernel": 2,
-                "normalise_heads": True,
-                "normalise_output": True,
-            },
-        ),
-        (
-            "gan",
-            {
-                "latent_dim": 100,
-                "batch_size": 64,
-                "channels": 64,
-                "learning_rate": 1e-4,
-                "adam_betas": [0.5, 0.999],
-                "loss": "bce",
-                "discriminator_norm": "batch",
-                "ema_decay": 0,
-                "augmentation": [],
-                "kernel": 5,
-                "soft_labels": [1, 1],
-                "flip_labels": 0.1,
-                "learning_rate_schedule": "constant",
-            },
-        ),
-    ],
-)
-def test_original_has_the_homeworks_settings(chapter, settings):
-    original = profiles.load("original", chapter).model_dump()
-    assert settings.items() <= original.items()
-    if chapter == "gan":
-        assert original["flip_labels_until"] == original["steps"]
+def test_original_has_the_homeworks_settings():
+    chosen = {chapter: profiles.load("original", chapter).model_dump() for chapter in ORIGINAL}
+    for chapter, settings in ORIGINAL.items():
+        assert settings.items() <= chosen[chapter].items()
+    assert chosen["gan"]["flip_labels_until"] == chosen["gan"]["steps"]
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -79,29 +48,24 @@ def test_original_has_the_homeworks_settings(chapter, settings):
     ("chapter", "changes", "message"),
     [
         ("vae", {"kld_wieght": 1}, "did you mean 'kld_weight'"),
-        ("vae", {True: 1}, "True is not a parameter's name .YAML reads on, off, yes and no as"),
+        ("vae", {True: 1}, "Keys should be strings .got True"),
         ("vae", {"learning_rate": -1}, "'learning_rate'"),
         ("vae", {"output": "softmax"}, "'output'"),
         ("vae", {"kld_weight": float("nan")}, "'kld_weight'"),
         ("vae", {"adam_betas": [0.5]}, "'adam_betas'"),
         ("vae", {"seed": "one"}, "'seed'"),
         ("vae", {"runs_dir": ""}, "'runs_dir'"),
-        ("vae", {"steps": True}, "'steps': True is true or false"),
-        ("vae", {"kld_weight": False}, "'kld_weight': False is true or false"),
-        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds': .*True.* is true or false"),
+        ("vae", {"steps": True}, "'steps': true or false is no number"),
+        ("vae", {"kld_weight": False}, "'kld_weight': true or false is no number"),
+        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds.0': true or false is no number"),
         ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
-        ("vae", {"ablation_seeds": [0, 0]}, "named twice"),
         ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
         ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
+        ("dann", {"pairs": ["usps->svhn", "usps->svhn"]}, "named twice"),
         ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
-        ("gan", {"soft_labels": [0.9, 0.7]}, "soft_labels: the range must rise"),
+        ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
         ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
-        ("dann", {"seeds": [2, 2]}, "named twice"),
-        (
-            "dann",
-            {"pairs": ["usps->cats"]},
-            "'pairs.0': input should be 'usps->mnistm', .*got 'usps->cats'",
-        ),
+        ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
         ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
     ],
 )
@@ -110,27 +74,28 @@ def test_bad_parameters_are_named(chapter, changes, message):
         profiles.load("quick", chapter, changes)
 
 
-def test_unknown_profile():
-    with pytest.raises(UserError, match="smoke, quick, full, original"):
-        profiles.load("fast", "vae")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("on: 1", "; True is not a parameter's name"),
-        ("- 1", "expected lines of 'name: value'"),
-        ("a: [", "cannot read"),
-        (None, "cannot read"),
+        ("- 1", "vae.yaml: expected lines of 'name: value'"),
+        ("a: [", "cannot read .*vae.yaml"),
+        ("a: 2001-99-99", "cannot read .*vae.yaml"),
+        (None, "cannot read .*vae.yaml"),
     ],
 )
-def test_a_damaged_profile_is_named(tmp_path, monkeypatch, text, message):
+def test_a_damaged_or_unknown_profile_is_named(tmp_path, monkeypatch, text, message):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
     (tmp_path / "quick").mkdir()
     if text:
         (tmp_path / "quick" / "vae.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         profiles.load("quick", "vae")
+
+
+@pytest.mark.parametrize("text", ["kld_weight=1", "vae.kld_weight", "cat.x=1", "vae.x=[1", "=", ""])
+def test_bad_assignments_are_shown(text):
+    with pytest.raises(UserError, match=r"--set .*expected CHAPTER\.NAME=VALUE"):
+        profiles.parse_assignments([text])
 
 
 # --- what is read -----------------------------------------------------------------------------
@@ -176,40 +141,17 @@ def test_paths_are_absolute_as_soon_as_they_are_read(chapter, tmp_path, monkeypa
         assert (theirs.runs_dir, theirs.data) == (str(tmp_path), chosen.data)
 
 
-def test_assignments():
-    changes = profiles.parse_assignments(["vae.kld_weight=0.5", "vae.channels=[4, 8]"])
-    assert changes["vae"] == {"kld_weight": 0.5, "channels": [4, 8]}
-
-
-@pytest.mark.parametrize("text", ["kld_weight=1", "vae.kld_weight", "cat.x=1", "vae.x=[1", "=", ""])
-def test_bad_assignments_are_shown(text):
-    with pytest.raises(UserError, match="--set"):
-        profiles.parse_assignments([text])
-
-
 # --- notebooks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_parameters_cell_holds_quick(path):
+def test_parameters_cell_holds_quick_and_papermill_documents_it(path):
     cells = nbformat.read(path, as_version=4).cells
     (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     chapter = list(profiles.CHAPTERS)[int(path.name[0]) - 1]
     assert cell.source == profiles.parameters_cell(chapter), (
         f"run: python -m dlcvlib params {chapter} --write-notebooks"
     )
-
-
-@pytest.mark.parametrize("chapter", profiles.CHAPTERS)
-def test_papermill_documents_every_parameter(chapter, tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell()])
-    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": ""}
-    notebook.cells[0].metadata.tags = ["parameters"]
-    notebook.cells[0].source = profiles.parameters_cell(chapter)
-    assert max(map(len, notebook.cells[0].source.splitlines())) <= 100
-    nbformat.write(notebook, tmp_path / "it.ipynb")
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(tmp_path / "it.ipynb")]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name, field in profiles.CHAPTERS[chapter].model_fields.items():
-        assert f"{name}:" in text
-        assert field.description.split()[0] in text
+    documented = {n: found["help"] for n, found in papermill.inspect_notebook(str(path)).items()}
+    fields = profiles.CHAPTERS[chapter].model_fields
+    assert documented == {name: field.description for name, field in fields.items()}

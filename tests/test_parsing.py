@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcvlib.config import profiles
-from dlcvlib.config.settings import PAIRS
+from dlcvlib.config.schema import PAIRS
 from dlcvlib.data import folder
 from dlcvlib.utils.errors import UserError
 

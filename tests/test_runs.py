@@ -128,11 +128,11 @@ def test_code_edited_under_a_running_process_is_not_what_it_trains_with(monkeypa
     path = tmp_path / "vae.py"
     path.write_text("x = 1")
     monkeypatch.setitem(fingerprints._LOADED, path, path.read_text())
-    before = fingerprints.source_hash([path])
+    before = fingerprints.hashes([path])
     path.write_text("x = 2")
-    assert fingerprints.source_hash([path]) == before
+    assert fingerprints.hashes([path]) == before
     monkeypatch.delitem(fingerprints._LOADED, path)
-    assert fingerprints.source_hash([path]) != before
+    assert fingerprints.hashes([path]) != before
 
 
 # --- files ------------------------------------------------------------------------------------

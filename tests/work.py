@@ -11,16 +11,15 @@ def refuse(word):
     raise UserError(f"no {word}")
 
 
-def spend():
-    with stopwatch.timed("data"):
-        pass
+def spend(work):
+    with stopwatch.timed(work):
+        return os.getpid()
 
 
-def die():
+def die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def begin(path):
     path.open("w").close()  # waits until the other end of the pipe is opened
-    while True:
-        pass
+    signal.pause()

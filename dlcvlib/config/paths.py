@@ -8,7 +8,7 @@ PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def absolute(path: str) -> str:
-    """A path relative to the working directory, with `~` for the home directory."""
+def absolute(path: str, folder: Path | str = "") -> str:
+    """A path relative to a folder, by default the working directory; `~` is the home directory."""
     # os.path leaves a "~name" of nobody as it is, where Path.expanduser raises.
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111, PTH118

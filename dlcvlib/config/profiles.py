@@ -22,17 +22,15 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     """
     changes: dict[str, dict[str, Any]] = {chapter: {} for chapter in CHAPTERS}
     for assignment in assignments:
-        target, equals, text = assignment.partition("=")
-        chapter, dot, name = target.strip().partition(".")
-        if not (equals and dot and name) or chapter not in CHAPTERS:
+        try:
+            target, value = assignment.split("=", 1)
+            chapter, name = target.strip().split(".", 1)
+            changes[chapter][name] = yaml.safe_load(value)
+        except (ValueError, KeyError, yaml.YAMLError):
             raise UserError(
                 f"--set {assignment}: expected CHAPTER.NAME=VALUE, such as vae.kld_weight=0.5, "
-                f"with a chapter of {', '.join(CHAPTERS)}"
-            )
-        try:
-            changes[chapter][name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+                f"with a chapter of {', '.join(CHAPTERS)} and a value in YAML"
+            ) from None
     return changes
 
 
@@ -47,16 +45,13 @@ def parameters_cell(chapter: str) -> str:
 
 
 def write_parameters_cells(chapter: str) -> int:
-    """Put `parameters_cell` into the chapter's notebooks; the number of notebooks changed."""
+    """Put `parameters_cell` into the chapter's notebooks; the number of notebooks."""
     import nbformat
 
-    number = list(CHAPTERS).index(chapter) + 1
-    changed = 0
-    for path in sorted(paths.NOTEBOOKS.glob(f"{number}-*.ipynb")):
+    files = list(paths.NOTEBOOKS.glob(f"{list(CHAPTERS).index(chapter) + 1}-*.ipynb"))
+    for path in files:
         notebook = nbformat.read(path, as_version=4)
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-        if cell.source != parameters_cell(chapter):
-            cell.source = parameters_cell(chapter)
-            nbformat.write(notebook, path)
-            changed += 1
-    return changed
+        cell.source = parameters_cell(chapter)
+        nbformat.write(notebook, path)
+    return len(files)

@@ -1,90 +1,356 @@
-"""The parameters of the four chapters, and how a profile's files set them.
+"""The parameters of the four chapters, and of everything that is trained, as pydantic models.
 
-`params/<profile>/<chapter>.yaml` is a flat mapping that papermill takes as it is; what a profile
-does not set comes from `quick`.
+They are composed of sections. A `…Settings` model decides a trained run; a chapter's `…Params` also
+say which data it uses, what it compares and what it shows. `params/<profile>/<chapter>.yaml` is a
+flat mapping that papermill takes as it is; what a profile does not set comes from `quick`.
 """
 
+import itertools
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dlcvlib.config import paths
-from dlcvlib.config.settings import (
-    PROFILES,
-    AdaMatchFields,
-    AdaMatchSettings,
-    ClassifierSettings,
-    DANNFields,
-    DANNSettings,
-    DigitParams,
-    FaceParams,
-    GANSettings,
-    Parameters,
-    Perplexity,
-    PixelDAFields,
-    PixelDASettings,
-    Positive,
-    Profile,
-    Rate,
-    Seeds,
-    Several,
-    VAESettings,
-    Weights,
-    means,
-)
-from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.errors import UserError, nearest
 
-P = TypeVar("P", bound=Parameters)
+P = TypeVar("P", bound="Parameters")
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true or false is no number")
+    return value
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is named twice: its runs would be the same")
+    return values
+
+
+def _absolute_source(data: str) -> str:
+    """`folder:mine` is relative to the working directory of whoever reads the parameters."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{paths.absolute(path)}" if path else data
+
+
+def means(text: str) -> Any:
+    """A field with its meaning, which notebooks, `params` and the report show."""
+    return Field(description=text)
+
+
+PAIRS = ["->".join(pair) for pair in itertools.permutations(("usps", "mnistm", "svhn"), 2)]
+Profile = Literal["smoke", "quick", "full", "original"]
+Whole = Annotated[int, BeforeValidator(_no_switch)]
+Real = Annotated[float, BeforeValidator(_no_switch)]
+Positive = Annotated[Whole, Field(gt=0)]
+Several = Annotated[Whole, Field(gt=1)]
+Count = Annotated[Whole, Field(ge=0)]
+Weight = Annotated[Real, Field(ge=0)]
+Probability = Annotated[Real, Field(ge=0, lt=1)]
+Rate = Annotated[Real, Field(gt=0, le=1)]
+Blur = Annotated[Real, Field(ge=0, le=8)]
+Perplexity = Annotated[Real, Field(ge=2, le=200)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
+Channels = Annotated[list[Positive], Field(min_length=1, max_length=5)]
+Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
+Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
+Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
+Schedule = Literal["cosine", "halvings", "constant"]
+Precision = Literal["auto", "bf16", "fp32"]
+DomainSchedule = Literal["fixed", "rising", "patient"]
+DomainUpdate = Literal["joint", "alternating"]
+AdversarialLoss = Literal["least_squares", "bce"]
+Policy = Literal["color", "translation", "cutout"]
+Augmentation = Literal["none", "geometric", "strong"]
+Source = Annotated[str, AfterValidator(_absolute_source)]
+RunsDir = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(lambda path: paths.absolute(path, paths.ROOT)),
+    PlainSerializer(lambda path: path.removeprefix(f"{paths.ROOT}/")),
+]
+
+
+class Parameters(BaseModel):
+    """A validated, immutable, flat set of parameters; unknown names are refused.
+
+    Paths are absolute in the attributes; `model_dump` has those within the project relative to it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate a mapping.
+
+        Args:
+            values: name -> value.
+            where: what the values came from, for the message.
+
+        Raises:
+            UserError: naming every parameter that is unknown, missing or out of range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problems = [_problem(cls, item) for item in error.errors()]
+            raise UserError(f"{where}: " + "; ".join(problems)) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some parameters changed, validated again."""
+        return self.parse(self.model_dump() | changes, "replace")
+
+
+def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
+        case "missing":
+            return f"parameter {name!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"parameter {name!r}: {message} (got {error['input']!r})"
+
+
+class Seeded(Parameters):
+    """The seed of one run; chapters that compare accuracies have `seeds` instead."""
+
+    seed: Seed = means("seed of initial weights, batches and noise")
+
+
+class TrainingFields(Parameters):
+    """What every training run needs to know, except the seed."""
+
+    steps: Positive = means("training steps, one batch each")
+    batch_size: Several = means("images per batch; of each domain where there are two")
+    learning_rate: Rate = means("Adam's peak learning rate")
+    learning_rate_schedule: Schedule = means("cosine with warm-up, halvings (original) or constant")
+    adam_betas: Betas = means("Adam's two decay rates")
+    weight_decay: Weight = means("Adam's weight decay")
+    precision: Precision = means("auto (the faster one on this machine), bf16 or fp32")
+
+
+class TrainingSettings(TrainingFields, Seeded):
+    """What decides a run, together with the method's own fields."""
+
+
+class AttributeSettings(TrainingSettings):
+    """Everything that decides a classifier of the faces' attributes."""
+
+    attributes: list[str] = means("the attributes, in the order of the network's outputs")
+
+
+class FaceParams(Parameters):
+    """Which faces, and where runs are kept."""
+
+    data: Source = means("embedded, folder:PATH or torchvision:PATH")
+    attribute: str = means("attribute that 1-5 colours, edits and classifies")
+    drawn_train: Positive = means("faces drawn for training (embedded data)")
+    drawn_test: Positive = means("faces drawn for testing (embedded data)")
+    image_limit: Count = means("most images read of a split (other data; 0: all)")
+    validation_size: Positive = means("training images held out for validation")
+    extractor_steps: Positive = means("training steps of the KID/FID features")
+    runs_dir: RunsDir = means("folder of trained runs and prepared data")
+
+
+class DigitParams(Parameters):
+    """Which digits, which pairs of domains, over which seeds, and where runs are kept."""
+
+    data: Source = means("embedded, folder:PATH or torchvision:PATH")
+    pairs: Pairs = means("each SOURCE->TARGET")
+    seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
+    drawn_train: Positive = means("street numbers drawn for training (embedded data)")
+    drawn_test: Positive = means("street numbers drawn for testing (embedded data)")
+    image_limit: Count = means("most images read of a split (other data; 0: all)")
+    validation_size: Positive = means("training images held out of each domain")
+    runs_dir: RunsDir = means("folder of trained runs and prepared data")
+    tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(
+        "points in a t-SNE plot, half of each domain"
+    )
+    tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+class VAESettings(TrainingSettings):
+    """What decides a trained VAE."""
+
+    channels: Channels = means("channels of the encoder's blocks; the decoder mirrors them")
+    latent_dim: Positive = means("length of the latent vector z")
+    decoder_kernel: Literal[2, 4] = means("side of the decoder's stride-2 kernels")
+    normalise_heads: bool = means("BatchNorm on mean and log-variance")
+    activation: Literal["relu", "leaky_relu"] = means("the decoder's activation")
+    output: Literal["sigmoid", "tanh"] = means("the decoder's last non-linearity")
+    normalise_output: bool = means("BatchNorm before the last non-linearity")
+    kld_weight: Weight = means("weight of the KL divergence; both terms are sums per image")
+    horizontal_flip: bool = means("mirror training images at random")
+    vertical_flip: bool = means("turn training images upside down at random")
+
+
+class GANSettings(TrainingSettings):
+    """What decides a trained DCGAN."""
+
+    channels: Positive = means("width of both networks' outermost convolutions")
+    latent_dim: Positive = means("length of the noise vector z")
+    kernel: Literal[4, 5] = means("side of all stride-2 kernels")
+    loss: Literal["bce", "hinge"] = means("bce (original) or hinge")
+    discriminator_norm: Literal["batch", "spectral"] = means(
+        "BatchNorm (original) or spectral normalisation"
+    )
+    soft_labels: Labels = means("range of a real image's label; 1 to 1 is hard")
+    flip_labels: Probability = means("probability that a label is flipped")
+    flip_labels_until: Count = means("step at which flipping ends")
+    generator_steps: Positive = means("generator steps per discriminator step")
+    generator_steps_until: Count = means("step from which it is one to one")
+    input_noise: Weight = means("std of noise on the discriminator's input (-1..1)")
+    input_noise_annealed: bool = means("let it fall to 0 over the run")
+    input_blur: Blur = means("std in pixels of blur on the discriminator's input")
+    input_blur_annealed: bool = means("let it fall to 0 over the run")
+    augmentation: list[Policy] = means("differentiable augmentation: color, translation, cutout")
+    ema_decay: Probability = means(
+        "maximum decay of the generator's EMA (ramped up); 0 disables it"
+    )
+    horizontal_flip: bool = means("mirror training images at random")
+    keep_snapshots: bool = means("keep generators along the run")
+
+    @field_validator("soft_labels")
+    @classmethod
+    def _labels_suit_the_loss(cls, labels: list[float], info: ValidationInfo) -> list[float]:
+        if labels != sorted(labels):
+            raise ValueError("the range must rise")
+        if labels != [1, 1] and info.data.get("loss") == "hinge":
+            raise ValueError("the hinge loss has no soft labels, set [1.0, 1.0]")
+        return labels
+
+
+class ClassifierFields(TrainingFields):
+    """What decides a digit classifier that is trained on labels alone, except the seed."""
+
+    channels: Channels = means("channels of the feature extractor's blocks")
+    classifier_width: Positive = means("width of the label classifier's hidden layers")
+    instance_norm: bool = means("normalise each image by its own mean and deviation")
+    augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
+
+
+class ClassifierSettings(ClassifierFields, TrainingSettings):
+    """What decides a source-only or target-only classifier."""
+
+
+class AdaptationFields(ClassifierFields):
+    """What decides a classifier that sees the target's images too."""
+
+    target_augmentation: Augmentation = means("of unlabelled target images")
+
+
+class DANNFields(AdaptationFields):
+    """What decides a DANN, except the seed."""
+
+    domain_width: Positive = means("width of the domain classifier's hidden layers")
+    domain_layers: Positive = means("hidden layers of the domain classifier")
+    domain_weight: Weight = means("maximum weight of the reversed domain gradient")
+    domain_schedule: DomainSchedule = means(
+        "fixed; rising (paper); patient: rising after a label warm-up"
+    )
+    domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
+
+
+class DANNSettings(DANNFields, TrainingSettings):
+    """What decides a trained DANN."""
+
+
+class PixelDAFields(TrainingFields):
+    """What decides a PixelDA, except its classifier and the seed."""
+
+    latent_dim: Positive = means("length of the noise vector")
+    generator_channels: Positive = means("width of the generator's residual blocks")
+    residual_blocks: Positive = means("residual blocks of the generator")
+    discriminator_channels: Positive = means("width of the discriminator's first convolution")
+    discriminator_norm: Literal["instance", "batch"] = means(
+        "instance (original) or batch, which lets D see colours"
+    )
+    adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
+    adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
+    task_weight: Weight = means("weight of the classifier's loss in G's loss")
+    content_weight: Weight = means("weight of the content-similarity loss; 0 is none")
+    patient: bool = means("T learns from generated images only after a label warm-up")
+    softmax_twice: bool = means("implementation error of the original: softmax applied twice")
+    classifier_with_generator: bool = means("another: T is updated with G, not with D")
+
+    @field_validator("classifier_with_generator")
+    @classmethod
+    def _a_classifier_updated_with_g_has_no_warm_up(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("patient"):
+            raise ValueError("a T that is updated with G has no warm-up, set patient to false")
+        return value
+
+
+class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
+    """What decides a trained PixelDA."""
+
+
+class AdaMatchFields(Parameters):
+    """What AdaMatch has beyond a classifier that sees the target's images."""
+
+    threshold: Rate = means("least confidence of a pseudo-label, as a share of the source's")
+    ema_decay: Probability = means("maximum decay of AdaMatch's weight average (ramped up)")
+
+
+class AdaMatchSettings(AdaMatchFields, AdaptationFields, TrainingSettings):
+    """What decides a trained AdaMatch; its two augmentations are the strong and the weak view."""
+
+
+# --- chapters -----------------------------------------------------------------------------------
 
 
 class Chapter(Parameters):
     """All parameters of one chapter.
 
     Attributes:
-        chapter: its name, as in `params/<profile>/<chapter>.yaml`.
         used: names of the other chapters whose runs this one uses; each is a property too.
     """
 
-    chapter: ClassVar[str]
     used: ClassVar[tuple[str, ...]] = ()
 
     @property
     def uses(self) -> dict[str, "Chapter"]:
-        """The parameters of the chapters that this one uses, by name.
-
-        Raises:
-            UserError: if `<chapter>_changes` holds what that chapter refuses.
-        """
+        """The parameters of the chapters that this one uses, by name."""
         return {chapter: getattr(self, chapter) for chapter in self.used}
 
-    @model_validator(mode="after")
-    def _uses_are_valid(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what those chapters refuse."""
         _ = self.uses
-        return self
 
 
-def _values(cls: type[Parameters], params: Parameters) -> dict[str, Any]:
-    """Those of the parameters that a class has too, by name."""
-    return params.model_dump(include=set(cls.model_fields))
-
-
-def _part(cls: type[P], params: Parameters, **more: Any) -> P:
-    """The parameters that a class of settings asks for."""
-    return cls(**_values(cls, params) | more)
+def _part(cls: type[P], *sources: Parameters, **more: Any) -> P:
+    """A class's parameters out of others, of which the later ones count."""
+    values = {name: value for source in sources for name, value in source}
+    return cls(**{name: values[name] for name in cls.model_fields if name in values} | more)
 
 
 class VAEParams(FaceParams, VAESettings, Chapter):
     """Chapter 1."""
 
-    chapter = "vae"
     kld_weights: Weights = means("KLD weights that 1-6 compares")
     ablation_steps: Positive = means("training steps of each run of 1-6")
     ablation_seeds: Seeds = means("seeds of each comparison of 1-6")
-    tsne_points: Annotated[int, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
+    tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
 
     @property
@@ -96,7 +362,6 @@ class VAEParams(FaceParams, VAESettings, Chapter):
 class GANParams(FaceParams, GANSettings, Chapter):
     """Chapter 2."""
 
-    chapter = "gan"
     used = ("vae",)
     ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
@@ -114,13 +379,12 @@ class GANParams(FaceParams, GANSettings, Chapter):
     @cached_property
     def vae(self) -> VAEParams:
         """Chapter 1's parameters, on this chapter's faces; as they were when this was made."""
-        return load(self.vae_profile, "vae", self.vae_changes | _values(FaceParams, self))
+        return load(self.vae_profile, "vae", self.vae_changes | dict(_part(FaceParams, self)))
 
 
 class DANNParams(DigitParams, DANNFields, Chapter):
     """Chapter 3."""
 
-    chapter = "dann"
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
     ablation_steps: Positive = means("training steps of each run of 3-5 and 3-6")
 
@@ -136,7 +400,6 @@ class DANNParams(DigitParams, DANNFields, Chapter):
 class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
-    chapter = "pixelda"
     used = ("dann",)
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
@@ -149,16 +412,17 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     @cached_property
     def dann(self) -> DANNParams:
         """Chapter 3's parameters, on this chapter's digits; as they were when this was made."""
-        return load(self.dann_profile, "dann", self.dann_changes | _values(DigitParams, self))
+        return load(self.dann_profile, "dann", self.dann_changes | dict(_part(DigitParams, self)))
 
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
-        return _part(PixelDASettings, self.dann, seed=seed, **_values(PixelDAFields, self))
+        return _part(PixelDASettings, self.dann, self, seed=seed)
 
     def adamatch(self, seed: int) -> AdaMatchSettings:
         """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
         return _part(
             AdaMatchSettings,
+            self,
             self.dann,
             seed=seed,
             steps=self.adamatch_steps,
@@ -167,33 +431,28 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
             precision=self.precision,
             augmentation="strong",
             target_augmentation="geometric",
-            **_values(AdaMatchFields, self),
         )
 
 
-KINDS: list[type[Chapter]] = [VAEParams, GANParams, DANNParams, PixelDAParams]
-CHAPTERS = {kind.chapter: kind for kind in KINDS}
+CHAPTERS = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams, "pixelda": PixelDAParams}
+"""In the order of their numbers; the names are those of their files."""
 
 
-def load(profile: str, chapter: str, changes: Mapping[str, Any] | None = None) -> Any:
+def load(profile: str, chapter: str, changes: dict[str, Any] | None = None) -> Any:
     """The parameters of a chapter, such as "vae", under a profile, with some of them changed.
 
     Raises:
-        UserError: if the profile is unknown, a file is damaged, or a parameter is refused.
+        UserError: if a file is not there or damaged, or a parameter is refused.
     """
-    if profile not in PROFILES:
-        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    values = {}
-    for name in dict.fromkeys(("quick", profile)):
-        values |= _read(paths.PARAMS / name / f"{chapter}.yaml")
-    where = f"profile {profile}, chapter {chapter}"
-    return CHAPTERS[chapter].parse(values | dict(changes or {}), where)
+    values = _read("quick", chapter) | _read(profile, chapter) | (changes or {})
+    return CHAPTERS[chapter].parse(values, f"profile {profile}, chapter {chapter}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(profile: str, chapter: str) -> dict[str, Any]:
+    path = paths.PARAMS / profile / f"{chapter}.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected lines of 'name: value'")

@@ -8,9 +8,10 @@ torchvision   MNIST, USPS and SVHN; MNIST-M made from MNIST and photographs
 from functools import cache, partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 
-from dlcvlib.config.settings import DigitParams
+from dlcvlib.config.schema import DigitParams
 from dlcvlib.data import decode, folder, prepare, scans
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
@@ -100,7 +101,7 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
     digits = [images[:limit] for images, _ in splits]
     labels = np.concatenate([labels[:limit] for _, labels in splits]).astype(np.uint8)
     if not blended:
-        identity = fingerprints.arrays_hash(digits)
+        identity = joblib.hash(digits)
         name = f"torchvision's {name.upper()}"
         return Source(name, *digits, scans.enlarged, identity, {"label": labels})
     parts, origin = _photographs(root)
@@ -108,7 +109,7 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
         [(digit, split, [1, split, number]) for number, digit in enumerate(images)]
         for split, images in enumerate(digits)
     ]
-    identity = fingerprints.arrays_hash([*digits, *parts[0], *parts[1]])
+    identity = joblib.hash([*digits, *parts])
     name = f"torchvision's MNIST, blended with {origin}"
     return Source(name, *items, partial(scans.blended, parts), identity, {"label": labels})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcvlib.config.settings import FaceParams
+from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, folder, prepare
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import FaceData

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def prepare(
     reading = ["data/prepare", "data/decode", "data/scans"]
     identity = {
         "source": source.identity,
-        "known": [*source.known, fingerprints.arrays_hash(source.known.values())],
+        "known": [*source.known, joblib.hash(source.known)],
         "sizes": [train, len(source.test), side],
         "code": fingerprints.module_hashes([*reading, *source.code]),
         "packages": fingerprints.versions("numpy", "pillow", *source.packages),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dlcvlib.config.settings import FaceParams, Parameters
+from dlcvlib.config.schema import FaceParams, Parameters
 from dlcvlib.data.digits import load_digits
 from dlcvlib.data.faces import load_faces
 from dlcvlib.data.types import DigitData, FaceData

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import GANParams, VAEParams
-from dlcvlib.config.settings import AttributeSettings
+from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams
 from dlcvlib.data.batches import CHUNK
 from dlcvlib.data.types import FaceData, MeasuredFaces
 from dlcvlib.data.weights import INCEPTION, inception_file

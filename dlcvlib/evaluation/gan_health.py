@@ -8,7 +8,7 @@ import math
 import pandas as pd
 from scipy.special import entr
 
-from dlcvlib.config.settings import GANSettings
+from dlcvlib.config.schema import GANSettings
 from dlcvlib.training.runs import Run
 
 ZERO_LOSS = 0.05

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -58,10 +59,10 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
     identity = {
-        "features": fingerprints.arrays_hash([features.numpy()]),
+        "features": joblib.hash(features.numpy()),
         "perplexity": perplexity,
         "seed": seed,
-        "code": fingerprints.source_hash([Path(__file__)]),
+        "code": fingerprints.hashes([Path(__file__)]),
         **fingerprints.versions("scikit-learn", "scipy", "numpy"),
     }
 

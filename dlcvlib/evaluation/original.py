@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from dlcvlib.config.schema import as_text, load
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import Parameters, as_text, load
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dlcvlib.config.settings import TrainingSettings
+from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training.method import Method
 from dlcvlib.training.runs import Data, Run, train_all
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dlcvlib.config.settings import AdaMatchSettings
+from dlcvlib.config.schema import AdaMatchSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.settings import AttributeSettings
+from dlcvlib.config.schema import AttributeSettings
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.types import FaceData
 from dlcvlib.training.method import Batch, Method, update

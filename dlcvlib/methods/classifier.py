@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.settings import ClassifierSettings
+from dlcvlib.config.schema import ClassifierSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.settings import DANNSettings
+from dlcvlib.config.schema import DANNSettings
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import Classifier, learned, two_domains
 from dlcvlib.training.method import Batch, adam, update

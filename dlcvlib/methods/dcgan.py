@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dlcvlib.config.settings import GANSettings
+from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged

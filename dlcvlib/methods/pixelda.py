@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.settings import PixelDASettings
+from dlcvlib.config.schema import PixelDASettings
 from dlcvlib.data.augment import photometric, strong
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains

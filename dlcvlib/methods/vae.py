@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlcvlib.config.settings import VAESettings
+from dlcvlib.config.schema import VAESettings
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.types import FaceData
 from dlcvlib.training.method import Batch, Method, update

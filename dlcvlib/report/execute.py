@@ -108,7 +108,7 @@ def make_report(
             {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
             {o.task.problem: o.seconds for o in good},
             params,
-            about | {"spent": stopwatch.so_far()},
+            about | {"spent": stopwatch.seconds},
             exhibits,
             out,
             whole=whole,

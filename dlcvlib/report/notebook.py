@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import Parameters
 from dlcvlib.plots import style
 from dlcvlib.report import tables
 from dlcvlib.report.exhibits import MIME, name_of, options

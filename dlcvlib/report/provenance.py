@@ -11,8 +11,7 @@ from typing import Any
 
 from dlcvlib import __version__
 from dlcvlib.config.paths import ROOT
-from dlcvlib.config.schema import CHAPTERS
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import CHAPTERS, Parameters
 from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")

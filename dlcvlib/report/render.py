@@ -23,7 +23,7 @@ import typst
 from nbformat import NotebookNode
 from PIL import Image
 
-from dlcvlib.config.settings import Parameters
+from dlcvlib.config.schema import Parameters
 from dlcvlib.report import provenance
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
 from dlcvlib.report.tables import to_markdown
@@ -81,7 +81,7 @@ def render(
         storage.write_text(folder / "report.html", to_html(markdown, folder))
         if whole:
             storage.write_bytes(folder / "report.pdf", to_pdf(markdown, folder))
-            made["seconds_by_work"] |= stopwatch.so_far()  # writing the pages
+            made["seconds_by_work"] |= stopwatch.seconds  # writing the pages
             results = {"version": RESULTS_VERSION, "provenance": made}
             results |= {problem: page.results for problem, page in pages.items()}
             results |= {problem: {"failed": error} for problem, (_, error) in failures.items()}

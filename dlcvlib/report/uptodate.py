@@ -111,7 +111,7 @@ def plan(
     for problem, source in chosen(only, notebooks).items():
         chapter, notebook = chapter_of(problem), _read(source)
         own, target = params[chapter], out / "notebooks" / source.name
-        identity = _identity(notebook, own, fingerprints_of_data[chapter])
+        identity = _identity(notebook, chapter, own, fingerprints_of_data[chapter])
         tasks.append(Task(problem, notebook, target, own.model_dump(), identity))
     return tasks
 
@@ -126,11 +126,11 @@ def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
     return check({problem: _read(path) for problem, path in chosen([], notebooks).items()})
 
 
-def _identity(notebook: NotebookNode, params: Chapter, data: str) -> dict[str, Any]:
+def _identity(notebook: NotebookNode, chapter: str, params: Chapter, data: str) -> dict[str, Any]:
     return {
         "notebook": {"text": fingerprints.json_hash({"": [c.source for c in notebook.cells]})},
         "parameters": _deciding(params),
-        "original": _deciding(load("original", params.chapter)),
+        "original": _deciding(load("original", chapter)),
         "data": {params.data: data},
         "code": _code(notebook),
         "files": {path.name: storage.sha256(path) for path in FILES},

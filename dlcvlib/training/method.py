@@ -51,7 +51,7 @@ class Method(nn.Module):
     Attributes:
         name: first part of the run's folder name.
         snapshots: names of the networks that are saved at each validation, besides checkpoints.
-        settings: a `config.settings.TrainingSettings`, which with data and code determines a run.
+        settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 

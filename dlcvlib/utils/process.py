@@ -2,13 +2,11 @@
 
 import os
 import pkgutil
-import signal
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import psutil
@@ -31,29 +29,20 @@ def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
     Raises:
         UserError: if the process is killed.
     """
-    before = {*active_children()}
-    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
-    with pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
         try:
-            value, seconds = pool.submit(_call, function, arguments, options).result()
+            value, seconds = pool.submit(_call, function, *arguments, **options).result()
         except BrokenProcessPool:
             raise UserError(
                 f"the process that ran {function!r} ended without an answer (killed, perhaps for "
                 "its memory); run the same command again to continue"
             ) from None
-        except KeyboardInterrupt:
-            # Ctrl-C reaches the other process too, a signal to this one alone does not.
-            for process in {*active_children()} - before:
-                os.kill(process.pid, signal.SIGINT)
-            raise
-    stopwatch.add(seconds)
+    stopwatch.seconds.update(seconds)
     return value
 
 
-def _call(
-    function: str, arguments: tuple[Any, ...], options: Mapping[str, Any]
-) -> tuple[Any, dict[str, float]]:
-    return pkgutil.resolve_name(function)(*arguments, **options), stopwatch.so_far()
+def _call(function: str, *arguments: Any, **options: Any) -> tuple[Any, dict[str, float]]:
+    return pkgutil.resolve_name(function)(*arguments, **options), stopwatch.take()
 
 
 def end_with_parent() -> None:
@@ -75,10 +64,9 @@ def resident_bytes(pid: int | None = None) -> int:
     On Linux a page that several of them share counts once; elsewhere, for each.
     """
     total = 0
-    with suppress(psutil.Error):  # it may have ended
+    with suppress(psutil.Error):  # one of them may just have ended
         process = psutil.Process(pid)
         for one in [process, *process.children(recursive=True)]:
-            with suppress(psutil.Error):
-                memory = one.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
+            memory = one.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
     return total

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-_seconds: Counter[str] = Counter()
+seconds: Counter[str] = Counter()
+"""By kind of work, since the start or the last `take`; others' may be added."""
 _within: list[float] = []
 """What was timed inside of each block that is open now, in seconds."""
 
@@ -19,23 +20,13 @@ def timed(work: str) -> Iterator[None]:
         yield
     finally:
         spent = time.monotonic() - started
-        add({work: spent - _within.pop()})
+        seconds[work] += spent - _within.pop()
         if _within:
             _within[-1] += spent
 
 
-def add(seconds: Mapping[str, float]) -> None:
-    """Count seconds by kind of work, this process's or another's."""
-    _seconds.update(seconds)
-
-
-def so_far() -> dict[str, float]:
-    """Seconds by kind of work since the start or the last `take`."""
-    return dict(_seconds)
-
-
 def take() -> dict[str, float]:
-    """The same, and start again from zero."""
-    taken = so_far()
-    _seconds.clear()
+    """The seconds so far, which start again from zero."""
+    taken = dict(seconds)
+    seconds.clear()
     return taken

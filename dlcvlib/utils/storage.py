@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SEAL = "content_sha256"
 TEMPORARY = ".tmp-"
-"""Prefix of every temporary name, so that what a kill leaves behind can be swept."""
+"""Prefix of every temporary folder, so that what a kill leaves behind can be swept."""
 
 
 class BusyError(Exception):
@@ -54,7 +54,7 @@ def make_dir(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path, prefix=TEMPORARY):
+        with tempfile.TemporaryDirectory(dir=path, prefix=TEMPORARY):
             pass
     except OSError as error:
         raise UserError(
@@ -67,10 +67,7 @@ def make_dir(path: Path) -> Path:
 def sweep(folder: Path, stem: str = "") -> None:
     """Remove what a killed process left in `folder` on its way to files whose names begin so."""
     for path in folder.glob(f"{TEMPORARY}{stem}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -87,16 +84,16 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    folder, prefix = make_dir(path.parent), f"{TEMPORARY}{path.stem}-"
+    folder = make_dir(path.parent)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+        with tempfile.TemporaryDirectory("", f"{TEMPORARY}{path.stem}-", folder) as name:
             temporary = Path(name) / path.name
             fill(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(folder).free
         raise UserError(
             f"cannot write {path} ({getattr(error, 'strerror', None) or error}): it needs "
             f"{max(size, 1) / 1e6:,.3g} MB, and {free / 1e6:,.3g} MB are free there; make room, or "
@@ -121,12 +118,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON that carries its own content hash, for files that no other file vouches for."""
-    write_json(path, {**value, SEAL: _seal(value)})
-
-
-def _seal(value: Mapping[str, Any]) -> str:
-    # As it will be read: with lists for tuples and text for keys.
-    return fingerprints.json_hash(json.loads(json.dumps(value)))
+    plain = json.loads(json.dumps(value))  # as it will be read: lists for tuples, text for keys
+    write_json(path, plain | {SEAL: fingerprints.json_hash(plain)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
@@ -147,7 +140,7 @@ def sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, or None if it is not whole; the file is left as it is."""
     with suppress(OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8"))
-        if value.pop(SEAL) == _seal(value):
+        if value.pop(SEAL) == fingerprints.json_hash(value):
             return value
     return None
 
@@ -158,8 +151,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: if it is missing, or not what was written; it is then set aside.
     """
-    if not path.is_file():
-        raise DamagedFileError(f"{path} is missing")
     if (value := sealed(path)) is None:
         raise _set_aside(path, "damaged")
     return value
@@ -186,19 +177,19 @@ def check(path: Path, digest: str) -> None:
     Raises:
         DamagedFileError: if it is missing or its sha256 is not `digest`; it is then set aside.
     """
-    try:
+    with suppress(FileNotFoundError, IsADirectoryError):
         if sha256(path) == digest:
             return
-    except (FileNotFoundError, IsADirectoryError):
-        raise DamagedFileError(f"{path} is missing") from None
     raise _set_aside(path, "damaged (its content hash is not the recorded one)")
 
 
 def _set_aside(path: Path, what: str) -> DamagedFileError:
     """Add ".damaged" to a file's name: nobody takes it for whole, and anybody can inspect it."""
     aside = path.with_name(f"{path.name}.damaged")
-    with suppress(FileNotFoundError):  # another process was faster
+    try:
         path.replace(aside)
+    except FileNotFoundError:
+        return DamagedFileError(f"{path} is missing")
     return DamagedFileError(f"{path} is {what} and set aside as {aside.name}")
 
 
@@ -206,7 +197,7 @@ def _set_aside(path: Path, what: str) -> DamagedFileError:
 
 
 def cached(
-    path: Path, make: Callable[[], tuple[Mapping[str, "Tensor"], Mapping[str, Any]]]
+    path: Path, make: Callable[[], tuple[dict[str, "Tensor"], dict[str, Any]]]
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors and meta that are made once and then read.
 
@@ -224,12 +215,11 @@ def cached(
                 return read_tensors(path, read_sealed(pointer)["sha256"])
             except DamagedFileError as error:
                 print(f"{error}; making it again")
-            pointer.unlink(missing_ok=True)
         sweep(path.parent, f"{path.stem}-")
         tensors, meta = make()
         write_tensors(path, tensors, meta)
         write_sealed(pointer, {"sha256": sha256(path)})
-        return dict(tensors), dict(meta)
+        return tensors, meta
 
 
 @contextmanager
@@ -248,22 +238,16 @@ def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[Non
     """
     lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise BusyError(path) from None
-        who = "another process"
-        with suppress(OSError):
-            who = holder.read_text(encoding="utf-8") or who
+        who = (holder.read_text("utf-8") if holder.exists() else "") or "another process"
         # Not to the standard output, which a notebook would show on its page.
         print(f"{path} is being {doing} by {who}; waiting for it", file=sys.stderr, flush=True)
         with timed("waiting for another process"):
-            lock.acquire()
-    try:
-        # Not by way of a temporary file, which a kill at this moment would leave behind.
-        with suppress(OSError):
+            held = lock.acquire()
+    with held:
+        with suppress(OSError):  # without it the others wait for "another process"
             holder.write_text(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}", "utf-8")
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()

@@ -1,68 +1,76 @@
 """A full disk: one error that names path and space needed, and earlier files stay intact."""
 
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from pkgutil import resolve_name
 
 import pytest
 
 from dlcvlib.methods import vae
 from dlcvlib.report import execute
-from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
 
 
-def test_at_a_checkpoint_the_last_good_one_stays(
-    smoke, faces, tmp_path, before_step, disk_full_beyond
-):
+@pytest.fixture
+def full_at(monkeypatch, disk_full_beyond):
+    """A context in which a file of some name does not fit."""
+    original = storage.write_bytes
+
+    @contextmanager
+    def patched(name):
+        def write_bytes(path, data):
+            with disk_full_beyond(len(data) // 2) if path.name == name else nullcontext():
+                original(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_bytes", write_bytes)
+            yield
+
+    return patched
+
+
+def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path, before_step, disk_full_beyond):
     """The disk fills up after step 9; once there is space, the run ends as if undisturbed."""
-    settings = smoke(steps=20, precision="fp32").settings
-    whole = train_or_load(vae.VAE, settings, faces, tmp_path / "whole")
+    whole = train("vae", "whole", steps=20)
     with ExitStack() as stack:
         stack.enter_context(
             before_step(vae.VAE, 9, lambda: stack.enter_context(disk_full_beyond(20_000)))
         )
         with pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors")):
-            train_or_load(vae.VAE, settings, faces, tmp_path / "full")
+            train("vae", "full", steps=20)
     folder = tmp_path / "full" / whole.name
     pointer = storage.read_sealed(folder / "checkpoint.json")
     assert pointer["step"] == 9
     storage.read_tensors(folder / pointer["file"], pointer["sha256"])
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
-    resumed = train_or_load(vae.VAE, settings, faces, tmp_path / "full")
+    resumed = train("vae", "full", steps=20)
     files = [run.folder / "model.safetensors" for run in (whole, resumed)]
     assert storage.sha256(files[0]) == storage.sha256(files[1])
 
 
-def test_at_prepared_data(smoke, tmp_path, disk_full_beyond):
-    from dlcvlib.data.faces import load_faces
+def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
+    from dlcvlib.report.cli import main
 
-    params = smoke(runs_dir=str(tmp_path))
-    with disk_full_beyond(5000), pytest.raises(UserError, match=NEEDS.format("images")):
-        load_faces(params)
+    arguments = ["train", "vae", "--profile", "smoke", "--runs-dir", str(tmp_path)]
+    with disk_full_beyond(5000):
+        assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search("error: " + NEEDS.format("images"), error)
+    assert "Traceback" not in error
     assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
-    assert len(load_faces(params).train)
+    assert main(arguments) == 0
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
+def test_at_a_notebook(small, full_at, capsys):
     """The executed notebook cannot be saved: it counts as failed, and the report says so."""
     small.write(p1_1=["'before'"])
     assert small.make()
     small.write(p1_1=["'after'"])
-    original = storage.write_text
-
-    def write_text(path, text):
-        if path.suffix != ".ipynb":
-            return original(path, text)
-        with disk_full_beyond(len(text) // 2):
-            return original(path, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_text", write_text)
+    with full_at("1-1-test.ipynb"):
         assert not small.make()
     error = capsys.readouterr().err
     assert re.search("1-1 failed: " + NEEDS.format(r"1-1-test\.ipynb"), error)
@@ -72,7 +80,7 @@ def test_at_a_notebook(small, disk_full_beyond, monkeypatch, capsys):
     assert "'after'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
 
 
-def test_while_writing_each_part_of_the_report(small, disk_full_beyond, monkeypatch):
+def test_while_writing_each_part_of_the_report(small, full_at, monkeypatch):
     """Whichever part does not fit, the old report stays complete."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731
@@ -80,28 +88,8 @@ def test_while_writing_each_part_of_the_report(small, disk_full_beyond, monkeypa
     small.write(p1_1=["1 + 1"])
     assert small.make()
     before = small.contents()
-    original = storage.write_bytes
     for file in ("report.html", "report.pdf", "results.json"):
-
-        def write_bytes(path, data, file=file):
-            if path.name != file:
-                return original(path, data)
-            with disk_full_beyond(len(data) // 2):
-                return original(path, data)
-
-        monkeypatch.setattr(storage, "write_bytes", write_bytes)
-        with pytest.raises(UserError, match=NEEDS.format(re.escape(file))):
+        with full_at(file), pytest.raises(UserError, match=NEEDS.format(re.escape(file))):
             small.make()
         assert small.contents() == before
         assert not list(small.out.glob(f"{storage.TEMPORARY}*"))
-
-
-def test_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
-    from dlcvlib.report.cli import main
-
-    arguments = ["train", "vae", "--profile", "smoke", "--runs-dir", str(tmp_path)]
-    with disk_full_beyond(5000):
-        assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert re.search("error: " + NEEDS.format("images"), error)
-    assert "Traceback" not in error

@@ -69,21 +69,26 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def start(checkout, *arguments, script="./run_all.sh", cwd=None, env=()):
+def start(checkout, *arguments, script="./run_all.sh", cwd=None, **variables):
     hidden = ("VIRTUAL_ENV", "CONDA_PREFIX", "DLCV_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     stand_ins = checkout / "stand-ins"
+    environment |= {"PYTHONPATH": str(stand_ins), "PATH": f"{stand_ins / 'bin'}:/usr/bin:/bin"}
     return subprocess.Popen(
         [script, *arguments],
         cwd=cwd or checkout,
-        env=environment
-        | {"PYTHONPATH": str(stand_ins), "PATH": f"{stand_ins / 'bin'}:/usr/bin:/bin"}
-        | dict(env),
+        env=environment | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def run(*arguments, **options):
+    """What a whole run says, to standard output and error, and its exit status."""
+    process = start(*arguments, **options)
+    return *process.communicate(timeout=120), process.returncode
 
 
 def wait_for(path, process):
@@ -102,47 +107,39 @@ def test_killed_while_installing(checkout, moment):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (checkout / "go").unlink()
-    out, said = start(checkout).communicate(timeout=120)
+    out, said, _ = run(checkout)
     assert "was interrupted; recreating it" in said
     assert out == "has 1.0\n"
-    again = start(checkout)
-    assert again.communicate(timeout=120) == ("has 1.0\n", "")
+    assert run(checkout) == ("has 1.0\n", "", 0)
     assert (checkout / "installed").read_text() == "installed\n"
     assert not (checkout / ".venv.installing").exists()
 
 
-def test_an_installation_that_fails_ends_it(checkout):
-    (checkout / "broken").touch()
-    process = start(checkout)
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert out == ""
-    assert said.endswith("no such package\n")
-    (checkout / "broken").unlink()
-    assert start(checkout).communicate(timeout=120)[0] == "has 1.0\n"
-
-
 def test_folders_of_others_are_never_removed(checkout):
-    """Another folder is not an environment; another venv is installed into, repeatedly."""
+    """Another folder is not an environment; another venv is installed into, repeatedly.
+
+    An installation that fails ends the run, and the next begins it anew.
+    """
     (checkout / "broken").touch()
     thesis = checkout / "else where" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.touch()
     for _ in range(2):
-        process = start(checkout, env={"DLCV_ENV": str(thesis.parent)})
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 1
+        _, said, status = run(checkout, DLCV_ENV=str(thesis.parent))
+        assert status == 1
         assert said.startswith(f"{thesis.parent} is not a venv: ")
     assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
     (thesis.parent / "pyvenv.cfg").touch()
     for _ in range(2):
-        start(checkout, env={"DLCV_ENV": str(thesis.parent)}).communicate(timeout=120)
+        run(checkout, DLCV_ENV=str(thesis.parent))
         assert thesis.exists()
     # A relative name is of where it was typed; a new one is made, and anew if it is not whole.
-    arguments = {"script": "../run_all.sh", "cwd": thesis.parent, "env": {"DLCV_ENV": "new"}}
-    start(checkout, **arguments).communicate(timeout=120)
+    there = {"script": "../run_all.sh", "cwd": thesis.parent, "DLCV_ENV": "new"}
+    out, said, status = run(checkout, **there)
+    assert (out, status) == ("", 1)
+    assert said.endswith("no such package\n")
     (checkout / "broken").unlink()
-    out, said = start(checkout, **arguments).communicate(timeout=120)
+    out, said, _ = run(checkout, **there)
     assert out == "has 1.0\n"
     assert "was interrupted; recreating it" in said
     assert (thesis.parent / "new" / "pyvenv.cfg").is_file()
@@ -150,37 +147,28 @@ def test_folders_of_others_are_never_removed(checkout):
 
 
 def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkout):
+    """From another shell, which hands over to bash."""
     (checkout / "other-versions").touch()
-    out, said = start(checkout).communicate(timeout=120)
+    out, said, _ = run(checkout, "./run_all.sh", script="sh")
     assert out == "has 1.0\n"
     assert "Not all versions of constraints.txt are available here" in said
 
 
 def test_arguments_are_passed_on_and_paths_are_relative_to_the_start(checkout):
-    elsewhere = checkout / "else where"
-    elsewhere.mkdir()
-
-    def said(*arguments):
-        process = start(checkout, *arguments, script="../run_all.sh", cwd=elsewhere)
-        out, error = process.communicate(timeout=120)
-        return process.returncode, out, error
-
-    assert "smoke|quick|full|original" in said("--help")[1]
-    refused = (
-        "run_all.sh: unknown command 'quik'; did you mean 'quick'? (commands: smoke quick full "
-    )
-    assert said("quik")[2].startswith(refused)
-    assert said("quik")[0] == 2
+    there = {"script": "../run_all.sh", "cwd": checkout / "else where"}
+    there["cwd"].mkdir()
+    assert "smoke|quick|full|original" in run(checkout, "--help", **there)[0]
+    _, said, status = run(checkout, "quik", **there)
+    assert said.startswith("run_all.sh: unknown command 'quik'; did you mean 'quick'? (commands: ")
+    assert status == 2
     assert not (checkout / ".venv").exists()  # all this is said before anything is installed
-    expected = f"has 1.0\n{elsewhere} report --profile smoke --jobs 1\n"
-    assert said("smoke", "--jobs", "1")[1] == expected
-    assert said("train", "vae")[1] == f"has 1.0\n{elsewhere} train vae\n"
-    assert said("params", "gan", "--seed=1")[1] == f"has 1.0\n{elsewhere} params gan --seed=1\n"
-
-
-def test_another_shell_hands_over_to_bash(checkout):
-    out, _ = start(checkout, "./run_all.sh", script="sh").communicate(timeout=120)
-    assert out == "has 1.0\n"
+    for typed, passed_on in (
+        (["smoke", "--jobs", "1"], "report --profile smoke --jobs 1"),
+        (["train", "vae"], "train vae"),
+        (["params", "gan", "--seed=1"], "params gan --seed=1"),
+    ):
+        out = run(checkout, *typed, **there)[0]
+        assert out == f"has 1.0\n{there['cwd']} {passed_on}\n"
 
 
 def test_two_at_once_install_once(checkout):
@@ -188,9 +176,8 @@ def test_two_at_once_install_once(checkout):
     first = start(checkout)
     wait_for(checkout / "pip-runs", first)
     second = start(checkout)
-    for line in second.stderr:
-        assert line == "Another run_all.sh is installing into .venv; waiting for it.\n"
-        break
+    waiting = second.stderr.readline()
+    assert waiting == "Another run_all.sh is installing into .venv; waiting for it.\n"
     (checkout / "go").write_text("go")
     assert first.communicate(timeout=120)[0] == "has 1.0\n"
     assert second.communicate(timeout=120) == ("has 1.0\n", "")
