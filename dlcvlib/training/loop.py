@@ -86,7 +86,7 @@ def fit(
     log_every = min(max(1, steps // LOG_POINTS), LOG_STEPS_MAX)
     validate_every = math.ceil(steps / min(VALIDATIONS, max(2, steps // VALIDATION_STEPS)))
     begun = time.monotonic() - progress.seconds
-    save_at = time.monotonic() + CHECKPOINT_SECONDS
+    saved, save_at = progress.step, time.monotonic() + CHECKPOINT_SECONDS
     status = os.environ.get("DLCV_STATUS")
     bar = tqdm(total=steps, initial=progress.step, desc=label, leave=False, disable=bool(status))
     with bar, timed(f"training: {label}"):
@@ -107,7 +107,7 @@ def fit(
             logging = progress.step % log_every == 0 or validating
             saving = time.monotonic() > save_at
             if logging or saving:
-                table = _finite(progress, list(terms))
+                table = _finite(progress, list(terms), saved)
             # 3. The history, with validation at regular intervals.
             if logging:
                 means = dict(zip(terms, table.mean(0).tolist(), strict=True))
@@ -128,6 +128,7 @@ def fit(
                 started = time.monotonic()
                 if state.is_main_process:
                     save()
+                saved = progress.step
                 now = time.monotonic()
                 save_at = now + CHECKPOINT_SECONDS * max(1.0, (now - started) / CHECKPOINT_COST)
 
@@ -147,19 +148,19 @@ def _share(batch: Batch) -> Batch:
     return tuple(rows.chunk(count)[rank] for rows in batch)
 
 
-def _finite(progress: Progress, terms: Sequence[str]) -> Tensor:
+def _finite(progress: Progress, terms: Sequence[str], saved: int) -> Tensor:
     """The pending losses and gradient norms: (steps, terms).
 
     Raises:
-        UserError: naming the first step and term that is not finite.
+        UserError: naming the first step and term that is not finite, and the checkpoint `saved`.
     """
     table = torch.stack(progress.pending)
     if table.isfinite().all():
         return table
     row, column = (~table.isfinite()).nonzero()[0].tolist()
     raise UserError(
-        f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1}: "
-        "try a lower learning_rate or precision: fp32"
+        f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1} (last "
+        f"checkpoint: step {saved}): try a lower learning_rate or precision: fp32"
     )
 
 

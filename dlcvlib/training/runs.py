@@ -135,9 +135,11 @@ def train_or_load(
                 print(f"{error}; training {name} again")
                 (folder / MARK).unlink(missing_ok=True)
         gc.freeze()  # existing objects need not be searched: saves half a second per run
-        _train(folder, method, settings, data, identity)
-        gc.collect()  # autocast leaves modules and gradients in reference cycles
-        gc.unfreeze()
+        try:
+            _train(folder, method, settings, data, identity)
+        finally:
+            gc.collect()  # autocast leaves modules and gradients in reference cycles
+            gc.unfreeze()
         state.wait_for_everyone()  # until the main process has written it
         return _load(folder, method, settings)
 
