@@ -274,6 +274,7 @@ def test_other_modes_are_turned_too(tmp_path, mode, compression):
     assert remarks["turned"]
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 def test_damaged_exif_data_do_not_matter(tmp_path):
     """An orientation counts even where other fields are damaged."""
     exif = Image.Exif()
@@ -370,6 +371,7 @@ def test_the_requested_attribute_or_the_most_balanced(reload, folder):
         ("train/4.png", "not a picture", r"train/4\.png is not a readable"),
         ("train/4.png", None, r"train/4\.png is not a readable"),
         ("train.csv", b"image_name,J\xe4ger\n", r"cannot read .*train\.csv .*UTF-8"),
+        ("train.csv", "0.png,1\n1.png,0\n", r"no column 'image_name' \(it has: 0\.png, 1\)"),
         ("train.csv", "name Male\n0.png 1\n", "no column 'image_name' .*with commas between them"),
         ("train.csv", "\n", r"cannot read .*train\.csv"),
         ("train.csv", "image_name,Male\n", "lists no images"),

@@ -122,11 +122,12 @@ def _as_rgb(picture: Image.Image, background: str) -> tuple[Image.Image, dict[st
             raise ValueError("its values are not of 8 or 16 bits")
         layers = [values >> 8, np.where(values == key, 0, 255)]
         picture = Image.fromarray(np.stack(layers, axis=2).astype(np.uint8))
-    picture = picture.convert("RGBA")
-    ground = Image.new("RGB", picture.size, background)
-    ground.paste(picture, mask=picture)
-    transparent = picture.getchannel("A").getextrema()[0] < 255
-    return ground, {"turned": int(turned), "transparent": int(transparent)}
+    transparent = False
+    if picture.has_transparency_data:
+        layer, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, background)
+        picture.paste(layer, mask=layer)
+        transparent = layer.getchannel("A").getextrema()[0] < 255
+    return picture.convert("RGB"), {"turned": int(turned), "transparent": int(transparent)}
 
 
 def decode_file(path: Path | str, side: int, square: int = 0, background: str = "white") -> Example:

@@ -20,8 +20,6 @@ from dlcvlib.data.decode import Source, decode_file
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
-TRUTH = {"True": "1", "TRUE": "1", "true": "1", "False": "0", "FALSE": "0", "false": "0"}
-
 
 def source(
     root: Path,
@@ -92,17 +90,21 @@ def read_list(
     if table.empty:
         raise UserError(f"{path} lists no images")
     find = _finder(folder, files)
-    if "image_name" not in table:
-        naming = [name for name in table if "." in (first := table[name].iloc[0]) and find(first)]
-        table = table.rename(columns=dict.fromkeys(naming[:1], "image_name"))
-        notes += [f"In {path.name}, {name!r} is taken for image_name." for name in naming[:1]]
+
+    def names_files(name: str) -> bool:
+        first = str(table[name].iloc[0])
+        return "." in first and bool(find(first)) and not find(name)
+
+    if "image_name" not in table and (naming := next(filter(names_files, table), None)):
+        table = table.rename(columns={naming: "image_name"})
+        notes.append(f"In {path.name}, {naming!r} is taken for image_name.")
     for name in ("image_name", *columns):
         if name not in table:
             raise UserError(
                 f"{path} has no column {name!r} (it has: {', '.join(table)}); its first line names "
                 "the columns, with commas between them"
             )
-    names = table.pop("image_name")
+    names = table.pop("image_name").fillna("").astype(str)
     if not columns and (spare := [name for name in table if _holds_nothing(table[name])]):
         table = table.drop(columns=spare)
         notes.append(f"Left out of {path.name}, as no attributes: {_some(spare)}.")
@@ -122,7 +124,7 @@ def read_list(
         )
     if others := len(files) - len(table):
         notes.append(f"{others:,} files in {folder.name}/ are not in {path.name}: left out.")
-    numbers = table[list(columns or table)].replace(TRUTH).apply(pd.to_numeric, errors="coerce")
+    numbers = table[list(columns or table)].apply(pd.to_numeric, errors="coerce")
     if coded := [*numbers.columns[numbers.eq(zero).any() & ~numbers.eq(0).any()]]:
         numbers[coded] = numbers[coded].replace(zero, 0)
         notes.append(f"In {path.name} {zero} stands for 0: {_some(coded)}.")
@@ -134,7 +136,7 @@ def read_list(
                 f"{', '.join(map(str, values))}: correct it, or leave it out"
             )
     # As strings: a hundred thousand Path objects would take a hundred MB.
-    paths = [str(folder / name) for name in found]
+    paths = [f"{folder}/{name}" for name in found]
     return numbers.astype(np.uint8).set_axis(paths), notes
 
 
@@ -151,7 +153,7 @@ def identities(paths: Iterable[str], identify: Callable[[Path], Any]) -> list[An
 
 
 def _fields(path: Path) -> pd.DataFrame:
-    """A list's fields as text, by the number of their line, without blank lines.
+    """A list's fields by the number of their line, without blank lines.
 
     Between the fields are commas, or else semicolons or tabs. CelebA's own lists are read as well:
     the number of images, a line with the names of the attributes alone, and then spaces.
@@ -163,8 +165,9 @@ def _fields(path: Path) -> pd.DataFrame:
         path,
         sep=r"\s+" if celeba else next((mark for mark in ",;\t" if mark in head), ","),
         skiprows=int(celeba),
-        dtype=str,
+        dtype={"image_name": str},
         keep_default_na=False,
+        na_values=[""],
         skipinitialspace=True,
         skip_blank_lines=False,
     )
@@ -172,40 +175,37 @@ def _fields(path: Path) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):
         table = table.reset_index()
         names = ["image_name", *names] if celeba else names
-        if (table.iloc[:, len(names) :] != "").any(axis=None):
+        if table.iloc[:, len(names) :].notna().any(axis=None):
             raise ValueError("its first line has fewer names than other lines have fields")
         table = table.iloc[:, : len(names)].set_axis(names, axis=1)
     table.index += 2 + celeba
-    return table[(table != "").any(axis=1)]
+    return table.dropna(how="all")
 
 
 def _holds_nothing(column: pd.Series) -> bool:
     """Whether a column is no attribute: without a name, empty, or an index."""
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
     counts = len(numbers) > 2 and numbers.iloc[0] in (0, 1) and (numbers.diff()[1:] == 1).all()
-    return column.name.startswith("Unnamed: ") or counts or (column == "").all()
+    return column.name.startswith("Unnamed: ") or counts or column.isna().all()
 
 
 def _finder(folder: Path, files: set[str]) -> Callable[[str], str]:
     """The file in a folder that a name means; "" if none does, or if it could be several.
 
-    Besides the exact name: with `./`, backslashes or the folder's own path before it, in another
+    Besides the exact name: with `./`, backslashes or a path to the folder before it, in another
     normal form of Unicode or another case, or without the extension.
     """
     alike: dict[str, list[str]] = {}
     for file in files:
         for key in {_plain(file), _plain(posixpath.splitext(file)[0])}:
             alike.setdefault(key, []).append(file)
-    parents = [f"{folder.as_posix()}/", *("/".join(folder.parts[-n:]) + "/" for n in (3, 2, 1))]
 
     def find(name: str) -> str:
-        if name in files:
-            return name
-        clean = posixpath.normpath(name.strip().replace("\\", "/"))
-        parent = next(filter(clean.startswith, parents), "")
-        clean = clean.removeprefix(parent)
-        same = [clean] if clean in files else alike.get(_plain(clean), [])
-        return same[0] if len(same) == 1 else ""
+        path = posixpath.normpath(name.strip().replace("\\", "/"))
+        inside = f"/{path}".rpartition(f"/{folder.name}/")[2].removeprefix("/")
+        same = alike.get(_plain(inside), [])
+        exact = [known for known in (name, path, inside) if known in files]
+        return (exact or (same if len(same) == 1 else [""]))[0]
 
     return find
 
