@@ -4,9 +4,12 @@ A list has a column `image_name`, and columns of small integers: attributes of 0
 What people's lists have instead is accepted where it has one meaning, with a note in the report.
 """
 
+import io
 import os
 import posixpath
+import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,7 +83,7 @@ def read_list(
     """
     try:
         table, files, notes = _fields(path), _files(folder), []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         others = [other.name for other in path.parent.glob(f"{path.stem}.*") if other != path]
         hint = f"; there is {', '.join(others)}: save it as {path.name}" if others else ""
         raise UserError(
@@ -107,7 +110,7 @@ def read_list(
     names = table.pop("image_name").fillna("").astype(str)
     if not columns and (spare := [name for name in table if _holds_nothing(table[name])]):
         table = table.drop(columns=spare)
-        notes.append(f"Left out of {path.name}, as no attributes: {_some(spare)}.")
+        notes.append(f"Columns of {path.name} that are no attributes, left out: {_some(spare)}.")
     found = names.map(find)
     if absent := names[found == ""].tolist():
         raise UserError(
@@ -153,31 +156,28 @@ def identities(paths: Iterable[str], identify: Callable[[Path], Any]) -> list[An
 
 
 def _fields(path: Path) -> pd.DataFrame:
-    """A list's fields by the number of their line, without blank lines.
+    """A list's fields by the number of their line, without blank lines and empty last fields.
 
     Between the fields are commas, or else semicolons or tabs. CelebA's own lists are read as well:
     the number of images, a line with the names of the attributes alone, and then spaces.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    celeba = head.strip().isdigit()
-    table = pd.read_csv(
-        path,
-        sep=r"\s+" if celeba else next((mark for mark in ",;\t" if mark in head), ","),
-        skiprows=int(celeba),
-        dtype={"image_name": str},
-        keep_default_na=False,
-        na_values=[""],
-        skipinitialspace=True,
-        skip_blank_lines=False,
-    )
-    names = list(table)
-    if not isinstance(table.index, pd.RangeIndex):
-        table = table.reset_index()
-        names = ["image_name", *names] if celeba else names
-        if table.iloc[:, len(names) :].notna().any(axis=None):
-            raise ValueError("its first line has fewer names than other lines have fields")
-        table = table.iloc[:, : len(names)].set_axis(names, axis=1)
+    text = path.read_text(encoding="utf-8-sig")
+    head, _, rest = text.partition("\n")
+    sep = next((mark for mark in ",;\t" if mark in head), ",")
+    if celeba := head.strip().isdigit():
+        sep, text = r"\s+", f"image_name {rest}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields without a name
+        table = pd.read_csv(
+            io.StringIO(text if celeba else re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)),
+            sep=sep,
+            index_col=False,
+            dtype={"image_name": str},
+            keep_default_na=False,
+            na_values=[""],
+            skipinitialspace=True,
+            skip_blank_lines=False,
+        )
     table.index += 2 + celeba
     return table.dropna(how="all")
 
