@@ -135,7 +135,7 @@ def write_labels(root, place, rows, label="label"):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (10, r"train\.csv, line 3: 'label' is '10', not one of 0, 1, .*, 9$"),
+        (10, r"train\.csv, line 3: 'label' is '10', not one of 0, 1, .*, 9: "),
         ("seven", "line 3: 'label' is 'seven'"),
         (1.5, "line 3: 'label' is '1.5'"),
         ("", "line 3: 'label' is"),
@@ -145,6 +145,17 @@ def test_bad_labels(load, root, value, message):
     write_labels(root, "usps/train", [("0.png", 3), ("1.png", value)])
     with pytest.raises(UserError, match=message):
         load(f"folder:{root}")
+
+
+def test_ten_is_zero_for_svhn(load, tmp_path):
+    root = digit_folder(tmp_path / "hw3", ["usps", "svhn"])
+    write_labels(root, "svhn/train", [(f"{i}.png", i % 10 or 10) for i in range(20)])
+    svhn = load(f"folder:{root}", pairs=["svhn->usps"]).domains["svhn"]
+    assert shades(svhn.train.images) == svhn.train.labels.tolist()
+    assert "In train.csv 10 stands for 0: 'label'." in svhn.notes
+    write_labels(root, "svhn/train", [(f"{i}.png", i % 11) for i in range(20)])
+    with pytest.raises(UserError, match="line 12: 'label' is '10'"):  # and what is 0 then?
+        load(f"folder:{root}", pairs=["svhn->usps"])
 
 
 # --- torchvision ------------------------------------------------------------------------------

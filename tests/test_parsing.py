@@ -2,7 +2,9 @@
 
 import csv
 import io
+import re
 import string
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,7 @@ def test_a_good_list_comes_back(images, names, values):
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = [[f"{n}.png", *row[: len(names)]] for n, row in enumerate(values)]
         csv.writer(file).writerows([["image_name", *names], *rows])
-    table = folder.read_list(path, images, range(2))
+    table, _ = folder.read_list(path, images, range(2))
     assert list(table) == names
     assert [Path(file).name for file in table.index] == ["0.png", "1.png", "2.png"]
     assert table.to_numpy().tolist() == [row[: len(names)] for row in values]
@@ -122,8 +124,9 @@ def test_any_list_is_read_or_refused(images, rows):
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["image_name", "label"], *rows])
     path.write_text(text.getvalue(), encoding="utf-8", errors="replace", newline="")
-    table = attempt(lambda: folder.read_list(path, images, range(10), ["label"]), str(path))
-    if table is not None:
+    found = attempt(lambda: folder.read_list(path, images, range(10), ["label"]), str(path))
+    if found is not None:
+        table, _ = found
         assert table["label"].between(0, 9).all()
         assert all(Path(file).parent == images and Path(file).is_file() for file in table.index)
 
@@ -134,3 +137,81 @@ def test_any_bytes_for_a_list_are_read_or_refused(images, content):
     path.write_bytes(content)
     attempt(lambda: folder.read_list(path, images, range(2)), str(path))
     attempt(lambda: folder.read_list(path, images, range(2), ["label"]), str(path))
+
+
+NAMES = ["0.png", "1.PNG", "a/2.png", "\u00e9.png"]
+"""Of files, whose attributes in the lists below are 0, 1, 0 and 1."""
+PLAIN_LIST = "image_name,Male\n0.png,0\n1.PNG,1\na/2.png,0\n\u00e9.png,1\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda text: text, None),
+        (lambda text: "\ufeff" + text.replace("\n", "\r\n\r\n"), None),
+        (lambda text: text.replace(",0", ",False").replace(",1", ",TRUE"), None),
+        (lambda text: text.replace(",", ", "), None),
+        (lambda text: text.replace(",", ";"), None),
+        (lambda text: text.replace(",", "\t"), None),
+        (lambda text: text + ",\n,\n", None),
+        (lambda text: text.replace("\n", ",\n").replace("Male,", "Male"), None),
+        (lambda text: text.replace("\n", ";\n").replace(",", ";"), None),
+        (lambda text: text.replace("\n", ", ,\n"), None),
+        (lambda text: text.replace("\n", ",\n").replace(",\n", ",Note\n", 1), "no .*: 'Note'"),
+        (lambda text: numbered(text, "", 7), "no .*: 'Unnamed: 0'"),
+        (lambda text: numbered(text, "Unnamed: 0.1", 0), "no .*: 'Unnamed: 0.1'"),
+        (lambda text: numbered(text, "index", 0), "no .*: 'index'"),
+        (lambda text: numbered(text, "id", 1), "no .*: 'id'"),
+        (lambda text: text.replace(",0", ",-1"), "-1 stands for 0: 'Male'"),
+        (lambda text: "4\nMale \n" + text[16:].replace(",1", "  1").replace(",0", " -1"), "-1 st"),
+        (lambda text: text.replace("image_name", "image_id"), "'image_id' is taken for image_name"),
+        (lambda text: text.replace("image_name", ""), "'Unnamed: 0' is taken for image_name"),
+        (lambda text: prefixed(text, "./"), "4 .*'./0.png' for '0.png'"),
+        (lambda text: prefixed(text, "train/"), "4 names in"),
+        (lambda text: prefixed(text, "face\\train\\"), "4 names in"),
+        (lambda text: prefixed(text, "/home/me/data/face/train/"), "4 names in"),
+        (lambda text: prefixed(text, "../train/"), "4 names in"),
+        (lambda text: text.replace(".png", "").replace(".PNG", ""), "4 names .*'0' for '0.png'"),
+        (lambda text: text.replace("PNG", "png"), "1 names .*'1.png' for '1.PNG'"),
+        (lambda text: text.replace("\u00e9", "e\u0301"), "1 names in"),
+    ],
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_what_people_write_is_understood(tmp_path, change, note, form):
+    place = tmp_path / "d" / "face" / "train"
+    (place / "a").mkdir(parents=True)
+    for name in NAMES:
+        (place / unicodedata.normalize(form, name)).touch()
+    path = place.with_suffix(".csv")
+    text = change(unicodedata.normalize(form, PLAIN_LIST))
+    path.write_text(text, encoding="utf-8", newline="")
+    table, notes = folder.read_list(path, place, range(2), zero=-1)
+    expected = [str(place / unicodedata.normalize(form, name)) for name in NAMES]
+    assert (list(table), list(table.index)) == (["Male"], expected)
+    assert table["Male"].tolist() == [0, 1, 0, 1]
+    if form == "NFC":
+        assert bool(notes) == bool(note)
+        assert not note or re.search(note, " ".join(notes)), notes
+
+
+def numbered(text, name, start):
+    """A list with an index in front."""
+    head, *rows = text.splitlines()
+    return "\n".join([f"{name},{head}", *(f"{n},{row}" for n, row in enumerate(rows, start)), ""])
+
+
+def prefixed(text, prefix):
+    """A list with something before each name."""
+    return text.replace("\n", f"\n{prefix}").removesuffix(prefix)
+
+
+@pytest.mark.parametrize("name", ["2.png", "a/0.png", "../test/0.png", "/0.png", "x", "x.gif", ""])
+def test_names_without_a_single_meaning_are_refused(tmp_path, name):
+    place = tmp_path / "train"
+    place.mkdir()
+    for file in ("0.png", "x.png", "x.jpg", "X.gif", "x.GIF"):
+        (place / file).touch()
+    path = place.with_suffix(".csv")
+    path.write_text(f"image_name,Male\n0.png,1\n{name},0\n")
+    with pytest.raises(UserError, match="names files that are not in"):
+        folder.read_list(path, place, range(2))

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
+from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -78,6 +79,7 @@ DomainUpdate = Literal["joint", "alternating"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
+Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Source = Annotated[str, AfterValidator(_absolute_source)]
 RunsDir = Annotated[
     str,
@@ -164,6 +166,7 @@ class FaceParams(Parameters):
     drawn_train: Positive = means("faces drawn for training (embedded data)")
     drawn_test: Positive = means("faces drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
+    background: Colour = means("colour under transparent pictures (folder:PATH)")
     validation_size: Positive = means("training images held out for validation")
     extractor_steps: Positive = means("training steps of the KID/FID features")
     runs_dir: RunsDir = means("folder of trained runs and prepared data")
@@ -178,6 +181,7 @@ class DigitParams(Parameters):
     drawn_train: Positive = means("street numbers drawn for training (embedded data)")
     drawn_test: Positive = means("street numbers drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
+    background: Colour = means("colour under transparent pictures (folder:PATH)")
     validation_size: Positive = means("training images held out of each domain")
     runs_dir: RunsDir = means("folder of trained runs and prepared data")
     tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(

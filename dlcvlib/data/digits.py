@@ -24,9 +24,10 @@ DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")
 def load_digits(params: DigitParams) -> DigitData:
     """The domains that the pairs name, prepared now or by an earlier call.
 
-    A pair whose domain the source lacks is left out, with a line that says so. The first
-    `image_limit` images of a split are read (0: all); `embedded` draws `drawn_train` and
-    `drawn_test` street numbers. Validation images are taken out of train by a fixed permutation.
+    A pair whose domain the source lacks is left out, with a line that says so. At most
+    `image_limit` images of a split are read (0: all), those of a folder drawn at random, otherwise
+    the first; `embedded` draws `drawn_train` and `drawn_test` street numbers. Validation images are
+    taken out of train by a fixed permutation.
 
     Raises:
         UserError: naming the file or field at fault, before anything long is done; or if no pair
@@ -91,7 +92,9 @@ def _folder(params: DigitParams, root: Path, name: str) -> Source | None:
     place = f"digits/{name}"
     if not (root / place).is_dir():
         return None
-    return folder.source(root, place, scans.SIDE, params.image_limit, range(CLASSES), ["label"])
+    reading = {"values": range(CLASSES), "columns": ["label"]}
+    zero = 10 if name == "svhn" else None  # as in SVHN's own files
+    return folder.source(root, place, scans.SIDE, params, **reading, zero=zero)
 
 
 def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
@@ -139,7 +142,7 @@ def _photographs(root: Path) -> tuple[scans.Parts, str]:
     if not place.is_dir():
         return scans.shipped_parts(), "photographs shipped with scikit-image and scikit-learn"
     files = sorted(path for path in place.iterdir() if path.is_file())
-    pictures = [np.asarray(decode.open_picture(path)) for path in files]
+    pictures = [np.asarray(decode.open_picture(path)[0]) for path in files]
     pictures = [p for p in pictures if p.shape[0] >= 28 and p.shape[1] >= 4 * 28]
     if not pictures:
         raise UserError(f"{place} holds no photograph of at least 112×28 pixels")

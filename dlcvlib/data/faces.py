@@ -28,8 +28,8 @@ def load_faces(params: FaceParams) -> FaceData:
     """The faces that the parameters name, prepared now or by an earlier call.
 
     `embedded` draws `drawn_train` and `drawn_test` faces of the series 0; the other sources read
-    the first `image_limit` images of a split in the order of its list (0: all). Validation images
-    are taken out of train by a fixed permutation.
+    at most `image_limit` images of a split (0: all), those of a folder drawn at random, otherwise
+    the first of its list. Validation images are taken out of train by a fixed permutation.
 
     Raises:
         UserError: naming the file or field at fault, before anything long is done.
@@ -55,7 +55,7 @@ def _embedded(params: FaceParams, _: Path) -> Source:
 
 
 def _folder(params: FaceParams, root: Path) -> Source:
-    return folder.source(root, "face", SIDE, params.image_limit, range(2))
+    return folder.source(root, "face", SIDE, params, values=range(2), zero=-1)
 
 
 def _photographs(params: FaceParams, root: Path) -> Source:

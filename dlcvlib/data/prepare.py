@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlcvlib.data.decode import Source, fill
+from dlcvlib.data.decode import REMARKS, Source, fill
 from dlcvlib.data.types import ImageSet, Splits
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
@@ -126,10 +126,12 @@ def _make(source: Source, side: int, label: str) -> tuple[dict[str, Tensor], dic
     order = [*shuffled, *range(len(shuffled), len(items))]
     images = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
     columns = fill(source.work, [items[i] for i in order], images.numpy(), label)
-    resized = int(columns.pop("resized", np.zeros(1)).sum())
-    note = f"{resized:,} images were not {side}×{side}: cropped to the central square and resized."
+    notes, shown = [], {"side": side, "background": source.background}
+    for name, remark in REMARKS.items():
+        if count := int(columns.pop(name, np.zeros(1)).sum()):
+            notes.append(f"{count:,} images {remark.format(**shown)}.")
     columns |= {name: values[order].astype(np.uint8) for name, values in source.known.items()}
     tensors = {"images": images}
     tensors |= {PREFIX + name: torch.from_numpy(values) for name, values in columns.items()}
     digests = {n: hashlib.sha256(v.numpy().data).hexdigest() for n, v in tensors.items()}
-    return tensors, {"notes": [note] if resized else [], "digests": digests}
+    return tensors, {"notes": notes, "digests": digests}

@@ -22,8 +22,14 @@ def load(params: Parameters) -> FaceData | DigitData:
     return load_faces(params) if isinstance(params, FaceParams) else load_digits(params)
 
 
-def inspect_data(chapters: Mapping[str, Parameters]) -> tuple[dict[str, str], bool]:
+def inspect_data(
+    chapters: Mapping[str, Parameters], attributes: bool = True
+) -> tuple[dict[str, str], bool]:
     """Prepare the data of some chapters, and check that there are enough.
+
+    Args:
+        chapters: their parameters by name.
+        attributes: whether the faces need any.
 
     Returns:
         Fingerprint of each chapter's data, and whether there is a GPU. These fingerprints cover
@@ -31,20 +37,21 @@ def inspect_data(chapters: Mapping[str, Parameters]) -> tuple[dict[str, str], bo
         of Inception, which measures faces if they are there.
 
     Raises:
-        UserError: if data cannot be read, are too few, or no attribute varies.
+        UserError: if data cannot be read, are too few, or no attribute that is needed varies.
     """
-    found = {name: _inspect(params) for name, params in chapters.items()}
+    found = {name: _inspect(params, attributes) for name, params in chapters.items()}
     return found, torch.accelerator.is_available()
 
 
-def _inspect(params: Parameters) -> str:
+def _inspect(params: Parameters, attributes: bool) -> str:
     data = load(params)
     identity = {"data": data.fingerprint, "summary": data.summary()}
     sets, least = {"the faces": data}, LEAST_FACES
     if isinstance(data, DigitData):
         sets, least = data.domains, LEAST_DIGITS
     else:
-        data.attribute(params.attribute)  # an error before anything trains
+        if attributes:
+            data.attribute(params.attribute)  # an error before anything trains
         if file := inception_file():
             identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
     for name, images in sets.items():

@@ -83,12 +83,13 @@ class FaceData(Splits[ImageSet]):
         }
         if balance.get(requested):
             return requested, ""
-        best = max(balance, key=lambda name: balance[name])
-        if not balance[best]:
+        if not any(balance.values()):
             raise UserError(
                 "data: no attribute is 0 for some and 1 for other faces, in training and in test "
-                f"alike (there are: {', '.join(balance)}): add a column, or more faces"
+                f"alike (there are: {', '.join(balance) or 'none'}): add a column, or more faces; "
+                "1-1, 1-2 and 1-3 need none"
             )
+        best = max(balance, key=lambda name: balance[name])
         reason = f"The data have no {requested}"
         if requested in balance:
             reason = f"{requested} is the same for all training or all test images"

@@ -36,6 +36,7 @@ def attribute_classifier(
 
     If these differ in `extractor_steps` or `precision`, so do their distances.
     """
+    faces.attribute(params.attribute)  # an error if there is none to learn
     settings = AttributeSettings(
         seed=0,
         steps=params.extractor_steps,

@@ -143,12 +143,15 @@ def _report(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     only = [] if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     # A folder may well hold faces only, or digits only.
-    used = {name: params[name] for name in map(uptodate.chapter_of, uptodate.chosen(only))}
+    problems = uptodate.chosen(only)
+    used = {name: params[name] for name in map(uptodate.chapter_of, problems)}
+    # Of the faces' problems the first three need none, not even for the features of a KID.
+    attributes = any("1-3" < problem < "3" for problem in problems)
     uptodate.declared()  # mistakes in notebooks and a wrong folder, before the data are prepared
     if not arguments.explain:
         execute.refuse(out)
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used)
+    fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
     if arguments.explain:
         print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
         for folder in sorted({chapter.runs_dir for chapter in used.values()}):

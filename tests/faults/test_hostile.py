@@ -125,7 +125,7 @@ def test_yaml_tags_run_no_code(tmp_path):
     yaml.unsafe_load(call).close()
     assert mark.exists()  # it would
     mark.unlink()
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="a value in YAML"):
         profiles.parse_assignments([f"vae.data={call}"])
     assert not mark.exists()
 
