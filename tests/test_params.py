@@ -60,6 +60,8 @@ def test_original_has_the_homeworks_settings():
         ("vae", {"ablation_seeds": [True]}, "'ablation_seeds.0': true or false is no number"),
         ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
         ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
+        ("vae", {"kld_weights": [0.1, 0.1 + 1e-9]}, "named twice"),  # tables show the same
+        ("pixelda", {"task_weights": [1e6, 1e6 - 1e-3]}, "named twice"),
         ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
         ("dann", {"pairs": ["usps->svhn", "usps->svhn"]}, "named twice"),
         ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),

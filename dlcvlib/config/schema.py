@@ -36,8 +36,10 @@ def _no_switch(value: Any) -> Any:
 
 
 def _distinct(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is named twice: its runs would be the same")
+    # Weights as tables and figures name them, with six digits.
+    shown = {f"{value:g}" if isinstance(value, float) else value for value in values}
+    if len(shown) < len(values):
+        raise ValueError("a value is named twice (of numbers six digits count), leave one out")
     return values
 
 
