@@ -25,6 +25,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import seaborn  # noqa: F401  before the processes part
+import yaml
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
@@ -41,6 +42,7 @@ LARGE = {int: 24, float: 1e6}
 """In place of an end where there is none: many steps or wide networks only take long."""
 FREE = {"steps", "vae_changes", "dann_changes", "data", "attribute", "runs_dir", "seed"}
 FREE |= {"vae_profile", "dann_profile", "precision"}
+"""Parameters whose values `EXTRA` names, or that are no range."""
 FEW: dict[str, dict[str, Any]] = {
     "vae": {"ablation_seeds": [0]},
     "gan": {"ablation_seeds": [0]},
@@ -50,31 +52,8 @@ FEW: dict[str, dict[str, Any]] = {
 """Set in all cases that do not change them, to save time."""
 ALONE = {"drawn_train", "drawn_test", "validation_size"}
 """Parameters whose ends are refused, which would hide others."""
-"""Parameters whose values `EXTRA` names, or that are no range."""
-EXTRA: dict[str, list[dict[str, Any]]] = {
-    "vae": [{"steps": n} for n in (1, 2, 3)]
-    + [{"latent_dim": n} for n in (2, 3)]
-    + [{"seed": 2**31 - 1}, {"attribute": "Nothing"}, {"learning_rate": 1.0, "steps": 60}]
-    + [{"steps": 1, "ablation_steps": 1, "extractor_steps": 1, "latent_dim": 1}]
-    + [{"image_limit": 0, "validation_size": 128}, {"kld_weights": [0, 1e-300]}]
-    + [{"kld_weights": [0.5, 1 / 2 + 1e-9]}, {"kld_weight": 0.0, "kld_weights": [0.0, 1.0]}],
-    "gan": [{"steps": n} for n in (1, 2, 3)]
-    + [{"seed": 2**31 - 1}, {"vae_changes": {"steps": 1, "latent_dim": 1, "channels": [1]}}]
-    + [{"steps": 1, "ablation_steps": 1, "extractor_steps": 1, "latent_dim": 1, "channels": 1}]
-    + [{"loss": "hinge", "soft_labels": [1.0, 1.0], "flip_labels": p} for p in (0.5, 0.999)]
-    + [{"flip_labels": 0.5, "flip_labels_until": 99}, {"keep_snapshots": False, "steps": 1}]
-    + [{"augmentation": ["cutout", "cutout"]}, {"learning_rate": 1.0, "steps": 60}],
-    "dann": [{"steps": n} for n in (1, 2, 3)]
-    + [{"steps": 1, "ablation_steps": 1, "channels": [1], "classifier_width": 1}]
-    + [{"domain_schedule": "fixed", "domain_weight": w} for w in (0, 1e6)]
-    + [{"domain_weights": [0.1, 0.1 + 1e-9]}, {"pairs": ["usps->mnistm", "mnistm->usps"]}]
-    + [{"learning_rate": 1.0, "steps": 60}, {"domain_weight": 0, "domain_weights": [0, 1]}],
-    "pixelda": [{"steps": n} for n in (1, 2, 3)]
-    + [{"steps": 1, "ablation_steps": 1, "adamatch_steps": 1, "seeds": [0]}]
-    + [{"task_weights": [3.0, 3.0 + 1e-9]}, {"patient": False, "classifier_with_generator": True}]
-    + [{"dann_changes": {"channels": [1], "classifier_width": 1, "steps": 1}}]
-    + [{"learning_rate": 1.0, "steps": 60}, {"adversarial_weight": 0, "task_weight": 0}],
-}
+EXTRA = yaml.safe_load(Path(__file__).with_name("walk.yaml").read_text(encoding="utf-8"))
+"""Chapter -> further cases."""
 
 
 def ends(annotation: Any, metadata: Sequence[Any]) -> list[Any]:
@@ -96,11 +75,8 @@ def ends(annotation: Any, metadata: Sequence[Any]) -> list[Any]:
     }
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
-        values, fewest, most = (
-            ends(item, ()),
-            limits.get("min_length", 0),
-            limits.get("max_length", 3),
-        )
+        values = ends(item, ())
+        fewest, most = limits.get("min_length", 0), limits.get("max_length", 3)
         if isinstance(values[0], str):
             return [values[:fewest], values[:most]]
         up = 1 if isinstance(values[0], int) else 1e-3
@@ -225,6 +201,7 @@ def _notebook(path: Path, values: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.enable_gui = lambda gui=None: None  # what `%matplotlib inline` asks for
     # Errors of formatters do not end a cell.
     shell.showtraceback = lambda found=None, **_: lines.append(
         "CRASHED while shown: " + "".join(traceback.format_exception(*found))[-1500:]

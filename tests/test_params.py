@@ -1,6 +1,9 @@
 """Parameters: profiles, ranges, names, paths, and that notebooks and profiles agree."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -98,6 +101,21 @@ def test_a_damaged_or_unknown_profile_is_named(tmp_path, monkeypatch, text, mess
 def test_bad_assignments_are_shown(text):
     with pytest.raises(UserError, match=r"--set .*expected CHAPTER\.NAME=VALUE"):
         profiles.parse_assignments([text])
+
+
+@pytest.mark.parametrize(
+    ("chapter", "case"),
+    [("vae", "'latent_dim': 1}"), ("gan", "identical"), ("pixelda", "dark")],
+)
+def test_the_least_settings_and_equal_pictures_are_shown(chapter, case):
+    """A few cases of the walk over all settings, which takes about an hour."""
+    command = [sys.executable, "-m", "benchmarks.walk", chapter, "--only", case]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert not {"REFUSED", "PROSE"} & set(done.stdout.split())
 
 
 # --- what is read -----------------------------------------------------------------------------
