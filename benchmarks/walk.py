@@ -84,7 +84,8 @@ def ends(annotation: Any, metadata: Sequence[Any]) -> list[Any]:
         return [rising, [values[1] - up * n for n in range(most)][::-1]]
     above, below = (1, 1) if annotation is int else (1e-9, 1e-6)
     low = limits.get("ge", limits.get("gt", 0) + above)
-    high = limits["lt"] - below if "lt" in limits else limits.get("le", LARGE[annotation])
+    high = min(limits.get("le", LARGE[annotation]), max(low, LARGE[annotation]))
+    high = limits["lt"] - below if "lt" in limits else high
     return [annotation(low), annotation(high)]
 
 

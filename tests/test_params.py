@@ -62,6 +62,8 @@ def test_original_has_the_homeworks_settings():
         ("vae", {"kld_weight": False}, "'kld_weight': true or false is no number"),
         ("vae", {"ablation_seeds": [True]}, "'ablation_seeds.0': true or false is no number"),
         ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
+        ("vae", {"latent_dim": 10**9, "channels": [10**9]}, "channels.0.* 4096 .*; .*latent_dim"),
+        ("dann", {"domain_weight": 1e300}, "'domain_weight': .* equal to 1000000"),
         ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
         ("vae", {"kld_weights": [0.1, 0.1 + 1e-9]}, "named twice"),  # tables show the same
         ("pixelda", {"task_weights": [1e6, 1e6 - 1e-3]}, "named twice"),
