@@ -201,7 +201,7 @@ def test_prose_is_markdown_but_values_are_escaped_and_have_a_true_minus(kernel):
 
 
 def test_a_number_that_is_undefined_is_a_dash_in_prose(kernel):
-    values = "float('nan'), np.float64('nan'), torch.tensor(torch.nan), 'nan'"
+    values = "float('-inf'), np.float64('nan'), torch.tensor(torch.nan), 'nan'"
     (data,) = kernel(
         f"import torch\nimport numpy as np\nsay('{{}} {{:+.1%}} {{:.2f}} {{}}', {values})"
     )

@@ -106,9 +106,9 @@ def diversity(features: Tensor) -> float:
     return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
-def relative(measured: float, real: float) -> float:
+def relative(measured: float | Tensor, real: float | Tensor) -> float:
     """A measure of images as a share of real ones'; NaN where that is 0, as of equal images."""
-    return measured / real if real else float("nan")
+    return float(measured / real) if real else float("nan")
 
 
 def distances(

@@ -117,7 +117,7 @@ class _Prose(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         text = super().format_field(value, format_spec)
-        if text.strip("+%") == "nan" and not isinstance(value, str):
+        if text.strip("+-%") in {"nan", "inf"} and not isinstance(value, str):
             return "–"
         return markdown.minus(markdown.escaped(text) if isinstance(value, str) else text)
 
