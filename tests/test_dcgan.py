@@ -277,3 +277,12 @@ def test_zero_loss_is_the_minimum_for_the_labels():
     assert gan_health.least_loss(hinge, 10) == pytest.approx(0.4)
     assert gan_health.least_loss(hinge, 2000) == 0
     assert seen(soft, discriminator=[least + 0.001] * 10) == ["discriminator loss near zero"]
+
+
+@pytest.mark.parametrize("loss", ["bce", "hinge"])
+def test_labels_that_say_nothing_and_images_that_do_not_vary_are_no_signs_of_failure(loss):
+    flips = {"flip_labels": 0.5, "flip_labels_until": 1000, "loss": loss}
+    settings = settings_of("dcgan", **OFF).replace(**flips)
+    chance = gan_health.least_loss(settings, 1)
+    wobbling = [chance - 1e-3] * 10
+    assert seen(settings, discriminator=wobbling, validation_diversity=math.nan) == []

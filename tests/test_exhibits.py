@@ -200,6 +200,14 @@ def test_prose_is_markdown_but_values_are_escaped_and_have_a_true_minus(kernel):
     assert data["text/markdown"] == r"*25%* \<b\> \@fig-x −1 −0.5 1e-05 −2±1, x-1"
 
 
+def test_a_number_that_is_undefined_is_a_dash_in_prose(kernel):
+    values = "float('-inf'), np.float64('nan'), torch.tensor(torch.nan), 'nan'"
+    (data,) = kernel(
+        f"import torch\nimport numpy as np\nsay('{{}} {{:+.1%}} {{:.2f}} {{}}', {values})"
+    )
+    assert data["text/markdown"] == "– – – nan"
+
+
 # --- parameters ---------------------------------------------------------------------------------
 
 

@@ -92,6 +92,39 @@ def test_tsne_keeps_neighbours(tmp_path):
     assert latent.tsne(torch.randn(60, 1), 10, 0, tmp_path).shape == (60, 2)
 
 
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.zeros(64, 8),
+        torch.full((64, 8), 1e-25),
+        torch.rand(1, 8).repeat(64, 1),
+        torch.rand(1, 8) + 1e-8 * torch.rand(64, 8),
+        torch.ones(64, 1),
+        torch.eye(2).repeat(32, 4),
+    ],
+    ids=["zero", "tiny", "equal", "nearly", "one column", "two places"],
+)
+def test_features_that_do_not_vary_are_measured(features, tmp_path):
+    """scikit-learn's t-SNE would crash the process."""
+    points = latent.tsne(features, 200, 0, tmp_path)
+    assert np.isfinite(points).all()
+    assert 0 <= latent.neighbours_kept(features, points) <= 1
+    assert latent.proxy_a_distance(features, np.arange(64) < 32) < 0.5
+    two_places = (features[0] - features[1]).abs().max() > 0.5
+    assert (metrics.diversity(features) > 0) == two_places
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_shares_of_real_images_that_are_all_the_same_are_undefined(level):
+    torch.manual_seed(0)
+    real = torch.full((40, 3, 16, 16), level, dtype=torch.uint8)
+    means = {"means": lambda images: images.float().flatten(2).mean(2)}
+    sets = {"same": real, "other": torch.rand(40, 3, 16, 16)}
+    measured = metrics.distances(means, real, sets)
+    assert measured[["diversity", "sharpness"]].isna().all(axis=None)
+    assert measured[["kid", "fid"]].notna().all(axis=None)
+
+
 def test_the_extractor_learns_an_attribute(train, faces):
     run = train("features", steps=40, batch_size=20, learning_rate=2e-3)
     found = run.method.features(faces.test.images)

@@ -1,6 +1,9 @@
 """Parameters: profiles, ranges, names, paths, and that notebooks and profiles agree."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -59,7 +62,11 @@ def test_original_has_the_homeworks_settings():
         ("vae", {"kld_weight": False}, "'kld_weight': true or false is no number"),
         ("vae", {"ablation_seeds": [True]}, "'ablation_seeds.0': true or false is no number"),
         ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
+        ("vae", {"latent_dim": 10**9, "channels": [10**9]}, "channels.0.* 4096 .*; .*latent_dim"),
+        ("dann", {"domain_weight": 1e300}, "'domain_weight': .* equal to 1000000"),
         ("vae", {"kld_weights": [0.1, 0.1]}, "named twice"),
+        ("vae", {"kld_weights": [0.1, 0.1 + 1e-9]}, "named twice"),  # tables show the same
+        ("pixelda", {"task_weights": [1e6, 1e6 - 1e-3]}, "named twice"),
         ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
         ("dann", {"pairs": ["usps->svhn", "usps->svhn"]}, "named twice"),
         ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
@@ -96,6 +103,21 @@ def test_a_damaged_or_unknown_profile_is_named(tmp_path, monkeypatch, text, mess
 def test_bad_assignments_are_shown(text):
     with pytest.raises(UserError, match=r"--set .*expected CHAPTER\.NAME=VALUE"):
         profiles.parse_assignments([text])
+
+
+@pytest.mark.parametrize(
+    ("chapter", "case"),
+    [("vae", "'latent_dim': 1}"), ("gan", "identical"), ("pixelda", "dark")],
+)
+def test_the_least_settings_and_equal_pictures_are_shown(chapter, case):
+    """A few cases of the walk over all settings, which takes about an hour."""
+    command = [sys.executable, "-m", "benchmarks.walk", chapter, "--only", case]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert not {"REFUSED", "PROSE"} & set(done.stdout.split())
 
 
 # --- what is read -----------------------------------------------------------------------------

@@ -163,6 +163,14 @@ def test_multiply_adds_are_those_of_weights_biases_and_norms():
     assert table["parameters"].sum() == sum(p.numel() for p in network.parameters())
 
 
+def test_a_batch_holds_no_more_images_than_there_are(train, faces):
+    run = train("vae", batch_size=1000, steps=2)
+    assert len(faces.train) == 40
+    cost = layers.cost(run, {}, 40).set_index("quantity")["value"]
+    assert cost["steps"] == "2 of 40 images (2.0 epochs)"
+    assert run.provenance["images_per_second"] == pytest.approx(2 * 40 / run.seconds)
+
+
 def test_arrows_join_only_connected_blocks():
     """The encoder's two heads are side by side; PixelDA's image is joined with the mapped noise."""
     encoder = layers.layers(built("vae", channels=[4, 8]).encoder, (1, 3, 64, 64))

@@ -37,8 +37,10 @@ def _no_switch(value: Any) -> Any:
 
 
 def _distinct(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is named twice: its runs would be the same")
+    # Weights as tables and figures name them, with six digits.
+    shown = {f"{value:g}" if isinstance(value, float) else value for value in values}
+    if len(shown) < len(values):
+        raise ValueError("a value is named twice (of numbers six digits count), leave one out")
     return values
 
 
@@ -58,9 +60,12 @@ Profile = Literal["smoke", "quick", "full", "original"]
 Whole = Annotated[int, BeforeValidator(_no_switch)]
 Real = Annotated[float, BeforeValidator(_no_switch)]
 Positive = Annotated[Whole, Field(gt=0)]
+Drawn = Annotated[Whole, Field(gt=0, le=1_000_000)]
+Width = Annotated[Whole, Field(gt=0, le=4096)]
+Depth = Annotated[Whole, Field(gt=0, le=64)]
 Several = Annotated[Whole, Field(gt=1)]
 Count = Annotated[Whole, Field(ge=0)]
-Weight = Annotated[Real, Field(ge=0)]
+Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Probability = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0, le=1)]
 Blur = Annotated[Real, Field(ge=0, le=8)]
@@ -68,7 +73,7 @@ Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
-Channels = Annotated[list[Positive], Field(min_length=1, max_length=5)]
+Channels = Annotated[list[Width], Field(min_length=1, max_length=5)]
 Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
@@ -163,8 +168,8 @@ class FaceParams(Parameters):
 
     data: Source = means("embedded, folder:PATH or torchvision:PATH")
     attribute: str = means("attribute that 1-5 colours, edits and classifies")
-    drawn_train: Positive = means("faces drawn for training (embedded data)")
-    drawn_test: Positive = means("faces drawn for testing (embedded data)")
+    drawn_train: Drawn = means("faces drawn for training (embedded data)")
+    drawn_test: Drawn = means("faces drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
     background: Colour = means("colour under transparent pictures (folder:PATH)")
     validation_size: Positive = means("training images held out for validation")
@@ -178,8 +183,8 @@ class DigitParams(Parameters):
     data: Source = means("embedded, folder:PATH or torchvision:PATH")
     pairs: Pairs = means("each SOURCE->TARGET")
     seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
-    drawn_train: Positive = means("street numbers drawn for training (embedded data)")
-    drawn_test: Positive = means("street numbers drawn for testing (embedded data)")
+    drawn_train: Drawn = means("street numbers drawn for training (embedded data)")
+    drawn_test: Drawn = means("street numbers drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
     background: Colour = means("colour under transparent pictures (folder:PATH)")
     validation_size: Positive = means("training images held out of each domain")
@@ -197,7 +202,7 @@ class VAESettings(TrainingSettings):
     """What decides a trained VAE."""
 
     channels: Channels = means("channels of the encoder's blocks; the decoder mirrors them")
-    latent_dim: Positive = means("length of the latent vector z")
+    latent_dim: Width = means("length of the latent vector z")
     decoder_kernel: Literal[2, 4] = means("side of the decoder's stride-2 kernels")
     normalise_heads: bool = means("BatchNorm on mean and log-variance")
     activation: Literal["relu", "leaky_relu"] = means("the decoder's activation")
@@ -211,8 +216,8 @@ class VAESettings(TrainingSettings):
 class GANSettings(TrainingSettings):
     """What decides a trained DCGAN."""
 
-    channels: Positive = means("width of both networks' outermost convolutions")
-    latent_dim: Positive = means("length of the noise vector z")
+    channels: Width = means("width of both networks' outermost convolutions")
+    latent_dim: Width = means("length of the noise vector z")
     kernel: Literal[4, 5] = means("side of all stride-2 kernels")
     loss: Literal["bce", "hinge"] = means("bce (original) or hinge")
     discriminator_norm: Literal["batch", "spectral"] = means(
@@ -248,7 +253,7 @@ class ClassifierFields(TrainingFields):
     """What decides a digit classifier that is trained on labels alone, except the seed."""
 
     channels: Channels = means("channels of the feature extractor's blocks")
-    classifier_width: Positive = means("width of the label classifier's hidden layers")
+    classifier_width: Width = means("width of the label classifier's hidden layers")
     instance_norm: bool = means("normalise each image by its own mean and deviation")
     augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
 
@@ -266,8 +271,8 @@ class AdaptationFields(ClassifierFields):
 class DANNFields(AdaptationFields):
     """What decides a DANN, except the seed."""
 
-    domain_width: Positive = means("width of the domain classifier's hidden layers")
-    domain_layers: Positive = means("hidden layers of the domain classifier")
+    domain_width: Width = means("width of the domain classifier's hidden layers")
+    domain_layers: Depth = means("hidden layers of the domain classifier")
     domain_weight: Weight = means("maximum weight of the reversed domain gradient")
     domain_schedule: DomainSchedule = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
@@ -282,10 +287,10 @@ class DANNSettings(DANNFields, TrainingSettings):
 class PixelDAFields(TrainingFields):
     """What decides a PixelDA, except its classifier and the seed."""
 
-    latent_dim: Positive = means("length of the noise vector")
-    generator_channels: Positive = means("width of the generator's residual blocks")
-    residual_blocks: Positive = means("residual blocks of the generator")
-    discriminator_channels: Positive = means("width of the discriminator's first convolution")
+    latent_dim: Width = means("length of the noise vector")
+    generator_channels: Width = means("width of the generator's residual blocks")
+    residual_blocks: Depth = means("residual blocks of the generator")
+    discriminator_channels: Width = means("width of the discriminator's first convolution")
     discriminator_norm: Literal["instance", "batch"] = means(
         "instance (original) or batch, which lets D see colours"
     )
@@ -369,7 +374,7 @@ class GANParams(FaceParams, GANSettings, Chapter):
     used = ("vae",)
     ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
-    ablation_channels: Positive = means("width of the networks of 2-3")
+    ablation_channels: Width = means("width of the networks of 2-3")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
     ablation_seeds: Seeds = means("seeds of each comparison of 2-3")
     vae_profile: Profile = means("profile of the VAE that 2-4 compares with")

@@ -76,7 +76,7 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
         fake = own.method.features(generated)
         return {
             "kid": metrics.squared_mmd(real().double(), fake.double()).item(),
-            "diversity": metrics.diversity(fake) / metrics.diversity(real()),
+            "diversity": metrics.relative(metrics.diversity(fake), metrics.diversity(real())),
         }
 
     return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.name}")

@@ -15,6 +15,8 @@ ZERO_LOSS = 0.05
 """D's loss counts as near zero below this share of the range from its minimum to chance."""
 UNINFORMATIVE = 0.02
 """D counts as uninformative while D(x) - D(G(z)) is below this."""
+LEAST_SPAN = 0.01
+"""D's loss says nothing where its minimum is nearer to chance than this share of it."""
 LONG = 0.1
 """Share of the run for which either must hold without interruption."""
 COLLAPSED = 0.5
@@ -32,10 +34,14 @@ def least_loss(settings: GANSettings, step: int) -> float:
 
 
 def advantage(history: pd.DataFrame, settings: GANSettings) -> pd.Series:
-    """D's loss on the scale from its minimum (0: a perfect discriminator) to chance (1)."""
+    """D's loss on the scale from its minimum (0: a perfect discriminator) to chance (1).
+
+    NaN where the labels say so little that the two are nearly the same.
+    """
     least = history["step"].map(lambda step: least_loss(settings, step))
     chance = 2.0 if settings.loss == "hinge" else 2 * math.log(2)  # with logits of 0
-    return (history["discriminator"] - least) / (chance - least)
+    span = chance - least
+    return (history["discriminator"] - least) / span.where(span > LEAST_SPAN * chance)
 
 
 def longest(signs: pd.Series, steps: pd.Series) -> float:
@@ -60,7 +66,7 @@ def signs(run: Run) -> pd.DataFrame:
     history, settings = run.history, run.settings
     won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
     useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
-    diversity = history["validation_diversity"].dropna().iloc[-1]
+    diversity = history["validation_diversity"].iloc[-1]  # NaN if real images are all the same
     rules = [
         f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from its "
         "minimum to chance",

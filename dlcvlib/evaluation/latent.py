@@ -69,13 +69,17 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
+        rows = reduced.fit_transform(features.numpy())
+        # PCA's layout needs two dimensions, and is divided by the spread along the first: of
+        # features that are all equal scikit-learn makes NaN, and crashes the process.
+        spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
         layout = TSNE(
-            init="pca" if reduced.n_components > 1 else "random",  # PCA needs two dimensions
+            init="pca" if spread else "random",
             perplexity=min(perplexity, (len(features) - 1) / 3),
             max_iter=ITERATIONS,
             random_state=seed,
         )
-        points = layout.fit_transform(reduced.fit_transform(features.numpy()))
+        points = layout.fit_transform(rows)
         return {"points": torch.from_numpy(points)}, {}
 
     path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"

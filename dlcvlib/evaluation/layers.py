@@ -112,14 +112,15 @@ def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.Data
         images: number of training images.
     """
     provenance, settings = run.provenance, run.settings
-    epochs = settings.steps * settings.batch_size / images
+    size = min(settings.batch_size, images)  # a smaller set is used whole
+    epochs = settings.steps * size / images
     sums = {name: frame[["parameters", "mult_adds"]].sum() for name, frame in networks.items()}
     rows = {f"parameters, {name}": f"{one.parameters:,}" for name, one in sums.items()}
     for name, one in sums.items():
         rows[f"MACs per image, {name}"] = f"{one.mult_adds / 1e6:,.1f} million"
     rows |= {
         "training images": f"{images:,}",
-        "steps": f"{settings.steps:,} of {settings.batch_size} images ({epochs:.1f} epochs)",
+        "steps": f"{settings.steps:,} of {size} images ({epochs:.1f} epochs)",
         "time (h:min:s)": str(timedelta(seconds=round(run.seconds))),
         "speed": f"{provenance['images_per_second']:,.0f} images/s",
         "device": f"{provenance['device']}, threads: {provenance['threads']}",

@@ -16,6 +16,8 @@ from dlcvlib.data.batches import float_chunks
 COMPARED = 1000
 """Maximum number of images that are compared with real ones: time and memory grow with its square,
 and a whole test set of faces takes gigabytes as floats."""
+SAME = 1e-9
+"""Variance, as a share of the mean square, below which features are equal but for rounding."""
 SUBSET, SUBSETS = 250, 50
 """Rows that KID draws from either set, and how often."""
 
@@ -94,9 +96,19 @@ def sharpness(images: Tensor) -> float:
 
 
 def diversity(features: Tensor) -> float:
-    """Mean Euclidean distance between two different rows of features (N, D)."""
+    """Mean Euclidean distance between two different rows of features (N, D).
+
+    0 if the rows are the same but for rounding, which alone would give a distance.
+    """
+    if features.var(0).mean() <= SAME * features.square().mean():
+        return 0.0
     distances = torch.cdist(features, features)
     return float(distances.sum() / (len(features) * (len(features) - 1)))
+
+
+def relative(measured: float | Tensor, real: float | Tensor) -> float:
+    """A measure of images as a share of real ones'; NaN where that is 0, as of equal images."""
+    return float(measured / real) if real else float("nan")
 
 
 def distances(
@@ -120,7 +132,8 @@ def distances(
         for images, pictures in sets.items():
             of_fake = extract(pictures)
             distance = *kid(of_real, of_fake), fid(of_real, of_fake)
-            shares = diversity(of_fake) / real_diversity, sharpness(pictures) / real_sharpness
-            rows.append((images, features, len(pictures), *distance, *shares))
+            varied = relative(diversity(of_fake), real_diversity)
+            sharp = relative(sharpness(pictures), real_sharpness)
+            rows.append((images, features, len(pictures), *distance, varied, sharp))
     columns = ["images", "features", "n", "kid", "kid_std", "fid", "diversity", "sharpness"]
     return pd.DataFrame(rows, columns=columns)

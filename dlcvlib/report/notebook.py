@@ -110,10 +110,15 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
 
 
 class _Prose(string.Formatter):
-    """`str.format` for Markdown: text stands for itself, negative numbers have a true minus."""
+    """`str.format` for Markdown: text stands for itself, a number that is undefined is a dash.
+
+    Negative numbers have a true minus.
+    """
 
     def format_field(self, value: Any, format_spec: str) -> str:
         text = super().format_field(value, format_spec)
+        if text.strip("+-%") in {"nan", "inf"} and not isinstance(value, str):
+            return "–"
         return markdown.minus(markdown.escaped(text) if isinstance(value, str) else text)
 
 

@@ -192,11 +192,13 @@ def _train(
         stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
         raise KeyboardInterrupt(f"{stopped}; run it again to continue") from None
     if main:
-        _write(folder, method, progress, identity)
+        _write(folder, method, progress, identity, len(batch(0)[0]))
 
 
-def _write(folder: Path, method: Method, progress: Progress, identity: Mapping[str, Any]) -> None:
-    """Write a finished run, the provenance last."""
+def _write(
+    folder: Path, method: Method, progress: Progress, identity: Mapping[str, Any], size: int
+) -> None:
+    """Write a finished run, the provenance last; `size` is that of its batches."""
     storage.write_text(folder / HISTORY, pd.DataFrame(progress.history).to_csv(index=False))
     storage.write_tensors(folder / MODEL, method.state_dict(), {})
     files = [folder / HISTORY, folder / MODEL, *sorted(folder.glob("snapshot-*.safetensors"))]
@@ -208,7 +210,7 @@ def _write(folder: Path, method: Method, progress: Progress, identity: Mapping[s
         "precision_why": progress.precision_why,
         "threads": torch.get_num_threads(),
         "processes": progress.processes,
-        "images_per_second": progress.step * method.settings.batch_size / progress.seconds,
+        "images_per_second": progress.step * size / progress.seconds,
         # A moving average duplicates the parameters and is not trained.
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "files": {file.name: storage.sha256(file) for file in files},
