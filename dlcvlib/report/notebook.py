@@ -18,6 +18,7 @@ import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -75,7 +76,8 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
 def show_exhibits() -> None:
     """Have IPython show figures and data frames as the report needs them."""
     shell = get_ipython()
-    shell.run_line_magic("matplotlib", "inline")  # whatever backend the environment names
+    with suppress(NotImplementedError):  # a shell without any display
+        shell.run_line_magic("matplotlib", "inline")  # whatever backend the environment names
     for kind in (Figure, Axes):
         shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
     for kind in (pd.DataFrame, Styler):
@@ -103,8 +105,8 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
     own = [n for n, cell in enumerate(setting) if not cell.startswith(INJECTED)]
     if not own or own[0] > 0:
         raise UserError(
-            f"the first cell that sets parameters ({cls.__name__}) must be the notebook's own: tag "
-            f"it `parameters`, or papermill's, which begins with `{INJECTED}`, comes before it"
+            f"the first cell that sets parameters ({cls.__name__}) must be the notebook's own: "
+            f"tag it `parameters`, or papermill's comes before it ({INJECTED!r} begins papermill's)"
         )
     source = "\n".join(setting[own[-1] :])
     namespace: dict[str, Any] = {}

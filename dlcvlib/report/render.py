@@ -382,7 +382,7 @@ def to_pdf(tree: Mapping[str, Any], folder: Path) -> bytes:
 
 def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError) -> None:
     """Put something simpler in the place of the part of a tree that Typst has refused."""
-    file, line = re.search(r"─ (.+):(\d+):", error.diagnostic).groups()
+    file, line = re.search(r"([^/\\ ]+):(\d+):\d+\n", error.diagnostic).groups()
     lines = source.split("\n")[: int(line)]
     before = "\n".join(lines) if file.endswith(".typ") else source.partition(file)[0]
     number = re.findall(r"^// part (\d+)$", before, re.MULTILINE)[-1]

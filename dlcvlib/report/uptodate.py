@@ -97,8 +97,8 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     count = Counter(problem for problem, _ in claimed)
     if doubles := [path.name for problem, path in claimed if count[problem] > 1]:
         raise UserError(
-            f"{notebooks}: more than one notebook of a problem: {', '.join(doubles)}; "
-            "move all but one elsewhere, or leave the number out of their names"
+            f"{notebooks}: keep one and move the others elsewhere, since there is more than one "
+            f"notebook of a problem: {', '.join(doubles)}"
         )
     sources = dict(claimed)
     there = {*sources, *(problem[0] for problem in sources)}
@@ -168,7 +168,7 @@ def _read(path: Path) -> tuple[NotebookNode, str]:
     """A notebook, or an empty one and why it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        notebook = load_notebook_node(nbformat.reads(text, as_version=4))
+        notebook = load_notebook_node(nbformat.from_dict(nbformat.reads(text, as_version=4)))
         nbformat.validate(notebook)
     except Exception as error:  # broken JSON, a merge's marks, an empty file, another format
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -20,7 +20,7 @@ local function parsed(text, format)
   text = ("\n\n" .. text):gsub("\n\n(\\begin(%b{}).-\\end%2)", "\n\n$$%1$$")
   local doc = read(text, CELL)
   if not text:find("<", 1, true) then return doc end
-  return read(pandoc.write(doc, "html", { html_math_method = "mathjax", highlight_style = nil }), HTML)
+  return read(pandoc.write(doc, "html", { html_math_method = "mathjax", highlight_method = "none" }), HTML)
 end
 
 function Reader(input)
@@ -40,6 +40,9 @@ function Reader(input)
         return header
       end,
     })
+    doc.blocks = doc.blocks:map(function(block)
+      return block.t == "Plain" and pandoc.Para(block.content) or block
+    end)
     local seen = false
     doc:walk({ Str = function() seen = true end, Image = function() seen = true end })
     if not seen and how.plain then doc.blocks = { pandoc.CodeBlock(how.plain) } end
