@@ -10,7 +10,7 @@ local CELL = "commonmark_x-smart-raw_attribute-implicit_figures-emoji-yaml_metad
 local HTML = "html+tex_math_single_backslash"
 
 local function read(text, format)
-  return pandoc.read(text, format, {}, {}) -- in a sandbox, by the last argument
+  return pandoc.read(text, format, { columns = 72 }, {}) -- in a sandbox, by the last argument
 end
 
 local function parsed(text, format)

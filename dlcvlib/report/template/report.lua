@@ -7,7 +7,7 @@ local typst = FORMAT:match("typst")
 -- The document without its parts, which Typst's errors can be traced to. A name is there once; a
 -- link leads to the web or to what is there, and a picture of the web is a link.
 local function join(doc)
-  local blocks, targets = pandoc.List(), {}
+  local blocks, targets, repeated = pandoc.List(), {}, {}
   for number, part in ipairs(doc.blocks) do
     if typst then blocks:insert(pandoc.RawBlock("typst", "// part " .. number)) end
     if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
@@ -16,8 +16,11 @@ local function join(doc)
   local function note(element)
     local id = element.identifier
     if not id or id == "" then return nil end
-    if targets["#" .. id] then element.identifier = "" end
-    targets["#" .. id] = true
+    while targets["#" .. element.identifier] do
+      repeated[id] = (repeated[id] or 0) + 1
+      element.identifier = id .. "-" .. repeated[id]
+    end
+    targets["#" .. element.identifier] = true
     return element
   end
   doc = doc:walk({ Block = note, Inline = note })
