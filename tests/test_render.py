@@ -2,6 +2,9 @@
 
 import base64
 import io
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import nbformat
 import pandas as pd
@@ -30,6 +33,15 @@ HOSTILE = [
     "/ term: x",
 ]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
+
+
+def png(**options):
+    Image.new("RGB", (100, 50)).save(buffer := io.BytesIO(), "png", **options)
+    return buffer.getvalue()
+
+
+PNG = png()
+CODED = base64.b64encode(PNG).decode()
 FIGURE = """\
 #| label: fig-{0}
 #| fig-cap: The *{0}*; see @{1}.
@@ -66,25 +78,28 @@ ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}}
 class Made:
     """A report of executed notebooks, without 4-4; its files are in `folder`."""
 
-    def __init__(self, folder, **notebooks):
+    def __init__(self, folder, beside=None, **notebooks):
         books = {
             name[1:].replace("_", "-"): nbformat.v4.new_notebook(cells=[text("# One"), *cells])
             for name, cells in notebooks.items()
         }
         exhibits = check(books | {"4-4": FAR})
-        pages = {problem: render.Page(problem, b, exhibits) for problem, b in books.items()}
-        self.files = {name: c for page in pages.values() for name, c in page.files.items()}
+        beside = beside or folder
+        pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
         (folder / "figures").mkdir(exist_ok=True)
-        for name, content in self.files.items():
-            (folder / "figures" / name).write_bytes(content)
         about = provenance.describe({}, {}, {}, ABOUT)
-        self.markdown = render.document(pages=pages, failures={}, provenance=about, params={})
-        self.html = render.to_html(self.markdown, folder)
+        document = render.document(pages=pages, failures={}, provenance=about, params={})
+        self.tree = render.parsed(document, pages)
+        for page in pages.values():
+            for name, content in page.files.items():
+                (folder / "figures" / name).write_bytes(content)
+        self.files = {name: c for page in pages.values() for name, c in page.files.items()}
+        self.html = render.to_html(self.tree, folder)
         self.soup = BeautifulSoup(self.html, "html.parser")
         self.folder = folder
 
     def pdf(self):
-        found = pypdf.PdfReader(io.BytesIO(render.to_pdf(self.markdown, self.folder)))
+        found = pypdf.PdfReader(io.BytesIO(render.to_pdf(self.tree, self.folder)))
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
@@ -100,9 +115,7 @@ def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
 
 
 def test_pictures_are_embedded_in_their_natural_width(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (100, 50)).save(buffer, format="png", dpi=(200, 200))
-    pixels = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+    pixels = {"image/png": base64.b64encode(png(dpi=(200, 200))).decode()}
     made = Made(tmp_path, p1_1=[figure("a", "fig-b"), figure("b", "fig-a", **pixels)])
     assert [(img["src"][:14], img["style"]) for img in made.soup.select("img")] == [
         ("data:image/svg", "max-width: 29%"),
@@ -114,7 +127,7 @@ def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
     prose = text("See @tbl-t, @fig-far, [1-2](#nb-1-2), [4-4](#nb-4-4) and ![a picture](x.png).")
     made = Made(tmp_path, p1_1=[prose, figure("a", "tbl-t")], p1_2=[table("t", FRAME)])
     (paragraph,) = (p for p in made.soup.select("p") if p.get_text().startswith("See"))
-    assert paragraph.get_text() == "See Table 1-2.1, Figure 4-4.1, 1-2, 4-4 and a picture."
+    assert paragraph.get_text().startswith("See Table 1-2.1, Figure 4-4.1, 1-2, 4-4 and a picture")
     assert [a["href"] for a in paragraph.select("a")] == ["#tbl-t", "#nb-1-2"]
     assert "Figure 4-4.1" in made.soup.select_one("#tbl-t caption").get_text()
     assert "a picture" in made.pdf()
@@ -127,6 +140,159 @@ def test_ordinary_output_is_shown(tmp_path):
     texts = [pre.get_text().strip() for pre in made.soup.select("section section pre")]
     assert texts == ["1", "```\n<b>plain</b>", "printed"]
     assert "printed" in made.pdf()
+
+
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        ({"text/html": "<table onclick='x()'><tr><td colspan=2><b>1</b></table>"}, "table strong"),
+        ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
+        ({"text/html": "<script>alert(1)</script>", "text/plain": "<plot>"}, "pre"),
+        ({"text/html": "<svg><script>1</script></svg>"}, "img[src^='data:image/svg']"),
+        ({"text/html": "<b>a</b>", "image/png": CODED}, "img[src^='data:image/png']"),
+        ({"image/jpeg": CODED}, "img[src^='data:image/png']"),  # what it is, not what it says
+        ({"image/gif": "R0lGODlhAQABAAAAACw="}, ".failed"),
+        ({"image/svg+xml": "<svg"}, ".failed"),
+        ({"text/latex": r"\begin{align}a&=b\end{align}"}, "math"),
+        ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre"),
+        ({"application/vnd.plotly.v1+json": {}}, "pre"),
+    ],
+)
+def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path, data, seen):
+    made = Made(tmp_path, p1_1=[shown("", data)])
+    section = made.soup.select_one("#nb-1-1")
+    (found,) = section.select(seen)
+    assert not section.select("script, [onclick]")
+    assert "\x1b" not in found.get_text()
+    assert found.name != "pre" or found.get_text().strip()
+    assert made.pdf()
+
+
+def test_a_warning_and_a_traceback_are_shown(tmp_path):
+    warning = nbformat.v4.new_output("stream", name="stderr", text="UserWarning: w\n")
+    traceback = ["\x1b[31mValueError\x1b[0m: v"]
+    error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=traceback)
+    silent, cell = shown("#| warning: false\nf()"), shown("g()")
+    silent.outputs, cell.outputs = [warning], [warning, error]
+    made = Made(tmp_path, p1_1=[silent, cell])
+    texts = [pre.get_text().strip() for pre in made.soup.select("#nb-1-1 pre")]
+    assert texts == ["f()", "g()", "UserWarning: w", "ValueError: v"]
+
+
+# --- what an author writes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web():
+    """An address at which nothing may be asked for; the test fails if something was."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    assert asked == []
+
+
+def test_pictures_of_a_cell_are_embedded_linked_or_named(tmp_path, web):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for path in (folder / "a b.png", tmp_path / "secret.png"):
+        path.write_bytes(PNG)
+    (folder / "c.svg").write_text(SVG)
+    Image.open(io.BytesIO(PNG)).save(folder / "d.bmp")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "text.png").write_text("no picture")
+    good = ["a%20b.png", "<a b.png>", "c.svg", "d.bmp", "attachment:x%20y.png"]
+    good += [f"data:image/png;base64,{CODED}"]
+    bad = ["gone.png", "../secret.png", f"{tmp_path}/secret.png", "link.png", "text.png", "."]
+    bad += ["/etc/hostname", "file:///etc/hostname", "attachment:z.png", "figures/../x.png"]
+    source = "\n\n".join(f"![p{n}]({each})" for n, each in enumerate(good + bad))
+    source += f"\n\n![web]({web}/e.png){{share=1}} ![r][ref]\n\n[ref]: a%20b.png"
+    cell = text(source, attachments={"x y.png": {"image/png": CODED}})
+    html = text(f"<img src='a b.png' width=336 onerror='x()'> <img src='{web}/f.png'>")
+    made = Made(tmp_path, folder, p1_1=[cell, html])
+    section = made.soup.select_one("#nb-1-1")
+    pictures = section.select("img")
+    names = [picture.get("alt", "") for picture in pictures]
+    assert names == [*(f"p{n}" for n in range(len(good))), "r", ""]
+    assert all(picture["src"].startswith("data:image/") for picture in pictures)
+    links = [a["href"] for a in section.select("a")]
+    assert links == [f"{web}/e.png", f"{web}/f.png"]
+    assert re.findall(r"no picture in this project: ([^]]*)]", section.get_text()) == bad
+    assert "no picture in this project" in made.pdf()
+
+
+def test_nothing_in_a_cell_runs_or_loads(tmp_path, web):
+    its = f'src="{web}/a" poster="{web}/b" data-src="file:///etc/hostname" onclick="x()"'
+    cells = [
+        f'[s]{{{its} style="background:url({web}/c)"}} `c`{{{its}}}',
+        f"::: {{{its}}}\nd\n:::\n\n## H {{{its}}}",
+        f"<div {its}><script>x()</script><iframe src='{web}/d'></iframe></div>",
+        f"<table {its}><tr {its}><td {its}>t</table>",
+        f"<style>@import url({web}/e)</style><link rel=stylesheet href={web}/f><svg onload=x()>",
+        "[j](javascript:x()) [d](data:text/html,x) [f](file:///etc/passwd) [p](a.ipynb)",
+        f"$\\href{{javascript:x()}}{{y}}$ `<script>x()</script>`{{=html}} <{web}>",
+    ]
+    section = Made(tmp_path, p1_1=list(map(text, cells))).soup.select_one("#nb-1-1")
+    assert not section.select("script, iframe, link, style, [onclick], [data-src], [poster]")
+    assert all(tag["src"].startswith("data:image/") for tag in section.select("[src]"))
+    assert not section.select("[style*=url]")
+    assert [a["href"] for a in section.select("a")] == [web]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "```python\n# unclosed",
+        "::: {.note}\nopen",
+        "---\ntitle: a: b\n---",
+        "<div><details><b>open",
+        "$$\nx",
+        "<!-- open",
+        "% title",
+        "[^1] [l]\n\n[^1]: One\n\n[l]: http://one",
+        "> quoted\n- a\n  1. b",
+        "| a |\n|--",
+        "\x00\x1e{}\x1b",
+    ],
+)
+def test_what_a_cell_leaves_open_ends_with_it(tmp_path, source):
+    after = text("## After\n\n[^1] [l]\n\n[^1]: Two\n\n[l]: http://two")
+    made = Made(tmp_path, p1_1=[text(source), after, figure("a", "fig-a")])
+    heading = made.soup.find(id="after")
+    assert heading.h3.get_text() == "After"
+    assert [a["href"] for a in heading.select("a[href^=http]")] == ["http://two"]
+    assert made.soup.select_one("#fig-a figure img")
+    assert "Two" in made.pdf()
+
+
+def test_headings_have_names_of_their_own(tmp_path):
+    cell = text("## Same\n\n# Title {#fig-a}\n\n[to it](#same) [中](#中-文)\n\n## 中 文")
+    made = Made(tmp_path, p1_1=[cell, figure("a", "fig-a")], p1_2=[cell])
+    ids = [tag["id"] for tag in made.soup.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    assert {"#same", "#中-文"} <= {a["href"] for a in made.soup.select("a[href]")}
+    assert "Same" in made.pdf()
+
+
+@pytest.mark.parametrize(
+    ("cell", "seen"),
+    [
+        (text(r"$\llbracket x\rrbracket$"), r"\llbracket x\rrbracket"),  # Typst's
+        (text(r"$\nosuch{x}$"), r"\nosuch{x}"),  # pandoc's
+        (shown("", {"image/svg+xml": "<x/>"}), "cannot be printed"),
+        (text("![x](data:image/svg+xml,<x/>)"), "cannot be printed"),
+    ],
+)
+def test_what_cannot_be_printed_costs_only_itself(tmp_path, cell, seen):
+    printed = Made(tmp_path, p1_1=[text("Before"), cell, text("$x^2$ after")]).pdf()
+    assert all(each in printed for each in (seen, "Before", "after"))
 
 
 def test_a_picture_without_a_label_is_shown(tmp_path):

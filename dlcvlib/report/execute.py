@@ -7,6 +7,7 @@ holds its content hash and all that decides it.
 import functools
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import joblib
 import nbformat
@@ -27,7 +29,7 @@ from tqdm import tqdm
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
 from dlcvlib.report.exhibits import MIME, options
-from dlcvlib.report.uptodate import Task, declared, plan
+from dlcvlib.report.uptodate import Task, declared, plan, unnumbered
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
@@ -36,6 +38,10 @@ MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
 PAGE_SECONDS = 300.0
 """Time between two pages on the way, each of which takes some seconds to write."""
+PROGRESS = re.compile(
+    r"^(?:[^\n]*\r(?!\n))?(?:[^\n]*(?:\d%\|[^\n]*/\d+|\dit) \[\d\d:\d\d[^\n]*\n?)?", re.MULTILINE
+)
+"""What a line of a terminal no longer shows, and a bar of tqdm."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
@@ -111,6 +117,7 @@ def make_report(
             about | {"spent": stopwatch.seconds},
             exhibits,
             out,
+            notebooks,
             whole=whole,
         )
 
@@ -119,6 +126,8 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         written = time.monotonic()
+        for name in unnumbered(notebooks):
+            _say(f"{name} is not in the report: no problem's number, such as 1-3, is in its name")
         for outcome in _run(tasks, jobs, cell_timeout):
             outcomes.append(outcome)
             if time.monotonic() - written >= PAGE_SECONDS and len(outcomes) < len(tasks):
@@ -155,8 +164,12 @@ def side_by_side(gpu: bool) -> int:
 
 
 def kernel_environment(jobs: int, status: str) -> dict[str, str]:
-    """Environment variables of the kernels: where to report, how many threads, malloc."""
-    environment = os.environ | {"DLCV_STATUS": status}
+    """Environment variables of the kernels: where to report, how many threads, malloc.
+
+    Neither the user's start-up files of IPython nor another backend of matplotlib has a say.
+    """
+    environment = os.environ | {"DLCV_STATUS": status, "IPYTHONDIR": f"{status}/ipython"}
+    environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     if not TUNED & environment.keys():
         environment |= ALLOCATOR
     if jobs > 1:
@@ -231,12 +244,16 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
     """Run a notebook, and keep it under its name only if every cell ran; the seconds it took.
 
     Raises:
-        UserError: naming the cell that failed, or if the disk is full.
+        UserError: naming the cell that failed, or if the disk is full, or the task has a fault.
     """
+    if task.fault:
+        raise UserError(task.fault)
     _say(f"{task.problem} starts: {'; '.join(task.reasons)}")
     task.record.unlink(missing_ok=True)
     started = time.monotonic()
-    notebook = parameterize_notebook(task.notebook, task.parameters)
+    # Whatever kernel it names: this environment's runs it.
+    python = {"kernel_name": "python3", "language": "python"}
+    notebook = parameterize_notebook(task.notebook, task.parameters, **python)
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -259,6 +276,7 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
                 where = f"the cell {first_line!r}"
                 client.execute_cell(cell, index)
                 _check_exhibit(cell)
+                _check_parameters(cell, task.parameters)
     except Exception as error:
         storage.write_text(failed, _cleaned(notebook))
         reason = _reason(error, cell_timeout)
@@ -279,6 +297,17 @@ def _check_exhibit(cell: NotebookNode) -> None:
             raise UserError("shows no figure or table: its value must be one")
 
 
+def _check_parameters(cell: NotebookNode, asked: Mapping[str, Any]) -> None:
+    """Raise a UserError if the notebook has begun with other parameters than those asked for."""
+    for output in cell.get("outputs", []):
+        used = output.get("data", {}).get(MIME, {}).get("parameters", asked)
+        if names := [n for n in sorted({*used, *asked}) if used.get(n) != asked.get(n)]:
+            raise UserError(
+                f"the notebook uses another {', '.join(names)} than the report was asked for: only "
+                "its cell tagged `parameters`, before `begin`, may set parameters"
+            )
+
+
 def _reason(error: Exception, cell_timeout: int | None) -> str:
     match error:
         case CellExecutionError():
@@ -292,9 +321,12 @@ def _cleaned(notebook: NotebookNode) -> str:
     """A notebook as text, without what is litter in a still page: progress bars and widgets."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = PROGRESS.sub("", output.text)
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+                if output.get("text", "-").strip() and WIDGET not in output.get("data", {})
             ]
     return nbformat.writes(notebook)

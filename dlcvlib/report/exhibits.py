@@ -91,11 +91,12 @@ def options(source: str) -> dict[str, Any]:
     return found
 
 
-def check(notebooks: Mapping[str, NotebookNode]) -> dict[str, Exhibit]:
+def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[str, Exhibit]:
     """The exhibits of all notebooks, by label, in order.
 
     Args:
         notebooks: problem -> its notebook, of the whole report: references lead to all of it.
+        whole: False if some cannot be read: references may lead to those, and are not checked.
 
     Raises:
         UserError: naming the notebook and the cell, counted from 1, of the first mistake: an
@@ -117,7 +118,7 @@ def check(notebooks: Mapping[str, NotebookNode]) -> dict[str, Exhibit]:
             raise UserError(f"{where}: {error}") from None
         if exhibit:
             found[exhibit.label] = exhibit
-    for _, where, cell in cells:
+    for _, where, cell in cells if whole else []:
         for label in REFERENCE.findall(cell.source):
             if label not in found:
                 raise UserError(f"{where}: @{label} refers to no exhibit{nearest(label, found)}")

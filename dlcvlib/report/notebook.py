@@ -8,6 +8,7 @@ JupyterLab shows, a JSON payload under `MIME`:
     csv       the values behind a figure, empty if it has none
     values    what is added to results.json under this notebook's key
     rows      of the main table                                              (headline)
+    parameters  what `begin` has read, which must be what was asked            (values)
     runs      names of the training runs that this process has been handed so far
     seconds   by kind of work, since the payload before (see `dlcvlib.utils.stopwatch`)
 """
@@ -17,6 +18,7 @@ import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -40,8 +42,8 @@ PIXEL_DPI = 200
 """Pictures made of pixels are drawn at twice the screen's usual 100 dots per inch."""
 INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
-ASSIGNED = re.compile(r"^([A-Za-z]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
-"""A public name that a cell assigns at its top level."""
+ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
+"""A name that a cell assigns at its top level."""
 
 P = TypeVar("P", bound=Parameters)
 
@@ -67,12 +69,15 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
     style.use()
     device.setup()
     show_exhibits()
+    display({MIME: _payload("values", {}, parameters=params.model_dump())}, raw=True)
     return params
 
 
 def show_exhibits() -> None:
     """Have IPython show figures and data frames as the report needs them."""
     shell = get_ipython()
+    with suppress(NotImplementedError):  # a shell without any display
+        shell.run_line_magic("matplotlib", "inline")  # whatever backend the environment names
     for kind in (Figure, Axes):
         shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
     for kind in (pd.DataFrame, Styler):
@@ -101,7 +106,7 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
     if not own or own[0] > 0:
         raise UserError(
             f"the first cell that sets parameters ({cls.__name__}) must be the notebook's own: "
-            "tag it `parameters`, or papermill's comes before it"
+            f"tag it `parameters`, or papermill's comes before it ({INJECTED!r} begins papermill's)"
         )
     source = "\n".join(setting[own[-1] :])
     namespace: dict[str, Any] = {}
@@ -155,7 +160,7 @@ def _show_figure(shown: Figure | Axes) -> None:
     """Show a figure: as SVG if it holds only lines and points, as PNG if it holds pixels."""
     figure = shown if isinstance(shown, Figure) else shown.get_figure(root=True)
     label = _label("fig-")
-    data = _picture(figure, label) | {"text/plain": f"<{label or 'figure'}>"}
+    data = _picture(figure, label) | {"text/plain": f"<{label or 'empty figure'}>"}
     plt.close(figure)  # or the inline backend would show it again
     if label:
         values = getattr(figure, "values", None)
@@ -166,6 +171,8 @@ def _show_figure(shown: Figure | Axes) -> None:
 
 def _picture(figure: Figure, salt: str) -> dict[str, str]:
     """A figure as a MIME bundle; the same figure gives the same bytes."""
+    if not figure.axes:
+        return {}  # matplotlib shows nothing of it
     if any(axes.images for axes in figure.axes):
         return {"image/png": print_figure(figure, dpi=PIXEL_DPI, base64=True)}
     # The same salt in two pictures of one page could make their ids collide.

@@ -1,19 +1,25 @@
 """From executed notebooks to one document, as HTML and PDF.
 
-The notebooks become one text in Markdown, in which each exhibit (see `dlcvlib.report.exhibits`) is
-a numbered figure or table; pandoc turns it into HTML, and into Typst's markup for the PDF. The
-Markdown is read without raw HTML or TeX: text from data and users stays text.
+The notebooks become one text, mostly in Markdown, in which each exhibit (see
+`dlcvlib.report.exhibits`) is a numbered figure or table. pandoc reads it part by part (see
+`template/parts.lua`) into its document tree; what a page must not have is taken out of that, and
+pandoc turns it into HTML, and into Typst's markup for the PDF.
 """
 
 import base64
+import copy
 import functools
 import io
 import json
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+from urllib.request import urlopen
+from xml.etree import ElementTree
 
 import jinja2
 import nbformat
@@ -23,18 +29,23 @@ import typst
 from nbformat import NotebookNode
 from PIL import Image
 
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.report import provenance
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
 from dlcvlib.report.tables import to_markdown
 from dlcvlib.utils import stopwatch, storage
-from dlcvlib.utils.markdown import fenced, table
+from dlcvlib.utils.markdown import escaped, fenced, table
 from dlcvlib.utils.stopwatch import timed
 
 TITLE = "Image models, repeated"
 FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
-READER = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
+PART = "\x1e"
+"""What a part of the document begins with."""
+TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
+"""Colours, and whatever else a terminal is told within a text."""
+PIXELS = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp")
 RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
@@ -48,6 +59,7 @@ def render(
     about: Mapping[str, Any],
     exhibits: Mapping[str, Exhibit],
     out: Path,
+    notebooks: Path = NOTEBOOKS,
     *,
     whole: bool,
 ) -> None:
@@ -63,14 +75,16 @@ def render(
         about: see `provenance.describe`.
         exhibits: label -> exhibit, of all notebooks, run or not (see `exhibits.check`).
         out: where it is written.
+        notebooks: the folder that they came from, beside which pictures are looked for.
         whole: False while chapters are still to come.
     """
     pages = {
-        problem: Page(problem, nbformat.read(path, as_version=4), exhibits)
+        problem: Page(problem, nbformat.read(path, as_version=4), exhibits, notebooks)
         for problem, path in executed.items()
     }
     made = provenance.describe(pages, seconds, params, about)
-    markdown = document(pages=pages, failures=failures, provenance=made, params=params)
+    text = document(pages=pages, failures=failures, provenance=made, params=params)
+    tree = parsed(text, pages)
     names = ["report.html"]
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as temporary:
         folder = Path(temporary)
@@ -78,9 +92,9 @@ def render(
         for page in pages.values():
             for file, content in page.files.items():
                 storage.write_bytes(figures / file, content)
-        storage.write_text(folder / "report.html", to_html(markdown, folder))
+        storage.write_text(folder / "report.html", to_html(tree, folder))
         if whole:
-            storage.write_bytes(folder / "report.pdf", to_pdf(markdown, folder))
+            storage.write_bytes(folder / "report.pdf", to_pdf(tree, folder))
             made["seconds_by_work"] |= stopwatch.seconds  # writing the pages
             results = {"version": RESULTS_VERSION, "provenance": made}
             results |= {problem: page.results for problem, page in pages.items()}
@@ -100,23 +114,26 @@ class Page:
     """An executed notebook, as the report has it: its prose, its code and its exhibits.
 
     Attributes:
-        markdown: its text.
+        parts: its text, as `part` makes them.
         files: name -> content of every picture and CSV.
         payloads: what the kernel has sent to the report, in order.
         abstract: what it adds to the report's abstract, in Markdown.
     """
 
     def __init__(
-        self, problem: str, notebook: NotebookNode, exhibits: Mapping[str, Exhibit]
+        self,
+        problem: str,
+        notebook: NotebookNode,
+        exhibits: Mapping[str, Exhibit],
+        folder: Path = NOTEBOOKS,
     ) -> None:
-        self.problem = problem
+        self.problem, self.folder = problem, folder.resolve()
         self.exhibits = exhibits
         self.files: dict[str, bytes] = {}
         self.payloads: list[dict[str, Any]] = []
         self.abstract: list[str] = []
-        text = "\n\n".join(part for cell in notebook.cells for part in self._cell(cell))
-        # Links to the problem lead to its first heading.
-        self.markdown = re.sub(r"^(##.*)$", rf"\1 {{#nb-{problem}}}", text, count=1, flags=re.M)
+        self.attachments = [cell.get("attachments", {}) for cell in notebook.cells]
+        self.parts = [each for n, cell in enumerate(notebook.cells) for each in self._cell(cell, n)]
 
     @property
     def results(self) -> dict[str, Any]:
@@ -133,35 +150,51 @@ class Page:
         """Names of the training runs that it came from, each once."""
         return list(dict.fromkeys(name for payload in self.payloads for name in payload["runs"]))
 
-    def _cell(self, cell: NotebookNode) -> Iterator[str]:
-        """What stands in the report for a cell, piece by piece."""
+    def _cell(self, cell: NotebookNode, number: int) -> Iterator[str]:
+        """What stands in the report for a cell, part by part."""
+        place = {"page": self.problem, "cell": number}
         if cell.cell_type == "markdown":
-            yield self._linked(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
+            yield part(self._linked(cell.source), "cell", **place)
         elif cell.cell_type == "code":
             chosen = {"include": True, "echo": True, "output": True} | options(cell.source)
             source = code(cell.source)
-            outputs = [part for o in cell.outputs for part in self._output(o, chosen)]
+            outputs = [part(**place | self._output(output, chosen)) for output in cell.outputs]
             if source and chosen["include"] and chosen["echo"]:
-                yield fenced(source, "python")
+                yield part(fenced(source, "{.python .cell}"), **place)
             if chosen["include"] and chosen["output"]:
                 yield from outputs
 
-    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> Iterator[str]:
+    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, str]:
+        """The arguments of `part` that show an output; one that is damaged costs only itself."""
+        try:
+            return self._shown(output, chosen)
+        except Exception as error:
+            what = escaped(f"{', '.join(output.get('data', {}))}; {type(error).__name__}")
+            return {"text": f"::: failed\n**This output is damaged** ({what}).\n:::"}
+
+    def _shown(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, str]:
         data = output.get("data", {})
         if payload := data.get(MIME):
             self.payloads.append(payload)
             if payload["kind"] in ("figure", "table"):
-                yield self._exhibit(self.exhibits[chosen["label"]], data, payload)
-        elif "text/markdown" in data:
-            text = self._linked(data["text/markdown"])
+                return {"text": self._exhibit(self.exhibits[chosen["label"]], data, payload)}
+            return {"text": ""}
+        if content := _content(data):
+            file, share = self._file(content, f"{self.problem}-{len(self.files) + 1}")
+            return {"text": _image(file, share, "", str(chosen.get("fig-alt", "")))}
+        if text := data.get("text/markdown") or data.get("text/latex"):
+            text = self._linked(text)
             if "abstract" in chosen.get("tags", []):
                 self.abstract.append(text)
-            yield text
-        elif data.keys() & {"image/svg+xml", "image/png"}:
-            stem = f"{self.problem}-{len(self.files) + 1}"
-            yield self._picture(data, stem, "", str(chosen.get("fig-alt", "")))
-        elif text := (data.get("text/plain") or output.get("text", "")).rstrip():
-            yield fenced(text)
+            return {"text": text, "format": "cell"}
+        if output.get("name") == "stderr" and not chosen.get("warning", True):
+            return {"text": ""}
+        plain = output.get("text") or "\n".join(output.get("traceback", []))
+        only_live = f"[{', '.join(data)}: shown in a live notebook only]" if data else ""
+        plain = TERMINAL.sub("", plain or data.get("text/plain", only_live)).strip("\n").rstrip()
+        if "text/html" in data:
+            return {"text": data["text/html"], "format": "html", "plain": plain}
+        return {"text": fenced(plain) if plain else ""}
 
     def _exhibit(
         self, exhibit: Exhibit, data: Mapping[str, str], payload: Mapping[str, Any]
@@ -171,25 +204,47 @@ class Page:
             body = f"{data['text/markdown']}\n\n: {caption}"
         else:
             stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
-            body = self._picture(data, stem, caption, exhibit.alt)
+            file, share = self._file(_content(data), stem)
+            body = _image(file, share, caption, exhibit.alt)
             if payload["csv"]:
                 self.files[f"{stem}.csv"] = payload["csv"].encode()
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
 
-    def _picture(self, data: Mapping[str, str], stem: str, caption: str, alt: str) -> str:
-        """The picture of a MIME bundle, which becomes a file, in its natural width."""
-        if svg := data.get("image/svg+xml"):
-            file, content = f"{stem}.svg", svg.encode()
-            width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
-            inches = float(width[1]) / 72 if width else TEXT_WIDTH
+    def picture(self, address: str, cell: int) -> tuple[str, float]:
+        """The picture at an address in a cell, which becomes a file: its name, and its share.
+
+        Whatever this raises, there is no picture there that the page may show.
+        """
+        kind, _, name = address.partition(":")
+        if kind == "attachment":
+            content = _content(self.attachments[cell].get(unquote(name), {}))
+        elif kind == "data":
+            content = urlopen(address).read()  # no connection: it is the picture itself
         else:
-            file, content = f"{stem}.png", base64.b64decode(data["image/png"])
+            # No file from elsewhere on this machine gets into a report that is passed on.
+            folders = [self.folder, ROOT]
+            places = [(folder / unquote(address)).resolve() for folder in folders]
+            inside = [p for p in places if p.is_file() and {*folders} & {*p.parents}]
+            content = inside[0].read_bytes()
+        return self._file(content, f"{self.problem}-{len(self.files) + 1}")
+
+    def _file(self, content: bytes, stem: str) -> tuple[str, float]:
+        """A picture as a file, and its natural width as a share of the text's."""
+        if content.lstrip()[:1] == b"<":
+            svg = ElementTree.fromstring(content)
+            points = re.fullmatch(r"([\d.]+)pt", svg.get("width", ""))
+            inches = float(points[1]) / 72 if points else TEXT_WIDTH
+            kind = "svg"
+        else:
             picture = Image.open(io.BytesIO(content))
+            picture.load()  # all of it: Typst would stop at half a picture
             inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
-        self.files[file] = content
-        alt = alt.replace("\\", "\\\\").replace('"', '\\"')
-        share = f"{min(1.0, inches / TEXT_WIDTH):.2f}"
-        return f'![{caption}]({FIGURES}/{file}){{alt="{alt}" share="{share}"}}'
+            kind = picture.format.lower()
+            if kind not in ("png", "jpeg", "gif"):
+                picture.convert("RGBA").save(buffer := io.BytesIO(), kind := "png")
+                content = buffer.getvalue()
+        self.files[f"{stem}.{kind}"] = content
+        return f"{stem}.{kind}", min(1.0, inches / TEXT_WIDTH)
 
     def _linked(self, text: str) -> str:
         """References as links; report.lua makes those plain that lead to nothing."""
@@ -199,6 +254,18 @@ class Page:
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
         return REFERENCE.sub(link, text)
+
+
+def _content(data: Mapping[str, str]) -> bytes:
+    """The picture in a MIME bundle, if there is one."""
+    if svg := data.get("image/svg+xml"):
+        return svg.encode()
+    return base64.b64decode(next((data[kind] for kind in PIXELS if kind in data), ""))
+
+
+def _image(file: str, share: float, caption: str, alt: str) -> str:
+    alt = alt.replace("\\", "\\\\").replace('"', '\\"')
+    return f'![{caption}]({FIGURES}/{file}){{alt="{alt}" share="{share:.2f}"}}'
 
 
 # --- the document ---------------------------------------------------------------------------------
@@ -221,6 +288,7 @@ def document(**values: Any) -> str:
     )
     environment.filters |= {
         "fenced": fenced,
+        "part": part,
         "frame": _frame,
         "json": functools.partial(json.dumps, ensure_ascii=False),
         "table": table,
@@ -233,36 +301,116 @@ def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
     return to_markdown(pd.DataFrame(list(rows), columns=columns))
 
 
+def part(text: str, format: str = "markdown", **how: Any) -> str:
+    """A part of the document, which is read by itself.
+
+    Args:
+        text: what it says.
+        format: "markdown", "cell" for what a notebook's author wrote, or "html".
+        how: where it stands: page and cell.
+    """
+    return f"{PART}{json.dumps(how | {'format': format})}\n{text.replace(PART, '')}\n"
+
+
+# --- the tree ---------------------------------------------------------------------------------
+
+
+def parsed(text: str, pages: Mapping[str, Page]) -> dict[str, Any]:
+    """A document as pandoc's tree, without anything that a page could load or run.
+
+    Pictures become files of their pages; one that is none has its address as a title.
+    """
+    tree = json.loads(_pandoc(text, str(TEMPLATE / "parts.lua"), "json"))
+    for div in tree["blocks"]:
+        how = json.loads(dict(div["c"][0][2])["how"])
+        for node in _nodes(div):
+            match node:
+                case {"t": "Image", "c": [attributes, _, target]} if "page" in how:
+                    _place(attributes, target, pages[how["page"]], how["cell"])
+                case [str(), [*_], [*attributes]]:
+                    node[2] = [pair for pair in attributes if pair[0] in ("alt", "share", "width")]
+    return tree
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """Every object and list of a tree."""
+    left = [tree]
+    while left:
+        yield (node := left.pop())
+        children = node.values() if isinstance(node, dict) else node
+        left += [child for child in children if isinstance(child, dict | list)]
+
+
+def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> None:
+    address = target[0]
+    if address.startswith("http") or address.removeprefix(f"{FIGURES}/") in page.files:
+        return
+    try:
+        file, share = page.picture(address, cell)
+    except Exception:  # missing, damaged, or no picture that this page may show
+        target[:] = ["", address[:100]]
+    else:
+        attributes[2].append(["share", f"{share:.2f}"])
+        target[:] = [f"{FIGURES}/{file}", ""]
+
+
 # --- HTML and PDF -----------------------------------------------------------------------------
 
 
 @timed("writing HTML")
-def to_html(markdown: str, folder: Path) -> str:
+def to_html(tree: Mapping[str, Any], folder: Path) -> str:
     """One self-contained page: pictures, which lie in `folder`, as data URIs, formulas MathML."""
-    more = ["--mathml", "--toc", "--toc-depth=2", "--section-divs"]
-    return _pandoc(
-        markdown, "html5", "report.html", *more, "--embed-resources", f"--resource-path={folder}"
-    )
+    more = ["--mathml", "--toc", "--toc-depth=2", "--section-divs", "--embed-resources"]
+    return _written(tree, "html5", "report.html", *more, f"--resource-path={folder}")
 
 
 @timed("writing PDF")
-def to_pdf(markdown: str, folder: Path) -> bytes:
-    """The printed report; its pictures lie in `folder`."""
-    source = _pandoc(markdown, "typst", "report.typ")
-    return typst.compile(source.encode(), root=str(folder))
+def to_pdf(tree: Mapping[str, Any], folder: Path) -> bytes:
+    """The printed report; its pictures lie in `folder`.
+
+    Formulas that Typst refuses are shown as they were typed, and a notice stands in the place of
+    any other part that it refuses.
+    """
+    tree = copy.deepcopy(tree)
+    while True:
+        source = _written(tree, "typst", "report.typ")
+        try:
+            return typst.compile(source.encode(), root=str(folder))
+        except typst.TypstError as error:
+            _without_refused(tree, source, error)
 
 
-def _pandoc(markdown: str, to: str, template: str, *more: str) -> str:
-    return pypandoc.convert_text(
-        markdown,
+def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError) -> None:
+    """Put something simpler in the place of the part of a tree that Typst has refused."""
+    file, line = re.search(r"([^/\\ ]+):(\d+):\d+\n", error.diagnostic).groups()
+    lines = source.split("\n")[: int(line)]
+    before = "\n".join(lines) if file.endswith(".typ") else source.partition(file)[0]
+    number = re.findall(r"^// part (\d+)$", before, re.MULTILINE)[-1]
+    div = tree["blocks"][int(number) - 1]
+    formulas = [node for node in _nodes(div) if isinstance(node, dict) and node.get("t") == "Math"]
+    for node in formulas:
+        node |= {"t": "Code", "c": [["", [], []], node["c"][1]]}
+    if not formulas:
+        if "failed" in div["c"][0][1]:
+            raise error
+        text = {"t": "Str", "c": f"This cannot be printed ({error}); report.html shows it."}
+        div["c"] = [["", ["failed"], []], [{"t": "Para", "c": [text]}]]
+
+
+def _written(tree: Mapping[str, Any], to: str, template: str, *more: str) -> str:
+    return _pandoc(
+        json.dumps(tree),
+        "json",
         to,
-        format=READER,
-        extra_args=[
-            "--standalone",
-            "--wrap=none",
-            f"--template={TEMPLATE / template}",
-            f"--lua-filter={TEMPLATE / 'report.lua'}",
-            f"--metadata=pagetitle:{TITLE}",
-            *more,
-        ],
+        "--standalone",
+        "--wrap=none",
+        f"--template={TEMPLATE / template}",
+        f"--lua-filter={TEMPLATE / 'report.lua'}",
+        f"--metadata=pagetitle:{TITLE}",
+        *more,
     )
+
+
+def _pandoc(text: str, format: str, to: str, *more: str) -> str:
+    command = [pypandoc.get_pandoc_path(), f"--from={format}", f"--to={to}", "--quiet", *more]
+    return subprocess.run(command, input=text, stdout=-1, check=True, encoding="utf-8").stdout

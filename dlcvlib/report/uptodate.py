@@ -5,8 +5,10 @@ the data, the modules that it imports, or the versions of the libraries behind w
 """
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +33,10 @@ DECIDING = (
 """Libraries whose version decides what a notebook shows."""
 FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""
+NUMBER = re.compile(r"(?<![\d-])([1-4]-[1-9])(?!\d)")
+"""A problem's number in a file's name, also of a copy: "Copy of 1-3-…", "1-3-…-Copy1"."""
+MAGIC = re.compile(r"\A\s*%%.*")
+"""The line that hands a cell to a magic; `%%time` and others run it as Python."""
 OLDER = "it was made by an older version of this project"
 
 
@@ -41,6 +47,7 @@ class Task:
     Attributes:
         problem: such as "1-3".
         identity: part -> what decides the result.
+        fault: why it cannot be run, if so; it stands in the report in the notebook's place.
     """
 
     problem: str
@@ -48,10 +55,12 @@ class Task:
     target: Path
     parameters: dict[str, Any]
     identity: dict[str, Any]
+    fault: str = ""
 
     @property
     def title(self) -> str:
-        return self.notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+        first = self.notebook.cells[0].source.partition("\n")[0] if self.notebook.cells else ""
+        return first.lstrip("# ") if first.startswith("#") else self.target.stem
 
     @property
     def record(self) -> Path:
@@ -60,6 +69,8 @@ class Task:
     @cached_property
     def reasons(self) -> list[str]:
         """Why it must be run; empty if the executed notebook is whole and still true."""
+        if self.fault:
+            return [self.fault]
         if not self.record.is_file():
             return ["it has not been run yet"]
         try:
@@ -81,11 +92,15 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     Raises:
         UserError: naming a problem that is not there, or that several files claim.
     """
-    files = sorted(notebooks.glob("[1-4]-[1-9]-*.ipynb"))
-    count = Counter(path.name[:3] for path in files)
-    if doubles := [path.name for path in files if count[path.name[:3]] > 1]:
-        raise UserError(f"{notebooks}: more than one notebook of a problem: {', '.join(doubles)}")
-    sources = {path.name[:3]: path for path in files}
+    claims = {path: NUMBER.search(path.stem) for path in _files(notebooks)}
+    claimed = sorted((found[1], path) for path, found in claims.items() if found)
+    count = Counter(problem for problem, _ in claimed)
+    if doubles := [path.name for problem, path in claimed if count[problem] > 1]:
+        raise UserError(
+            f"{notebooks}: keep one and move the others elsewhere, since there is more than one "
+            f"notebook of a problem: {', '.join(doubles)}"
+        )
+    sources = dict(claimed)
     there = {*sources, *(problem[0] for problem in sources)}
     if unknown := [name for name in only if name not in there]:
         raise UserError(
@@ -93,6 +108,16 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
             f"(there are: {', '.join(sources)}; a chapter's number stands for all of it)"
         )
     return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}
+
+
+def unnumbered(notebooks: Path = NOTEBOOKS) -> list[str]:
+    """Names of the notebooks that are no problem's, and so not in the report."""
+    return [path.name for path in _files(notebooks) if not NUMBER.search(path.stem)]
+
+
+def _files(notebooks: Path) -> list[Path]:
+    files = (path for path in notebooks.glob("[!.]*") if path.suffix.lower() == ".ipynb")
+    return sorted(files)
 
 
 def plan(
@@ -105,14 +130,14 @@ def plan(
     """The notebooks of the report, in order, each with the identity of its result.
 
     Raises:
-        UserError: as `chosen`, and if a file is not a notebook.
+        UserError: as `chosen`.
     """
     tasks = []
     for problem, source in chosen(only, notebooks).items():
-        chapter, notebook = chapter_of(problem), _read(source)
+        chapter, (notebook, fault) = chapter_of(problem), _read(source)
         own, target = params[chapter], out / "notebooks" / source.name
         identity = _identity(notebook, chapter, own, fingerprints_of_data[chapter])
-        tasks.append(Task(problem, notebook, target, own.model_dump(), identity))
+        tasks.append(Task(problem, notebook, target, own.model_dump(), identity, fault))
     return tasks
 
 
@@ -120,10 +145,11 @@ def declared(notebooks: Path = NOTEBOOKS) -> dict[str, Exhibit]:
     """The exhibits of all notebooks, in order, whichever of them are run.
 
     Raises:
-        UserError: if a file is not a notebook, or naming notebook and cell, if an exhibit is not
-            declared as it should be.
+        UserError: naming notebook and cell, if an exhibit is not declared as it should be.
     """
-    return check({problem: _read(path) for problem, path in chosen([], notebooks).items()})
+    found = {problem: _read(path) for problem, path in chosen([], notebooks).items()}
+    whole = not any(fault for _, fault in found.values())
+    return check({problem: notebook for problem, (notebook, _) in found.items()}, whole=whole)
 
 
 def _identity(notebook: NotebookNode, chapter: str, params: Chapter, data: str) -> dict[str, Any]:
@@ -138,14 +164,16 @@ def _identity(notebook: NotebookNode, chapter: str, params: Chapter, data: str) 
     }
 
 
-def _read(path: Path) -> NotebookNode:
+def _read(path: Path) -> tuple[NotebookNode, str]:
+    """A notebook, or an empty one and why it cannot be read."""
     try:
-        notebook = load_notebook_node(str(path))
+        text = path.read_text(encoding="utf-8-sig")
+        notebook = load_notebook_node(nbformat.from_dict(nbformat.reads(text, as_version=4)))
         nbformat.validate(notebook)
     except Exception as error:  # broken JSON, a merge's marks, an empty file, another format
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a readable notebook: {reason}") from None
-    return notebook
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return nbformat.v4.new_notebook(), f"{path} is not a readable notebook: {reason}"
+    return notebook, ""
 
 
 def _deciding(params: Chapter) -> dict[str, Any]:
@@ -158,20 +186,21 @@ def _deciding(params: Chapter) -> dict[str, Any]:
 
 def _code(notebook: NotebookNode) -> dict[str, str]:
     """Hash of every module that a notebook imports, directly or through others."""
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    # Cell by cell, without IPython's magics.
-    python = "\n".join(map(TransformerManager().transform_cell, sources))
-    try:
-        return fingerprints.hashes(fingerprints.imported(python))
-    except SyntaxError:  # it will fail, and nothing of it be used again
-        return {}
+    modules: set[Path] = set()
+    for cell in notebook.cells:
+        # Another language, or what is half typed, imports nothing.
+        with suppress(SyntaxError, ValueError, RecursionError, RuntimeError):
+            source = MAGIC.sub("", cell.source) if cell.cell_type == "code" else ""
+            modules |= fingerprints.imported(TransformerManager().transform_cell(source))
+    return fingerprints.hashes(modules)
 
 
 def explain(tasks: Sequence[Task]) -> str:
     """What a report would run and why, and what it would use again, a line a notebook."""
     lines = []
     for task in tasks:
-        how = f"runs: {'; '.join(task.reasons)}" if task.reasons else "is reused"
+        how = f"{'fails' if task.fault else 'runs'}: {'; '.join(task.reasons)}"
+        how = how if task.reasons else "is reused"
         lines.append(f"{task.problem} {how}")
     return "\n".join(lines)
 

@@ -1,26 +1,45 @@
--- Turns the stitched document into what each format needs. The Markdown is read without raw HTML
--- or TeX, so that only this filter writes any.
-
--- Before anything else: a link within the document that leads to nothing is plain text, and so is a
--- picture that is not one of the report's. Typst would stop at either.
-local function keep_what_is_there(doc)
-  local targets = {}
-  local function note(element)
-    if element.identifier then targets["#" .. element.identifier] = true end
-  end
-  doc:walk({ Block = note, Inline = note })
-  return doc:walk({
-    Link = function(link)
-      if link.target:sub(1, 1) == "#" and not targets[link.target] then return link.content end
-    end,
-    Image = function(image)
-      if not image.attributes.share then return image.caption end
-    end,
-  })
-end
+-- Turns the document's tree (see render.py) into what each format needs. It holds no raw HTML or
+-- Typst, so that only this filter writes any.
 
 local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
+
+-- The document without its parts, which Typst's errors can be traced to. A name is there once; a
+-- link leads to the web or to what is there, and a picture of the web is a link.
+local function join(doc)
+  local blocks, targets, repeated = pandoc.List(), {}, {}
+  for number, part in ipairs(doc.blocks) do
+    if typst then blocks:insert(pandoc.RawBlock("typst", "// part " .. number)) end
+    if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
+  end
+  doc.blocks = blocks
+  local function note(element)
+    local id = element.identifier
+    if not id or id == "" then return nil end
+    while targets["#" .. element.identifier] do
+      repeated[id] = (repeated[id] or 0) + 1
+      element.identifier = id .. "-" .. repeated[id]
+    end
+    targets["#" .. element.identifier] = true
+    return element
+  end
+  doc = doc:walk({ Block = note, Inline = note })
+  return doc:walk({
+    Link = function(link)
+      local web = link.target:lower():match("^https?://") or link.target:lower():match("^mailto:")
+      if not web and not targets[link.target] then return link.content end
+    end,
+    Image = function(image)
+      if image.src:match("^figures/[%w._-]+$") then return nil end
+      if image.src:lower():match("^https?://") then
+        local shown = #image.caption > 0 and image.caption or image.src
+        return pandoc.Link(shown, image.src)
+      end
+      if image.title == "" then return image.caption end
+      return pandoc.Span(image.caption .. { pandoc.Str(" [no picture in this project: " .. image.title .. "]") })
+    end,
+  })
+end
 
 local function typst_string(text)
   return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
@@ -64,7 +83,7 @@ local function Blocks(blocks)
     end
   end
   for _, block in ipairs(blocks) do
-    local code = block.t == "CodeBlock" and block.classes:includes("python")
+    local code = block.t == "CodeBlock" and block.classes:includes("cell")
     fold(code)
     if not (code and typst) then found:insert(block) end
   end
@@ -86,8 +105,11 @@ end
 
 -- `share` is the picture's width as a share of the text's.
 local function Image(image)
-  local share = tonumber(image.attributes.share or "1")
-  local alt = image.attributes.alt or ""
+  local share = tonumber(image.attributes.share) or 1
+  local number, unit = (image.attributes.width or ""):match("^([%d.]+)([%a%%]*)$")
+  if tonumber(number) then share = math.min(share, number / (unit == "%" and 100 or 672)) end
+  image.attributes.width = nil
+  local alt = image.attributes.alt or pandoc.utils.stringify(image.caption)
   if typst then
     return pandoc.RawInline("typst", string.format(
       "#image(%s, alt: %s, width: %d%%)", typst_string(image.src), typst_string(alt), math.floor(100 * share + 0.5)))
@@ -118,6 +140,6 @@ local function Div(div)
 end
 
 return {
-  { Pandoc = keep_what_is_there },
+  { Pandoc = join },
   { Str = Str, Inlines = Inlines, Blocks = Blocks, Table = Table, Image = Image, Div = Div },
 }

@@ -1,0 +1,52 @@
+-- Reads the document part by part: what one leaves open, its notes and its link addresses are its
+-- own. A part is "\30", a line of JSON, and its text; it becomes a Div that has that line, which
+-- says its "format" and more, as an attribute. Nothing is loaded on the way, and no raw HTML or
+-- TeX gets through.
+
+local MARKDOWN = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-example_lists"
+  .. "-yaml_metadata_block-pandoc_title_block"
+-- What a notebook's author writes, as JupyterLab has it.
+local CELL = "commonmark_x-smart-raw_attribute-implicit_figures-emoji-yaml_metadata_block"
+local HTML = "html+tex_math_single_backslash"
+
+local function read(text, format)
+  return pandoc.read(text, format, { columns = 72 }, {}) -- in a sandbox, by the last argument
+end
+
+local function parsed(text, format)
+  if format == "html" then return read(text, "html") end
+  if format ~= "cell" then return read(text, MARKDOWN) end
+  -- An environment by itself is a formula.
+  text = ("\n\n" .. text):gsub("\n\n(\\begin(%b{}).-\\end%2)", "\n\n$$%1$$")
+  local doc = read(text, CELL)
+  if not text:find("<", 1, true) then return doc end
+  return read(pandoc.write(doc, "html", { html_math_method = "mathjax", highlight_method = "none" }), HTML)
+end
+
+function Reader(input)
+  local blocks, named = pandoc.List(), {}
+  for line, text in tostring(input):gmatch("\30([^\n]*)\n([^\30]*)") do
+    local how = pandoc.json.decode(line)
+    local ok, doc = pcall(parsed, text, how.format)
+    if not ok then doc = pandoc.Pandoc({ pandoc.CodeBlock(text) }) end
+    doc = doc:walk({
+      RawBlock = function() return {} end,
+      RawInline = function() return {} end,
+      Header = function(header)
+        local name = "nb-" .. (how.page or "")
+        if how.page and not named[name] then header.identifier = name end -- where its links lead
+        named[name] = true
+        if how.format == "cell" then header.level = header.level + 1 end
+        return header
+      end,
+    })
+    doc.blocks = doc.blocks:map(function(block)
+      return block.t == "Plain" and pandoc.Para(block.content) or block
+    end)
+    local seen = false
+    doc:walk({ Str = function() seen = true end, Image = function() seen = true end })
+    if not seen and how.plain then doc.blocks = { pandoc.CodeBlock(how.plain) } end
+    blocks:insert(pandoc.Div(doc.blocks, { how = line }))
+  end
+  return pandoc.Pandoc(blocks)
+end
