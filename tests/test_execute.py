@@ -218,7 +218,7 @@ def test_files_that_no_report_created_are_not_overwritten(small, name):
 def test_invalid_output_folders(small):
     small.write(p1_1=[GOOD])
     small.out.write_text("a file in the way")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="is not a folder that can be written to"):
         small.make()
     small.out = small.folder.parent  # the project's own
     (small.out / execute.MARK).touch()

@@ -64,6 +64,7 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
     params = cls.parse(parameters(cls, cells), "parameters of this notebook")
     from dlcvlib.training import device  # loads torch, which `show_exhibits` alone does without
 
+    plt.switch_backend("module://matplotlib_inline.backend_inline")  # whatever MPLBACKEND says
     style.use()
     device.setup()
     show_exhibits()

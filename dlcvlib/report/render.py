@@ -21,6 +21,7 @@ import pandas as pd
 import pypandoc
 import typst
 from nbformat import NotebookNode
+from noto_cjk_sans_otc import FONT_PATH
 from PIL import Image
 
 from dlcvlib.config.schema import Parameters
@@ -249,7 +250,10 @@ def to_html(markdown: str, folder: Path) -> str:
 def to_pdf(markdown: str, folder: Path) -> bytes:
     """The printed report; its pictures lie in `folder`."""
     source = _pandoc(markdown, "typst", "report.typ")
-    return typst.compile(source.encode(), root=str(folder))
+    # The font for Chinese, Japanese and Korean comes from its package.
+    return typst.compile(
+        source.encode(), root=str(folder), font_paths=[str(Path(FONT_PATH).parent)]
+    )
 
 
 def _pandoc(markdown: str, to: str, template: str, *more: str) -> str:
