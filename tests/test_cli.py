@@ -12,7 +12,7 @@ import yaml
 import dlcvlib.utils.process
 from dlcvlib.config import paths, profiles
 from dlcvlib.config.paths import NOTEBOOKS, PARAMS, ROOT
-from dlcvlib.report import cli
+from dlcvlib.report import cli, provenance
 from dlcvlib.report.cli import main
 from dlcvlib.training import loop
 from dlcvlib.utils import environment, storage
@@ -26,10 +26,10 @@ def test_help(words, capsys):
     assert "usage: python -m dlcvlib" in capsys.readouterr().out
 
 
-def python(*words, **environment):
-    """Run Python with some arguments in the project."""
+def python(*words, cwd=ROOT, **environment):
+    """Run Python with some arguments, by default in the project."""
     command = [sys.executable, *map(str, words)]
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300}
+    options = {"capture_output": True, "text": True, "cwd": cwd, "timeout": 300}
     return subprocess.run(command, env=os.environ | environment, **options)
 
 
@@ -57,6 +57,8 @@ def test_jobs_and_seconds_are_at_least_one(option, capsys):
         (["--only", ""], "unknown problem '' (there are: 1-1, "),
         (["--only", "1-33"], "unknown problem '1-33'"),
         (["--out", "{taken}"], "report.pdf is no report's"),
+        (["--out", "{taken}/report.pdf"], "report.pdf is not a folder that can be written to"),
+        (["--out", "{taken}/report.pdf/new"], "report.pdf is not a folder that can be written to"),
     ],
 )
 def test_bad_arguments_give_one_line_and_status_2(words, message, capsys, tmp_path, monkeypatch):
@@ -143,6 +145,15 @@ def test_papermill_refuses_an_unknown_parameter(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_papermills_paths_are_of_where_it_was_typed(tmp_path):
+    """But runs lie where the project keeps them."""
+    (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
+    words = [notebook, "out.ipynb", "-p", "data", "folder:../mine"]
+    done = python("-m", "papermill", *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert f"there is no folder {tmp_path.parent / 'mine'}" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
+
+
 # --- train ------------------------------------------------------------------------------------
 
 ONE_PAIR = ("--set={}.pairs=[usps->mnistm]", "--set={}.seeds=[0]")
@@ -218,3 +229,40 @@ def test_missing_or_untested_packages_are_named(monkeypatch):
     assert unmet.startswith("torch>=")
     (line,) = [line for line in environment.deviations() if line.startswith("pandas ")]
     assert line.startswith("pandas 99.1 (tested with ==")
+
+
+@pytest.mark.parametrize("words", [["params", "vae"], ["report"], ["--help"]])
+def test_a_python_without_the_packages_says_how_to_get_them(words):
+    done = python("-S", "-m", "dlcvlib", *words, PYTHONPATH="")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} lacks ")
+    assert "use ./run_all.sh" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_commit_is_of_the_project_itself(tmp_path, monkeypatch):
+    """Not of a repository around it, or of one that a hook's environment names."""
+    root = tmp_path / "around" / "project"
+    root.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "ROOT", root)
+    no_hooks = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+
+    def git(folder, *words):
+        command = ["git", *no_hooks, "-C", str(folder), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    git(root.parent, "init")
+    git(root.parent, "commit", "--allow-empty", "--message", "around")
+    assert provenance._commit().startswith("not under version control")
+    (root / ".git").mkdir()
+    assert provenance._commit().startswith("unknown")
+    git(root, "init")
+    assert provenance._commit() == "no commit yet"
+    git(root, "commit", "--allow-empty", "--message", "own")
+    own = git(root, "rev-parse", "--short=12", "HEAD").strip()
+    monkeypatch.setenv("GIT_DIR", str(root.parent / ".git"))
+    assert provenance._commit() == own
+    (root / "new").touch()
+    assert provenance._commit() == f"{own} with local changes"
+    monkeypatch.setenv("PATH", "")
+    assert provenance._commit().startswith("unknown")

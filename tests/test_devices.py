@@ -9,7 +9,14 @@ import pytest
 import torch
 from conftest import ROOT, built, flip, same, weights
 
+from dlcvlib.data.batches import memory_format
 from dlcvlib.training import device
+
+
+def test_apples_gpus_get_no_channels_last():
+    """BatchNorm's gradients would be wrong there."""
+    assert memory_format(torch.device("mps")) is torch.contiguous_format
+    assert memory_format(torch.device("cpu")) is torch.channels_last
 
 
 @pytest.fixture

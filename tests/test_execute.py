@@ -147,31 +147,87 @@ def test_missing_or_repeated_problems_are_named(small):
     small.write(p1_1=[GOOD], p1_2=[GOOD])
     with pytest.raises(UserError, match=r"unknown problem '9-9' \(there are: 1-1, 1-2;"):
         uptodate.chosen(["9-9"], small.folder)
-    (small.folder / "1-2-copy.ipynb").touch()
-    with pytest.raises(UserError, match=r"of a problem: 1-2-copy\.ipynb, 1-2-test\.ipynb$"):
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("1-2-test-Copy1", "1-2-test_old", "1-2-test2", "1-2", "1-2_x", "1-2 x"),
+        *("Copy of 1-2-test", "1-2-test (1)", "old_1-2", "1-2-test (conflicted copy)"),
+    ],
+)
+def test_two_files_that_claim_a_problem_are_named(small, name):
+    small.write(p1_2=[GOOD])
+    (small.folder / f"{name}.ipynb").touch()
+    with pytest.raises(UserError, match="more than one notebook of a problem: ") as error:
         small.plan()
+    assert {f"{name}.ipynb", "1-2-test.ipynb"} == {
+        *str(error.value).rpartition(": ")[2].split(", ")
+    }
+    (small.folder / "1-2-test.ipynb").unlink()
+    assert [task.problem for task in small.plan()] == ["1-2"]
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_notebooks_of_no_problem_are_named(small, capsys):
+    small.write(p1_1=[GOOD])
+    others = ["Untitled", "1-10-x", "5-1-x", "notes-2024-1-2", "12-3"]
+    for name in others:
+        (small.folder / f"{name}.ipynb").touch()
+    (small.folder / ".1-1-x.ipynb").touch()
+    (small.folder / ".ipynb_checkpoints").mkdir()
+    assert small.make()
+    named = re.findall(r"(\S+)\.ipynb is not in the report", capsys.readouterr().out)
+    assert sorted(named) == sorted(others)
 
 
 def test_magics_do_not_end_the_search_for_imports(small):
     magics = ["%matplotlib inline", "!ls", "files = !ls", "%%bash\necho $(x", "len?"]
     small.write(
         p1_1=[*magics, "%matplotlib inline\nfrom dlcvlib.evaluation import metrics"],
-        p1_2=["x = = 1"],  # it will fail
+        p1_2=["x = = 1", "%%time\nfrom dlcvlib.evaluation import latent", "s = '\0"],
     )
     first, second = small.plan()
     assert "evaluation/metrics" in first.identity["code"]
-    assert second.identity["code"] == {}
+    assert "evaluation/latent" in second.identity["code"]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"cells": 1}', "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> theirs\n"]
-)
-def test_an_unreadable_notebook_is_named_before_anything_runs(small, text):
-    small.write(p1_1=[GOOD], p1_2=[GOOD])
-    (small.folder / "1-1-test.ipynb").write_text(text)
-    with pytest.raises(UserError, match=r"1-1-test\.ipynb is not a readable notebook: \S"):
-        small.make()
-    assert not small.out.exists()
+CONFLICT = "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> theirs\n"
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_an_unreadable_notebook_costs_only_itself(small, capsys):
+    small.write(p1_1=[GOOD, "'refers to @fig-that-may-be-there'"])
+    texts = ["", "{", "[]", '{"cells": 1}', CONFLICT, '{"nbformat": 9}', "\xff"]
+    for number, text in enumerate(texts, 2):
+        (small.folder / f"1-{number}-x.ipynb").write_text(text, encoding="latin-1")
+    (small.folder / "2-1-x.ipynb").mkdir()
+    (small.folder / "2-2-x.ipynb").symlink_to("gone")
+    chosen = small.chosen({})
+    chosen |= {"gan": profiles.load("smoke", "gan")}
+    plan = uptodate.plan(chosen, {"vae": "f", "gan": "f"}, [], small.out, small.folder)
+    assert [task.title for task in plan[1:]] == [task.target.stem for task in plan[1:]]
+    for number in (1, 2):
+        (small.folder / f"2-{number}-x.ipynb").rename(small.folder / f"1-{number}-y")
+    assert not small.make()
+    output = capsys.readouterr()
+    failed = re.findall(r"(1-\d) failed: \S+ is not a readable notebook: \S", output.err)
+    assert failed == [f"1-{number}" for number in range(2, 2 + len(texts))]
+    assert "1-1 failed" not in output.out
+    assert "is not a readable notebook" in uptodate.explain(small.plan())
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_notebooks_of_other_programs_are_read(small):
+    """With a byte-order mark, in an older format, for another kernel, or without any."""
+    small.write(p1_1=[GOOD], p1_2=[GOOD], p1_3=[GOOD])
+    first, second, third = (nbformat.read(p, 4) for p in sorted(small.folder.iterdir()))
+    del first.metadata["kernelspec"]
+    second.metadata.kernelspec.name = "conda-env-mine"
+    (small.folder / "1-1-test.ipynb").write_text(nbformat.writes(first), encoding="utf-8-sig")
+    nbformat.write(second, small.folder / "1-2-test.ipynb")
+    nbformat.write(nbformat.convert(third, 3), small.folder / "1-3-test.ipynb", version=3)
+    assert small.make()
 
 
 # --- what fails -------------------------------------------------------------------------------
@@ -202,6 +258,50 @@ def test_each_way_to_fail_names_the_cell_and_the_others_run(small, capsys):
         assert nbformat.read(kept, as_version=4).cells
 
 
+@pytest.mark.usefixtures("unrendered")
+def test_what_a_notebook_used_is_what_was_asked_or_it_fails(small, capsys, smoke):
+    own = "\n".join(f"{k}: object = {v!r}" for k, v in smoke().model_dump().items())
+    begin = "from dlcvlib.config.schema import VAEParams\n"
+    begin += "from dlcvlib.report.notebook import begin\nparams = begin(VAEParams, In)"
+    stale = "# Parameters\nsteps = 999"
+    small.write(p1_1=[own, begin], p1_2=[own, begin], p1_3=[own, begin], p1_4=[own, stale, begin])
+    tagged = {"1-1": 2, "1-2": None, "1-3": 3, "1-4": 2}
+    for problem, place in tagged.items():
+        path = small.folder / f"{problem}-test.ipynb"
+        book = nbformat.read(path, as_version=4)
+        for number, cell in enumerate(book.cells):
+            cell.metadata.tags = ["parameters"] if number == place else []
+        del book.cells[1]  # the one of `small`
+        nbformat.write(book, path)
+    assert not small.make({"steps": 7})
+    error = capsys.readouterr().err
+    assert "1-1 failed" not in error
+    assert re.search("1-2 failed: .* tag it `parameters`", error)
+    assert re.search("1-3 failed: .* uses another runs_dir, steps than", error)
+    assert re.search("1-4 failed: .* uses another steps than", error)
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_neither_start_up_files_nor_the_backend_of_the_user_count(small, monkeypatch, tmp_path):
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-mine.py").write_text("DATA = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    plot = "from matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    bar = "import sys, warnings\nfrom tqdm import tqdm\nfor _ in tqdm([1]): pass\n"
+    warn = "print('1%\\r2%\\rdone')\nwarnings.warn('careful')"
+    small.write(p1_1=["assert 'DATA' not in globals()", plot, bar + warn])
+    assert small.make()
+    (path,) = (small.out / "notebooks").glob("*.ipynb")
+    shown = [o for c in nbformat.read(path, 4).cells[1:] for o in c.outputs]
+    assert [o.data.keys() & {"image/png"} for o in shown if "data" in o] == [{"image/png"}]
+    text = "".join(o.text for o in shown if "text" in o)
+    assert "careful" in text
+    assert "done" in text
+    assert "%" not in text.replace("%\\r", "")
+
+
 @pytest.mark.parametrize(
     "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
 )
@@ -218,7 +318,7 @@ def test_files_that_no_report_created_are_not_overwritten(small, name):
 def test_invalid_output_folders(small):
     small.write(p1_1=[GOOD])
     small.out.write_text("a file in the way")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="is not a folder that can be written to"):
         small.make()
     small.out = small.folder.parent  # the project's own
     (small.out / execute.MARK).touch()

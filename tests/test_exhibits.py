@@ -162,6 +162,15 @@ def test_pixels_are_png(kernel):
     assert MIME not in pixels
 
 
+def test_plots_of_the_users_own_are_shown_as_they_are_drawn(kernel):
+    show = f"{PLOT}\nplt.show()"
+    (data,) = kernel(FIGURE.format("b", show))
+    assert data[MIME]["kind"] == "figure"
+    (plain,) = kernel(show)
+    assert "<svg" in plain["image/svg+xml"]
+    assert not {"image/svg+xml", MIME} & kernel("plt.figure()")[0].keys()
+
+
 def test_a_frame_is_an_exhibit_only_under_a_label(kernel):
     (data,) = kernel(TABLE.format("1-4-t", f"{FRAME}\nframe.style.hide(['b_c'], axis=1)"))
     assert data[MIME]["values"] == {"t": {"kid": [1 / 3, None], "b_c": ["x", None]}}
@@ -232,6 +241,12 @@ def test_parameters_are_those_of_their_cell_and_papermills():
         (["# Parameters\nseed = 1", parameters_cell()], "papermill's comes before"),
         ([parameters_cell(), "# Parameters\nsteep = 1"], "'steep': did you mean 'steps'"),
         ([parameters_cell(steps=-1)], "'steps'"),
+        (
+            [parameters_cell(), "# Parameters\nvae = {'steps': 1}", "import vae"],
+            "'vae'; .*themselves",
+        ),
+        ([parameters_cell(), "# Parameters\n_steps = 1"], "'_steps': did you mean 'steps'"),
+        ([parameters_cell(), "# Parameters\nö = 1"], "'ö'"),
     ],
 )
 def test_impossible_parameters_are_refused(cells, message):

@@ -90,6 +90,15 @@ def test_the_users_matplotlibrc_is_ignored(tmp_path):
     assert done.stdout.split() == ["upper", "9.0", "svg"]
 
 
+def test_names_in_other_scripts_are_drawn(recwarn):
+    """Chinese, Japanese and Korean are; nothing ends in an error."""
+    text = plt.figure().text(0, 0, "性别 眼鏡 めがね 안경 Ω")
+    text.figure.draw_without_rendering()
+    assert not [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
+    text.set_text("نظارة चश्मा 😀 \U0010ffff")
+    text.figure.draw_without_rendering()
+
+
 def test_rows_are_stacked_pairs_separated_and_missing_digits_grey():
     some = DIGITS.labels != 4
     rows = images.digit_rows(LabelledImages(DIGITS.images[some], DIGITS.labels[some]), 2)

@@ -1,5 +1,6 @@
-"""Subprocesses: results, errors and end; what they load; how they use memory."""
+"""Subprocesses: results, errors and end; what they load; how they use memory; kernels."""
 
+import json
 import os
 import platform
 import resource
@@ -45,6 +46,17 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
         parent.kill()
     assert started
     assert not psutil.wait_procs(started, timeout=60)[1]
+
+
+@pytest.mark.parametrize("output", ["| head -1", "2>&1 | true", ">/dev/full", ">&-"])
+def test_what_nobody_reads_stops_nothing(output):
+    """In this process and in those that it starts; nor does what the encoding lacks."""
+    say = "from dlcvlib.utils import process; process.outlive_readers(); print('é\\n' * 10**5)"
+    program = f"{say}; process.run_in_subprocess('builtins:print', '→' * 10**5)"
+    script = f'set -o pipefail; "{sys.executable}" -c "{program}" {output}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_chapters_do_not_load_torchvision():
@@ -98,3 +110,45 @@ def test_resident_memory_covers_all_processes():
         assert 1e8 < resident_bytes(child.pid) < 2e8
         child.communicate(b"\n")
     assert resident_bytes(child.pid) == 0
+
+
+# --- kernels ----------------------------------------------------------------------------------
+
+CHECKS = """
+import sys
+import matplotlib as mpl
+from dlcvlib.plots import style
+assert sys.executable == EXECUTABLE
+assert "DATA" not in globals()
+assert "inline" in mpl.get_backend()
+style.use()
+expected = {**mpl.rcParamsDefault, **style.SHEET}
+others = {name for name, value in expected.items() if mpl.rcParams[name] != value}
+assert others <= {"backend", "backend_fallback", "interactive"}, others
+"""
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_kernels_are_this_pythons_and_start_without_the_users_settings(
+    small, tmp_path, monkeypatch
+):
+    """Foreign kernels, start-up files, a matplotlibrc and styles, broken ones too."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    for folder in (kernel, startup, styles := tmp_path / "mpl" / "stylelib"):
+        folder.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    (startup / "0.py").write_text("DATA = 1\nfrom matplotlib import pyplot\npyplot.xkcd()\n")
+    settings = "c.InlineBackend.rc = {'font.size': 50}\nc.InteractiveShellApp.extensions = ['no']\n"
+    (startup.parent / "ipython_kernel_config.py").write_text(settings)
+    (rc := tmp_path / "mpl" / "matplotlibrc").write_bytes(b"timezone: Asia/Tokyo\n\xff\n")
+    (styles / "mine.mplstyle").write_bytes(b"\xff")
+    variables = {"JUPYTER_PREFER_ENV_PATH": "0", "JUPYTER_DATA_DIR": kernel.parents[1]}
+    variables |= {"JUPYTER_PATH": kernel.parents[1], "JUPYTER_DEFAULT_PROVISIONER_NAME": "other"}
+    variables |= {"IPYTHONDIR": startup.parents[1], "PYTHONSTARTUP": startup / "0.py"}
+    variables |= {"MPLBACKEND": "none", "MATPLOTLIBRC": rc, "MPLCONFIGDIR": rc.parent}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    small.write(p1_1=[CHECKS.replace("EXECUTABLE", repr(sys.executable))])
+    assert small.make()

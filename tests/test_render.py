@@ -103,6 +103,17 @@ class Made:
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
+def test_the_pdf_has_a_font_for_chinese_japanese_and_korean(tmp_path):
+    """Other scripts that no font here covers end in no error."""
+    tree = render.parsed(render.part("性别 めがね 안경 नमस्ते 😀 `眼鏡`"), {})
+    pdf = pypdf.PdfReader(io.BytesIO(render.to_pdf(tree, tmp_path)))
+    fonts = [
+        str(font.get_object()["/BaseFont"]) for font in pdf.pages[0]["/Resources"]["/Font"].values()
+    ]
+    assert any("NotoSansCJK" in name for name in fonts)
+    assert "性别" in pdf.pages[0].extract_text()
+
+
 def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
     cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), table("1-1-t", FRAME)]
     made = Made(tmp_path, p1_1=cells)

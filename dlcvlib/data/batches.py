@@ -63,12 +63,20 @@ class Batches:
         chosen = epoch_indices(len(first), self.batch_size, self.seed, step, first.device)
         images, *rest = (tensor[chosen] for tensor in self.tensors)
         images = self.augment(images.float().div_(255))
-        return images.contiguous(memory_format=torch.channels_last), *rest
+        return images.contiguous(memory_format=memory_format(first.device)), *rest
 
 
 def to_float(images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> float32 in 0..1, channels last in memory."""
-    return images.to(memory_format=torch.channels_last).float().div_(255)
+    return images.to(memory_format=memory_format(images.device)).float().div_(255)
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """How images and weights lie in memory: channels last.
+
+    Not on Apple's GPUs: there BatchNorm's gradients are then wrong (pytorch, issue 175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def float_chunks(rows: Tensor, device: torch.device) -> Iterator[Tensor]:

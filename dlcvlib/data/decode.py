@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from joblib import Parallel, cpu_count, delayed
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
@@ -194,7 +195,7 @@ def _end_with_parent() -> None:
     """End this worker soon after its parent: it would wait forever for its results to be read."""
 
     def wait(parent: int) -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps a dead one
             time.sleep(0.5)
         os._exit(1)
 

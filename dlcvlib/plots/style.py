@@ -8,6 +8,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from noto_cjk_sans_otc import FONT_PATH
 
 SHEET = mpl.rc_params_from_file(
     Path(__file__).with_name("report.mplstyle"), use_default_template=False
@@ -36,10 +38,11 @@ Drawn = TypeVar("Drawn", Figure, Axes)
 def use() -> None:
     """Matplotlib's own defaults, whatever the user's matplotlibrc says, then the style sheet.
 
-    The backend is not changed.
+    The backend is not changed. Chinese, Japanese and Korean names are drawn in a font of their own.
     """
     mpl.rcdefaults()
     mpl.rcParams.update(SHEET)
+    fontManager.addfont(str(FONT_PATH))
 
 
 def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:

@@ -20,6 +20,10 @@ from typing import Any
 
 import joblib
 import nbformat
+import platformdirs
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
@@ -53,6 +57,8 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
 TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
 """Environment variables with which a user has tuned the allocator."""
+INTERACTIVE = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "MPLBACKEND", "MATPLOTLIBRC")
+"""Beginnings of environment variables that are for work by hand, and would change a report."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,9 @@ def make_report(
 
 def refuse(out: Path, notebooks: Path = NOTEBOOKS) -> None:
     """Raise a UserError where a report would overwrite what it has not made."""
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--out: {there} is not a folder that can be written to; name another")
     ours = (out / MARK).exists()
     for name in ("notebooks", "figures", "report.html", "report.pdf", "results.json"):
         if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
@@ -166,10 +175,14 @@ def side_by_side(gpu: bool) -> int:
 def kernel_environment(jobs: int, status: str) -> dict[str, str]:
     """Environment variables of the kernels: where to report, how many threads, malloc.
 
-    Neither the user's start-up files of IPython nor another backend of matplotlib has a say.
+    A user's start-up files, style files and matplotlibrc stay out of the report.
     """
-    environment = os.environ | {"DLCV_STATUS": status, "IPYTHONDIR": f"{status}/ipython"}
-    environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    environment = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
+    environment |= {
+        "DLCV_STATUS": status,
+        "IPYTHONDIR": str(Path(status, "ipython")),
+        "MPLCONFIGDIR": str(platformdirs.user_cache_path("dlcv-report") / "matplotlib"),
+    }
     if not TUNED & environment.keys():
         environment |= ALLOCATOR
     if jobs > 1:
@@ -240,6 +253,14 @@ def _attempt(task: Task, environment: Mapping[str, str], cell_timeout: int | Non
 # --- a notebook -------------------------------------------------------------------------------
 
 
+class _OwnKernel(KernelSpecManager):
+    """Finds the kernel of this Python, whatever is registered under its name and wherever."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        started_by = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+        return KernelSpec(**get_kernel_dict() | {"metadata": started_by})
+
+
 def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None) -> float:
     """Run a notebook, and keep it under its name only if every cell ran; the seconds it took.
 
@@ -256,7 +277,6 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
     notebook = parameterize_notebook(task.notebook, task.parameters, **python)
     client = NotebookClient(
         notebook,
-        kernel_name="python3",
         timeout=cell_timeout,
         startup_timeout=120,
         # Outputs that come late, on a busy machine, are waited for, and none is lost in silence.
@@ -268,6 +288,7 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
         # What it wrote is whole by now; a kernel with torch in it takes seconds to end.
         shutdown_kernel="immediate",
     )
+    client.km = AsyncKernelManager(kernel_spec_manager=_OwnKernel())
     where, failed = "the notebook", task.target.with_suffix(".failed.ipynb")
     try:
         with client.setup_kernel(cwd=str(ROOT), env=environment):

@@ -66,9 +66,9 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
     params = cls.parse(parameters(cls, cells), "parameters of this notebook")
     from dlcvlib.training import device  # loads torch, which `show_exhibits` alone does without
 
+    show_exhibits()
     style.use()
     device.setup()
-    show_exhibits()
     display({MIME: _payload("values", {}, parameters=params.model_dump())}, raw=True)
     return params
 

@@ -1,6 +1,7 @@
 """What a report was made with and of: for its first and last page and for results.json."""
 
 import itertools
+import os
 import platform
 import subprocess
 import time
@@ -88,11 +89,17 @@ def _seeds(params: Parameters) -> str:
 
 def _commit() -> str:
     """The commit that the code is at, with a word if it has local changes."""
-    command = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    if not (ROOT / ".git").exists():
         return f"not under version control (version {__version__})"
+    # Of this folder: neither of one around it, nor of what a hook's environment names.
+    command = ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
+    command += ["status", "--porcelain=v2", "--branch"]
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
+    try:
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"unknown: git cannot read it (version {__version__})"
     head, *lines = run.stdout.splitlines()
     changed = any(not line.startswith("#") for line in lines)
-    return head.split()[-1][:12] + (" with local changes" if changed else "")
+    commit = head.split()[-1][:12].replace("(initial)", "no commit yet")
+    return commit + (" with local changes" if changed else "")

@@ -27,6 +27,7 @@ import pandas as pd
 import pypandoc
 import typst
 from nbformat import NotebookNode
+from noto_cjk_sans_otc import FONT_PATH
 from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
@@ -45,7 +46,8 @@ PART = "\x1e"
 """What a part of the document begins with."""
 TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
 """Colours, and whatever else a terminal is told within a text."""
-PIXELS = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp")
+PIXELS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+"""Formats of pictures; the page shows the first three, and the others as PNG."""
 RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
@@ -236,11 +238,11 @@ class Page:
             inches = float(points[1]) / 72 if points else TEXT_WIDTH
             kind = "svg"
         else:
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=PIXELS)
             picture.load()  # all of it: Typst would stop at half a picture
             inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
             kind = picture.format.lower()
-            if kind not in ("png", "jpeg", "gif"):
+            if picture.format not in PIXELS[:3]:
                 picture.convert("RGBA").save(buffer := io.BytesIO(), kind := "png")
                 content = buffer.getvalue()
         self.files[f"{stem}.{kind}"] = content
@@ -258,9 +260,9 @@ class Page:
 
 def _content(data: Mapping[str, str]) -> bytes:
     """The picture in a MIME bundle, if there is one."""
-    if svg := data.get("image/svg+xml"):
-        return svg.encode()
-    return base64.b64decode(next((data[kind] for kind in PIXELS if kind in data), ""))
+    kinds = sorted((kind for kind in data if kind.startswith("image/")), reverse=True)
+    text = data[kinds[0]] if kinds else ""  # SVG before PNG
+    return text.encode() if text.lstrip()[:1] == "<" else base64.b64decode(text)
 
 
 def _image(file: str, share: float, caption: str, alt: str) -> str:
@@ -343,7 +345,8 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> None:
     address = target[0]
-    if address.startswith("http") or address.removeprefix(f"{FIGURES}/") in page.files:
+    web = address.lower().startswith(("http://", "https://"))
+    if web or address.removeprefix(f"{FIGURES}/") in page.files:
         return
     try:
         file, share = page.picture(address, cell)
@@ -372,10 +375,12 @@ def to_pdf(tree: Mapping[str, Any], folder: Path) -> bytes:
     any other part that it refuses.
     """
     tree = copy.deepcopy(tree)
+    # The font for Chinese, Japanese and Korean comes from its package.
+    where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}
     while True:
         source = _written(tree, "typst", "report.typ")
         try:
-            return typst.compile(source.encode(), root=str(folder))
+            return typst.compile(source.encode(), **where)
         except typst.TypstError as error:
             _without_refused(tree, source, error)
 

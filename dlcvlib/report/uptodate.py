@@ -199,9 +199,8 @@ def explain(tasks: Sequence[Task]) -> str:
     """What a report would run and why, and what it would use again, a line a notebook."""
     lines = []
     for task in tasks:
-        how = f"{'fails' if task.fault else 'runs'}: {'; '.join(task.reasons)}"
-        how = how if task.reasons else "is reused"
-        lines.append(f"{task.problem} {how}")
+        how = f"runs: {'; '.join(task.reasons)}" if task.reasons else "is reused"
+        lines.append(f"{task.problem} {task.fault or how}")
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from dlcvlib.data.batches import memory_format
 from dlcvlib.training import checkpoint, device, loop
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
@@ -164,7 +165,8 @@ def train_all(
 def _create(method: type[M], settings: Any) -> M:
     """The untrained method on its device; its initial weights depend on the seed alone."""
     torch.manual_seed(settings.seed)
-    return method(settings).to(device.default(), memory_format=torch.channels_last)
+    where = device.default()
+    return method(settings).to(where, memory_format=memory_format(where))
 
 
 def _train(

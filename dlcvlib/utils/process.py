@@ -1,7 +1,9 @@
 """Work in a process of its own, and the memory that processes take."""
 
+import io
 import os
 import pkgutil
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +44,7 @@ def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _call(function: str, *arguments: Any, **options: Any) -> tuple[Any, dict[str, float]]:
+    outlive_readers()
     return pkgutil.resolve_name(function)(*arguments, **options), stopwatch.take()
 
 
@@ -56,6 +59,29 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+class _Lasting(io.FileIO):
+    """A file whose writes never fail; what cannot be written is dropped."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Have this process go on when nobody reads what it prints any more, as after `| head -1`.
+
+    What the stream's encoding lacks is printed as "?".
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream and not stream.isatty():
+            raw = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+            lasting = io.TextIOWrapper(raw, stream.encoding, "replace", line_buffering=True)
+            setattr(sys, name, lasting)
 
 
 def resident_bytes(pid: int | None = None) -> int:

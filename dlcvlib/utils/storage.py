@@ -89,7 +89,7 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
         with tempfile.TemporaryDirectory("", f"{TEMPORARY}{path.stem}-", folder) as name:
             temporary = Path(name) / path.name
             fill(temporary)
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:  # Windows cannot flush what is open for reading
                 os.fsync(file.fileno())
             temporary.replace(path)
     except (OSError, SafetensorError) as error:

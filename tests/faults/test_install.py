@@ -15,6 +15,9 @@ from dlcvlib.config.paths import ROOT
 
 PIP = """
 import pathlib, sys, sysconfig
+if "-e" not in sys.argv:
+    pathlib.Path("torch").write_text(" ".join(sys.argv[-2:]))
+    sys.exit("no such versions")
 if pathlib.Path("broken").exists():
     sys.exit("no such package")
 if pathlib.Path("other-versions").exists() and "-c" in sys.argv:
@@ -50,6 +53,7 @@ def checkout(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "constraints.txt").write_text("torch==2.1\ntorchinfo==1.0\ntorchvision==0.2\n")
     (tmp_path / "dlcvlib" / "__main__.py").write_text(
         "import importlib.metadata, os, sys\n"
         "print('has', importlib.metadata.version('needed'))\n"
@@ -152,6 +156,37 @@ def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkou
     out, said, _ = run(checkout, "./run_all.sh", script="sh")
     assert out == "has 1.0\n"
     assert "Not all versions of constraints.txt are available here" in said
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driver):
+    if driver:
+        (checkout / "stand-ins" / "bin" / "nvidia-smi").symlink_to("/bin/true")
+    elif Path("/proc/driver/nvidia").exists() or Path("/dev/dxg").exists():
+        pytest.skip("this machine has a driver")
+    assert run(checkout)[0] == "has 1.0\n"
+    asked = checkout / "torch"
+    assert (asked.read_text() if asked.exists() else "") == (
+        "" if driver else "torch==2.1+cpu torchvision==0.2+cpu"
+    )
+
+
+def test_it_can_be_sourced_and_called_from_anywhere(checkout):
+    """A sourced script must not end the shell; CDPATH must not lead elsewhere."""
+    (checkout / "else where" / "else where").mkdir(parents=True)
+    there = checkout / "else where"
+    command = 'source ../run_all.sh params vae; echo "still here"'
+    out = run(checkout, "-c", command, script="bash", cwd=there)[0]
+    assert out == f"has 1.0\n{there} params vae\nstill here\n"
+    outside = {"script": f"{checkout.name}/run_all.sh", "cwd": checkout.parent}
+    assert run(checkout, "report", "-x", **outside, CDPATH=str(there))[0].endswith(" report -x\n")
+
+
+def test_windows_shells_are_shown_the_way(checkout):
+    (checkout / "stand-ins" / "bin" / "uname").write_text("#!/bin/sh\necho MINGW64_NT-10.0\n")
+    (checkout / "stand-ins" / "bin" / "uname").chmod(0o755)
+    _, said, status = run(checkout)
+    assert (said.startswith("run_all.sh: on Windows, use it in WSL"), status) == (True, 2)
 
 
 def test_arguments_are_passed_on_and_paths_are_relative_to_the_start(checkout):
