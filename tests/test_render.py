@@ -156,7 +156,10 @@ def test_ordinary_output_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("data", "seen"),
     [
-        ({"text/html": "<table onclick='x()'><tr><td colspan=2><b>1</b></table>"}, "table strong"),
+        (
+            {"text/html": "<table onclick='x()'><tr><td colspan=2><b>1</b></td></tr></table>"},
+            "table strong",
+        ),
         ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
         ({"text/html": "<script>alert(1)</script>", "text/plain": "<plot>"}, "pre"),
         ({"text/html": "<svg><script>1</script></svg>"}, "img[src^='data:image/svg']"),
