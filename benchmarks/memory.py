@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.contenders import contenders, train
 from dlcvlib.plots.images import to_png
-from dlcvlib.utils.process import resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import run_in_subprocess
 
 EARLY, LATE = 200, 2_000
 CELEBA = 162_770
@@ -113,3 +114,17 @@ def plot(frame: pd.DataFrame) -> plt.Figure:
     ax.axvline(1, color="black", linewidth=0.7)
     ax.set_xlabel("ratio")
     return figure
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and of all that it has started.
+
+    On Linux a page that several of them share counts once; elsewhere, for each.
+    """
+    total = 0
+    with suppress(psutil.Error):  # one of them may just have ended
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            memory = one.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    return total

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from conftest import ROOT
 from dlcvlib.report import execute
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import resident_bytes, run_in_subprocess
+from dlcvlib.utils.process import run_in_subprocess
 
 
 def test_it_answers_from_another_process_whose_time_counts():
@@ -97,19 +96,6 @@ def test_kernels_keep_what_a_training_step_frees(monkeypatch, tmp_path, tuned, f
     environment = execute.kernel_environment(1, str(tmp_path))
     counted = subprocess.check_output([sys.executable, "-c", STEPS], text=True, env=environment)
     assert int(counted) in faults
-
-
-def test_resident_memory_covers_all_processes():
-    own = resident_bytes()
-    assert 0.5 < own / (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) < 1.5
-    program = "block = bytearray(10**8); print(flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", program], **pipes) as child:
-        child.stdout.readline()
-        assert resident_bytes() > own + 9e7
-        assert 1e8 < resident_bytes(child.pid) < 2e8
-        child.communicate(b"\n")
-    assert resident_bytes(child.pid) == 0
 
 
 # --- kernels ----------------------------------------------------------------------------------

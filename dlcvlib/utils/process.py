@@ -1,4 +1,4 @@
-"""Work in a process of its own, and the memory that processes take."""
+"""Work in a process of its own, and output that outlives its readers."""
 
 import io
 import os
@@ -7,11 +7,8 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from typing import Any
-
-import psutil
 
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
@@ -82,17 +79,3 @@ def outlive_readers() -> None:
             raw = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
             lasting = io.TextIOWrapper(raw, stream.encoding, "replace", line_buffering=True)
             setattr(sys, name, lasting)
-
-
-def resident_bytes(pid: int | None = None) -> int:
-    """Resident memory of a process, by default this one, and of all that it has started.
-
-    On Linux a page that several of them share counts once; elsewhere, for each.
-    """
-    total = 0
-    with suppress(psutil.Error):  # one of them may just have ended
-        process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
-            memory = one.memory_full_info()
-            total += getattr(memory, "pss", memory.rss)
-    return total
