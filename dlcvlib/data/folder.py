@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -83,7 +82,7 @@ def read_list(
     """
     try:
         table, files, notes = _fields(path), _files(folder), []
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError) as error:
         others = [other.name for other in path.parent.glob(f"{path.stem}.*") if other != path]
         hint = f"; there is {', '.join(others)}: save it as {path.name}" if others else ""
         raise UserError(
@@ -163,21 +162,22 @@ def _fields(path: Path) -> pd.DataFrame:
     """
     text = path.read_text(encoding="utf-8-sig")
     head, _, rest = text.partition("\n")
-    sep = next((mark for mark in ",;\t" if mark in head), ",")
     if celeba := head.strip().isdigit():
         sep, text = r"\s+", f"image_name {rest}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields without a name
-        table = pd.read_csv(
-            io.StringIO(text if celeba else re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)),
-            sep=sep,
-            index_col=False,
-            dtype={"image_name": str},
-            keep_default_na=False,
-            na_values=[""],
-            skipinitialspace=True,
-            skip_blank_lines=False,
-        )
+    else:
+        sep = next((mark for mark in ",;\t" if mark in head), ",")
+        text = re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)
+    table = pd.read_csv(
+        io.StringIO(text),
+        sep=sep,
+        dtype={"image_name": str},
+        keep_default_na=False,
+        na_values=[""],
+        skipinitialspace=True,
+        skip_blank_lines=False,
+    )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its lines have more fields than its first")
     table.index += 2 + celeba
     return table.dropna(how="all")
 
@@ -216,14 +216,9 @@ def _plain(name: str) -> str:
 
 def _files(folder: Path) -> set[str]:
     """The files in a folder and its sub-folders, relative to it; a link could lead out of it."""
-    found, places = set(), [""]
-    for place in places:  # which grows
-        for entry in os.scandir(folder / place):
-            if entry.is_dir(follow_symlinks=False):
-                places.append(f"{place}{entry.name}/")
-            elif entry.is_file(follow_symlinks=False):
-                found.add(f"{place}{entry.name}")
-    return found
+    os.scandir(folder).close()  # an error if it is not there
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def _some(names: Sequence[str]) -> str:
