@@ -24,11 +24,7 @@ from dlcvlib.utils.errors import UserError
 
 
 def source(
-    root: Path,
-    place: str,
-    side: int,
-    params: FaceParams | DigitParams,
-    **reading: Any,
+    root: Path, place: str, side: int, params: FaceParams | DigitParams, **reading: Any
 ) -> Source:
     """The images of a folder and of its lists.
 
@@ -74,7 +70,7 @@ def read_list(
         path: of the CSV file.
         folder: of the images.
         values: permitted in the columns.
-        columns: to be read; none: all but `image_name`.
+        columns: to be read; none: all but `image_name` and those that hold nothing.
         zero: stands for 0 in columns that have it and no 0, such as CelebA's -1.
 
     Raises:
@@ -107,9 +103,9 @@ def read_list(
                 "the columns, with commas between them"
             )
     names = table.pop("image_name").fillna("").astype(str)
-    if not columns and (spare := [name for name in table if _holds_nothing(table[name])]):
-        table = table.drop(columns=spare)
-        notes.append(f"Columns of {path.name} that are no attributes, left out: {_some(spare)}.")
+    columns = columns or [name for name in table if not _holds_nothing(table[name])]
+    if spare := [name for name in table if name not in columns]:
+        notes.append(f"Columns of {path.name} that are not read: {_some(spare)}.")
     found = names.map(find)
     if absent := names[found == ""].tolist():
         raise UserError(
@@ -126,7 +122,7 @@ def read_list(
         )
     if others := len(files) - len(table):
         notes.append(f"{others:,} files in {folder.name}/ are not in {path.name}: left out.")
-    numbers = table[list(columns or table)].apply(pd.to_numeric, errors="coerce")
+    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
     if coded := [*numbers.columns[numbers.eq(zero).any() & ~numbers.eq(0).any()]]:
         numbers[coded] = numbers[coded].replace(zero, 0)
         notes.append(f"In {path.name} {zero} stands for 0: {_some(coded)}.")

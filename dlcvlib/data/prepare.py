@@ -57,11 +57,7 @@ def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) 
         UserError: if it cannot be downloaded; the remedy says what to do then.
     """
     try:
-        return dataset()
-    except (RuntimeError, OSError):
-        storage.make_dir(root)
-    try:
-        return dataset(download=True)
+        return dataset(download=True)  # which keeps files that are there
     except Exception as error:
         raise UserError(
             f"{name} is not in {root} and could not be downloaded ({error}): {remedy}"

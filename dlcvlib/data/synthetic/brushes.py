@@ -40,15 +40,12 @@ def fill(color: Color, alpha: float = 1.0, blur: float = 0.0, bold: float = 0.0)
     return paint
 
 
-def stroke(
-    color: Color, width: float, alpha: float = 1.0, blur: float = 0.0, *, round_ends: bool = True
-) -> skia.Paint:
-    """Paint for a line of that width along an outline."""
+def stroke(color: Color, width: float, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
+    """Paint for a line of that width along an outline, with round ends."""
     paint = fill(color, alpha, blur)
     paint.setStyle(skia.Paint.kStroke_Style)
     paint.setStrokeWidth(width)
-    if round_ends:
-        paint.setStrokeCap(skia.Paint.kRound_Cap)
+    paint.setStrokeCap(skia.Paint.kRound_Cap)
     return paint
 
 

@@ -291,15 +291,12 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
         canvas.drawPath(_curve(left, *lower, *middle[:-1], closed=True), fill(_shade(color, 1.1)))
         canvas.drawPath(_curve(*middle), stroke(_shade(color, 0.42), 0.55, 0.9))
         _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
-    for side, corner in ((-1, left), (1, right)):
-        _glow(canvas, corner[0] + side * 0.5, corner[1], 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
+    for side, (end, height) in ((-1, left), (1, right)):
+        _glow(canvas, end + side * 0.5, height, 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
         strength = 0.5 * smile + 0.7 * max(0.0, p.age - 0.35)
         if strength > 0.1:
-            fold = _curve(
-                (_feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2),
-                (corner[0] + side * 1.5, y - 3.4),
-                (corner[0] + side * 1.9, y + 0.6),
-            )
+            start = _feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2
+            fold = _curve(start, (end + side * 1.5, y - 3.4), (end + side * 1.9, y + 0.6))
             canvas.drawPath(fold, stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
 
 
@@ -433,8 +430,9 @@ def _lighting(canvas: skia.Canvas, p: Person) -> None:
     canvas.drawPaint(radial(32, 32, 48, colors, [0, 0.6, 1]))
 
 
-def draw_person(p: Person) -> np.ndarray:
-    """The portrait, (64, 64, 3) uint8 RGB."""
+def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
+    """Face `index` of a series: (64, 64, 3) uint8 RGB, and its attributes by name."""
+    p = sample_person(np.random.default_rng([series, index]))
     rng = np.random.default_rng(p.seed)
     canvas, pixels = blank(SIZE, SUPERSAMPLING)
     _background(canvas, p, rng)
@@ -459,10 +457,4 @@ def draw_person(p: Person) -> np.ndarray:
     blocks = pixels[:, :, :3].reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
     picture = blocks.mean((1, 3), dtype=np.float32)
     picture += rng.normal(0, p.noise, (SIZE, SIZE, 1)).astype(np.float32)
-    return picture.round().clip(0, 255).astype(np.uint8)
-
-
-def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
-    """Face `index` of a series: (64, 64, 3) uint8 RGB, and its attributes by name."""
-    person = sample_person(np.random.default_rng([series, index]))
-    return draw_person(person), person.attributes
+    return picture.round().clip(0, 255).astype(np.uint8), p.attributes

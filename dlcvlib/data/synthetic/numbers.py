@@ -159,7 +159,8 @@ def _wall(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
 
 def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
     tone = _shade(color, _pick(rng, (0.6, 0.75, 1.25)))
-    paint = stroke(tone, rng.uniform(2, 6), 0.8, round_ends=False)
+    paint = stroke(tone, rng.uniform(2, 6), 0.8)
+    paint.setStrokeCap(skia.Paint.kButt_Cap)
     height, offset = rng.uniform(26, 70), rng.uniform(0, 70)
     bricks = rng.random() < 0.5
     if not bricks and rng.random() < 0.3:
@@ -172,10 +173,10 @@ def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None
             canvas.drawLine(x, y, x, y + height, paint)
 
 
-def _plate(
-    canvas: skia.Canvas, rng: np.random.Generator, left: float, right: float, color: Color
-) -> None:
+def _plate(canvas: skia.Canvas, rng: np.random.Generator, placed: Placed, color: Color) -> None:
     """The board behind a number, its shadow, and sometimes a border."""
+    left = min(x - glyph.width / 2 for glyph, x in placed)
+    right = max(x + glyph.width / 2 for glyph, x in placed)
     margin, top, bottom = rng.uniform(8, 40), rng.uniform(6, 40), rng.uniform(6, 40)
     plate = skia.Rect(left - margin, -50 - top, right + margin, 50 + bottom)
     corner = rng.uniform(0, 30)
@@ -276,9 +277,7 @@ def draw_number(series: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
         placed = _layout(rng, _pick(rng, _digits()), label)
         if rng.random() < 0.35:
             ground = _wall_color(rng)
-            left = min(x - glyph.width / 2 for glyph, x in placed)
-            right = max(x + glyph.width / 2 for glyph, x in placed)
-            _plate(canvas, rng, left, right, ground)
+            _plate(canvas, rng, placed, ground)
         _number(canvas, rng, placed, _ink_color(rng, ground), ground)
     _light(canvas, rng)
     return _camera(pixels, rng), {"label": label}
