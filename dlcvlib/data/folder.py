@@ -115,11 +115,8 @@ def read_list(
     if repeated := names[found.duplicated()].tolist():
         raise UserError(f"{path} lists images twice: {_some(repeated)}")
     if not (other := names[names != found]).empty:
-        first = other.index[0]
-        notes.append(
-            f"{len(other):,} names in {path.name} are not written as the files' are, such as "
-            f"{names[first]!r} for {found[first]!r}."
-        )
+        example = f"{other.iloc[0]!r} for {found[other.index[0]]!r}"
+        notes.append(f"{len(other):,} names in {path.name} are not the files', such as {example}.")
     if others := len(files) - len(table):
         notes.append(f"{others:,} files in {folder.name}/ are not in {path.name}: left out.")
     numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
