@@ -54,8 +54,7 @@ def load_digits(params: DigitParams) -> DigitData:
 
 def _domain(name: str, source: Source, params: DigitParams) -> Domain:
     """Prepare a domain."""
-    runs_dir, held_out = params.runs_dir, params.validation_size
-    splits, images_fingerprint = prepare.prepare(name, source, scans.SIDE, runs_dir, held_out)
+    splits, images_fingerprint = prepare.prepare(name, source, scans.SIDE, params)
     fields, notes = dict(vars(splits)), list(splits.notes)
     for split in ("train", "validation", "test"):
         labels = fields[split].attributes["label"].long()
@@ -119,15 +118,12 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
 
 def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """A split of torchvision's: images (N, H, W) or (N, H, W, 3) uint8, and labels (N,)."""
-    from torchvision.datasets import MNIST, SVHN, USPS
+    from torchvision import datasets
 
     if name == "mnist" and (old := root / "MNIST" / "processed").is_dir():
         raise UserError(f"{old} holds pickled data, which is never read: remove it")
-    dataset = {
-        "mnist": partial(MNIST, str(root), train),
-        "usps": partial(USPS, str(root), train),
-        "svhn": partial(SVHN, str(root), "train" if train else "test"),
-    }[name]
+    split = ("train" if train else "test") if name == "svhn" else train
+    dataset = partial(getattr(datasets, name.upper()), str(root), split)
     files = f"the files of torchvision.datasets.{name.upper()}"
     remedy = f"put {files} there, or set pairs that do not need it"
     loaded = prepare.downloaded(name, root, dataset, remedy)

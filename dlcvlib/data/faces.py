@@ -37,7 +37,7 @@ def load_faces(params: FaceParams) -> FaceData:
     kind, root = prepare.chosen(params.data, "face", other="3,4")
     find = {"embedded": _embedded, "folder": _folder, "torchvision": _photographs}[kind]
     source = find(params, root)
-    splits, _ = prepare.prepare("faces", source, SIDE, params.runs_dir, params.validation_size)
+    splits, _ = prepare.prepare("faces", source, SIDE, params)
     return FaceData(**vars(splits))
 
 
@@ -79,10 +79,8 @@ def _celeba(root: Path, limit: int | None) -> Source:
 
     place = root / CelebA.base_folder
     remedy = f"its host often refuses; put img_align_celeba/ and the list_*.txt files into {place}"
-    splits = []
-    for name in ("train", "test"):
-        dataset = partial(CelebA, str(root), name, target_type="attr")
-        splits.append(prepare.downloaded("CelebA", root, dataset, remedy))
+    datasets = [partial(CelebA, str(root), split) for split in ("train", "test")]
+    splits = [prepare.downloaded("CelebA", root, dataset, remedy) for dataset in datasets]
     # As strings: two hundred thousand Path objects would take a hundred MB.
     paths = [[f"{place}/img_align_celeba/{name}" for name in s.filename[:limit]] for s in splits]
 

@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,7 @@ from dlcvlib.utils.errors import UserError
 
 
 def source(
-    root: Path,
-    place: str,
-    side: int,
-    params: FaceParams | DigitParams,
-    **reading: Any,
+    root: Path, place: str, side: int, params: FaceParams | DigitParams, **reading: Any
 ) -> Source:
     """The images of a folder and of its lists.
 
@@ -75,7 +70,7 @@ def read_list(
         path: of the CSV file.
         folder: of the images.
         values: permitted in the columns.
-        columns: to be read; none: all but `image_name`.
+        columns: to be read; none: all but `image_name` and those that hold nothing.
         zero: stands for 0 in columns that have it and no 0, such as CelebA's -1.
 
     Raises:
@@ -83,7 +78,7 @@ def read_list(
     """
     try:
         table, files, notes = _fields(path), _files(folder), []
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError) as error:
         others = [other.name for other in path.parent.glob(f"{path.stem}.*") if other != path]
         hint = f"; there is {', '.join(others)}: save it as {path.name}" if others else ""
         raise UserError(
@@ -108,9 +103,9 @@ def read_list(
                 "the columns, with commas between them"
             )
     names = table.pop("image_name").fillna("").astype(str)
-    if not columns and (spare := [name for name in table if _holds_nothing(table[name])]):
-        table = table.drop(columns=spare)
-        notes.append(f"Columns of {path.name} that are no attributes, left out: {_some(spare)}.")
+    columns = columns or [name for name in table if not _holds_nothing(table[name])]
+    if spare := [name for name in table if name not in columns]:
+        notes.append(f"Columns of {path.name} that are not read: {_some(spare)}.")
     found = names.map(find)
     if absent := names[found == ""].tolist():
         raise UserError(
@@ -120,14 +115,11 @@ def read_list(
     if repeated := names[found.duplicated()].tolist():
         raise UserError(f"{path} lists images twice: {_some(repeated)}")
     if not (other := names[names != found]).empty:
-        first = other.index[0]
-        notes.append(
-            f"{len(other):,} names in {path.name} are not written as the files' are, such as "
-            f"{names[first]!r} for {found[first]!r}."
-        )
+        example = f"{other.iloc[0]!r} for {found[other.index[0]]!r}"
+        notes.append(f"{len(other):,} names in {path.name} are not the files', such as {example}.")
     if others := len(files) - len(table):
         notes.append(f"{others:,} files in {folder.name}/ are not in {path.name}: left out.")
-    numbers = table[list(columns or table)].apply(pd.to_numeric, errors="coerce")
+    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
     if coded := [*numbers.columns[numbers.eq(zero).any() & ~numbers.eq(0).any()]]:
         numbers[coded] = numbers[coded].replace(zero, 0)
         notes.append(f"In {path.name} {zero} stands for 0: {_some(coded)}.")
@@ -163,21 +155,22 @@ def _fields(path: Path) -> pd.DataFrame:
     """
     text = path.read_text(encoding="utf-8-sig")
     head, _, rest = text.partition("\n")
-    sep = next((mark for mark in ",;\t" if mark in head), ",")
     if celeba := head.strip().isdigit():
         sep, text = r"\s+", f"image_name {rest}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields without a name
-        table = pd.read_csv(
-            io.StringIO(text if celeba else re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)),
-            sep=sep,
-            index_col=False,
-            dtype={"image_name": str},
-            keep_default_na=False,
-            na_values=[""],
-            skipinitialspace=True,
-            skip_blank_lines=False,
-        )
+    else:
+        sep = next((mark for mark in ",;\t" if mark in head), ",")
+        text = re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)
+    table = pd.read_csv(
+        io.StringIO(text),
+        sep=sep,
+        dtype={"image_name": str},
+        keep_default_na=False,
+        na_values=[""],
+        skipinitialspace=True,
+        skip_blank_lines=False,
+    )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its lines have more fields than its first")
     table.index += 2 + celeba
     return table.dropna(how="all")
 
@@ -216,14 +209,9 @@ def _plain(name: str) -> str:
 
 def _files(folder: Path) -> set[str]:
     """The files in a folder and its sub-folders, relative to it; a link could lead out of it."""
-    found, places = set(), [""]
-    for place in places:  # which grows
-        for entry in os.scandir(folder / place):
-            if entry.is_dir(follow_symlinks=False):
-                places.append(f"{place}{entry.name}/")
-            elif entry.is_file(follow_symlinks=False):
-                found.add(f"{place}{entry.name}")
-    return found
+    os.scandir(folder).close()  # an error if it is not there
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def _some(names: Sequence[str]) -> str:

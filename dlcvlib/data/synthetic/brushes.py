@@ -1,4 +1,4 @@
-"""Surfaces and paints for drawing with skia.
+"""Canvases and paints for drawing with skia.
 
 Imported by worker processes: NumPy and skia only.
 """
@@ -11,18 +11,16 @@ import skia
 from dlcvlib.data.synthetic.people import Color
 
 
-def surface(side: int, scale: int) -> tuple[skia.Surface, np.ndarray]:
-    """A black surface on which coordinates go from 0 to `side`, magnified by `scale`.
+def blank(side: int, scale: int) -> tuple[skia.Canvas, np.ndarray]:
+    """A black canvas on which coordinates go from 0 to `side`, magnified by `scale`.
 
     Returns:
-        The surface, and its pixels (side * scale, side * scale, 4) uint8 RGBA.
+        The canvas, and its pixels (side * scale, side * scale, 4) uint8 RGBA.
     """
     pixels = np.zeros((side * scale, side * scale, 4), np.uint8)
-    kind = skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType
-    info = skia.ImageInfo.Make(side * scale, side * scale, *kind)
-    drawn = skia.Surface.MakeRasterDirect(info, pixels)
-    drawn.getCanvas().scale(scale, scale)
-    return drawn, pixels
+    canvas = skia.Canvas(pixels, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType)
+    canvas.scale(scale, scale)
+    return canvas, pixels
 
 
 def argb(color: Color, alpha: float = 1.0) -> int:
@@ -42,15 +40,12 @@ def fill(color: Color, alpha: float = 1.0, blur: float = 0.0, bold: float = 0.0)
     return paint
 
 
-def stroke(
-    color: Color, width: float, alpha: float = 1.0, blur: float = 0.0, *, round_ends: bool = True
-) -> skia.Paint:
-    """Paint for a line of that width along an outline."""
+def stroke(color: Color, width: float, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
+    """Paint for a line of that width along an outline, with round ends."""
     paint = fill(color, alpha, blur)
     paint.setStyle(skia.Paint.kStroke_Style)
     paint.setStrokeWidth(width)
-    if round_ends:
-        paint.setStrokeCap(skia.Paint.kRound_Cap)
+    paint.setStrokeCap(skia.Paint.kRound_Cap)
     return paint
 
 

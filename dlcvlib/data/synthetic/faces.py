@@ -13,13 +13,11 @@ import math
 import numpy as np
 import skia
 
-from dlcvlib.data.synthetic.brushes import argb, fill, linear, radial, stroke, surface
+from dlcvlib.data.synthetic.brushes import argb, blank, fill, linear, radial, stroke
 from dlcvlib.data.synthetic.people import Color, Person, mix, sample_person
 
 SIZE = 64
 SUPERSAMPLING = 3
-
-CLOTHES_HUES = 12
 
 # --- colours and brushes ----------------------------------------------------------------------
 
@@ -44,13 +42,11 @@ def _glow(
 
 def _curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
     """A smooth path through points (Catmull-Rom splines as cubics)."""
-    count = len(points)
-    path = skia.PathBuilder() if hasattr(skia, "PathBuilder") else skia.Path()
-    path.moveTo(*points[0])
-    for i in range(count if closed else count - 1):
-        before = points[(i - 1) % count] if closed or i else points[0]
-        start, end = points[i], points[(i + 1) % count]
-        after = points[(i + 2) % count] if closed or i + 2 < count else end
+    first, last = points[0], points[-1]
+    around = [last, *points, first, points[1]] if closed else [first, *points, last]
+    path = skia.PathBuilder()
+    path.moveTo(*first)
+    for before, start, end, after in zip(around, around[1:], around[2:], around[3:], strict=False):
         path.cubicTo(
             start[0] + (end[0] - before[0]) / 6, start[1] + (end[1] - before[1]) / 6,
             end[0] - (after[0] - start[0]) / 6, end[1] - (after[1] - start[1]) / 6,
@@ -58,7 +54,7 @@ def _curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
         )  # fmt: skip
     if closed:
         path.close()
-    return path.detach() if hasattr(path, "detach") else path
+    return path.detach()
 
 
 # --- layers, from back to front ---------------------------------------------------------------
@@ -108,17 +104,14 @@ def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> No
         return
     length = {"bob": 49.0, "long": 70.0, "wavy": 66.0}[p.style] + rng.uniform(-3, 3)
     spread = {"bob": 4.0, "long": 3.2, "wavy": 5.8}[p.style]
-    sides = []
-    for side in (-1, 1):
-        wave = 1.8 if p.style == "wavy" else 0.3
-        ys = np.linspace(16, length, 6)
-        xs = [
-            cx + side * (w + spread * min(1, 0.35 + i * 0.2) + wave * math.sin(1.9 * i))
-            for i in range(6)
-        ]
-        sides.append(list(zip(xs, ys, strict=True)))
+    wave = 1.8 if p.style == "wavy" else 0.3
+    left, right = [], []
+    for i, y in enumerate(np.linspace(16, length, 6)):
+        reach = w + spread * min(1, 0.35 + i * 0.2) + wave * math.sin(1.9 * i)
+        left.append((cx - reach, y))
+        right.append((cx + reach, y))
     top = [(cx - w * 0.75, 7.0), (cx, 3.4), (cx + w * 0.75, 7.0)]
-    outline = [*reversed(sides[0]), *top, *sides[1]]
+    outline = [*reversed(left), *top, *right]
     paint = linear((0, 8), (0, length), [argb(_shade(p.hair, 0.85)), argb(_shade(p.hair, 0.6))])
     canvas.drawPath(_curve(*outline, closed=True), paint)
     for _ in range(12):
@@ -139,9 +132,7 @@ def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
     )  # fmt: skip
     canvas.drawPath(path, fill(skin))
     _glow(canvas, cx + p.turn, p.chin + 1.0, neck + 3, 7, _shade(p.skin, 0.45), 0.75)
-    cloth = _hsv(
-        rng.integers(CLOTHES_HUES) / CLOTHES_HUES, rng.uniform(0.05, 0.65), rng.uniform(0.15, 0.9)
-    )
+    cloth = _hsv(rng.integers(12) / 12, rng.uniform(0.05, 0.65), rng.uniform(0.15, 0.9))
     shoulder = rng.uniform(27, 33) if p.male else rng.uniform(22, 27)
     top = 59.5 if p.male else 60.5
     drop = rng.uniform(1.5, 6)
@@ -189,11 +180,9 @@ def _head(canvas: skia.Canvas, p: Person) -> None:
         far, slant = -math.copysign(1, p.light), abs(p.light)
         _glow(canvas, cx + far * (w + 1), 36, 9 + 4 * slant, 24, shadow, 0.3 + 0.45 * slant)
         _glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
-        blush = mix(p.skin, (205, 70, 60), 0.55)
+        blush, rosy = mix(p.skin, (205, 70, 60), 0.55), 0.30 if p.male else 0.42
         for side in (-1, 1):
-            _glow(
-                canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, 0.30 if p.male else 0.42
-            )
+            _glow(canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, rosy)
             _glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
             if p.smile > 0.3:
                 _glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, _shade(p.skin, 1.35), 0.45)
@@ -240,7 +229,7 @@ def _eyes(canvas: skia.Canvas, p: Person) -> None:
 
 
 def _brow(canvas: skia.Canvas, p: Person, x: float, side: int) -> None:
-    color = _shade(p.hair, 0.75) if p.hair_name != "Blond_Hair" else _shade(p.hair, 0.6)
+    color = _shade(p.hair, 0.6 if p.hair_name == "Blond_Hair" else 0.75)
     y = EYES_Y - 4.7 - 0.4 * max(0.0, p.smile)
     thick = 1.25 * p.brow
     path = _curve(
@@ -302,15 +291,12 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
         canvas.drawPath(_curve(left, *lower, *middle[:-1], closed=True), fill(_shade(color, 1.1)))
         canvas.drawPath(_curve(*middle), stroke(_shade(color, 0.42), 0.55, 0.9))
         _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
-    for side, corner in ((-1, left), (1, right)):
-        _glow(canvas, corner[0] + side * 0.5, corner[1], 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
+    for side, (end, height) in ((-1, left), (1, right)):
+        _glow(canvas, end + side * 0.5, height, 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
         strength = 0.5 * smile + 0.7 * max(0.0, p.age - 0.35)
         if strength > 0.1:
-            fold = _curve(
-                (_feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2),
-                (corner[0] + side * 1.5, y - 3.4),
-                (corner[0] + side * 1.9, y + 0.6),
-            )
+            start = _feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2
+            fold = _curve(start, (end + side * 1.5, y - 3.4), (end + side * 1.9, y + 0.6))
             canvas.drawPath(fold, stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
 
 
@@ -345,8 +331,7 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         if p.beard == "goatee":
             tuft = skia.Rect(cx - 4.0, 49.2, cx + 4.0, p.chin + 1.5)
             canvas.drawOval(tuft, fill(color, 0.85, 0.6))
-        hole = skia.Path.Oval(mouth) if hasattr(skia.Path, "Oval") else skia.Path().addOval(mouth)
-        canvas.clipPath(hole, skia.ClipOp.kDifference, True)
+        canvas.clipPath(skia.Path.Oval(mouth), skia.ClipOp.kDifference, True)
         if p.beard in ("full", "stubble"):
             canvas.drawPath(cheeks, fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
         for _ in range(26 if p.beard == "full" else 0):
@@ -361,10 +346,8 @@ def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
         _glow(canvas, 32 + 3 * p.light + 2 * p.turn, 13, 6, 4, _shade(p.skin, 1.6), 0.55)
         return
     cx, w = 32 + 1.6 * p.turn, p.width
-    volume = {"crop": 0.6, "receding": 0.3, "short": 2.6, "curly": 3.4, "bun": 1.0}.get(
-        p.style, 2.6
-    )
-    line = {"receding": 13.0, "crop": 17.0, "curly": 17.5}.get(p.style, 17.6)
+    volume = {"crop": 0.6, "receding": 0.3, "curly": 3.4, "bun": 1.0}.get(p.style, 2.6)
+    line = {"crop": 17.0, "curly": 17.5}.get(p.style, 17.6)
     temple = {"long": 40.0, "wavy": 40.0, "bob": 43.0, "bun": 29.0}.get(p.style, 29.5)
     apex = cx + 0.55 * p.part * w
     inner = w * (0.9 if temple > 35 else 0.96)
@@ -447,11 +430,11 @@ def _lighting(canvas: skia.Canvas, p: Person) -> None:
     canvas.drawPaint(radial(32, 32, 48, colors, [0, 0.6, 1]))
 
 
-def draw_person(p: Person) -> np.ndarray:
-    """The portrait, (64, 64, 3) uint8 RGB."""
+def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
+    """Face `index` of a series: (64, 64, 3) uint8 RGB, and its attributes by name."""
+    p = sample_person(np.random.default_rng([series, index]))
     rng = np.random.default_rng(p.seed)
-    drawn, pixels = surface(SIZE, SUPERSAMPLING)
-    canvas = drawn.getCanvas()
+    canvas, pixels = blank(SIZE, SUPERSAMPLING)
     _background(canvas, p, rng)
     with skia.AutoCanvasRestore(canvas):
         canvas.translate(32 + p.shift[0], 34 + p.shift[1])
@@ -471,14 +454,7 @@ def draw_person(p: Person) -> np.ndarray:
         _hair_front(canvas, p, rng)
         _glasses(canvas, p, rng)
     _lighting(canvas, p)
-    drawn.flushAndSubmit()
     blocks = pixels[:, :, :3].reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
     picture = blocks.mean((1, 3), dtype=np.float32)
     picture += rng.normal(0, p.noise, (SIZE, SIZE, 1)).astype(np.float32)
-    return picture.round().clip(0, 255).astype(np.uint8)
-
-
-def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
-    """Face `index` of a series: (64, 64, 3) uint8 RGB, and its attributes by name."""
-    person = sample_person(np.random.default_rng([series, index]))
-    return draw_person(person), person.attributes
+    return picture.round().clip(0, 255).astype(np.uint8), p.attributes

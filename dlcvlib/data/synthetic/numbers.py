@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
 import skia
 from PIL import Image, ImageFilter
 
-from dlcvlib.data.synthetic.brushes import argb, fill, linear, stroke, surface
+from dlcvlib.data.synthetic.brushes import argb, blank, fill, linear, stroke
 from dlcvlib.data.synthetic.people import Color, mix
 
 SIZE = 32
 SUPERSAMPLING = 2
+SMOOTH = skia.SamplingOptions(skia.CubicResampler.Mitchell())
 FIGURE = 100
 """Height of a digit, in the sign's coordinates."""
 
@@ -104,6 +106,13 @@ def _of_luminance(color: Color, luminance: float) -> Color:
     return mix(color, (255, 255, 255), (luminance - now) / (255 - now))
 
 
+def _image(values: np.ndarray) -> skia.Image:
+    """Values (H, W, 3), clipped to 0..255."""
+    pixels = np.full((*values.shape[:2], 4), 255, np.uint8)
+    pixels[..., :3] = values.clip(0, 255)
+    return skia.Image.fromarray(pixels, skia.kRGBA_8888_ColorType)
+
+
 def _pick(rng: np.random.Generator, choices: Sequence):
     return choices[rng.integers(len(choices))]
 
@@ -131,13 +140,10 @@ def _place(canvas: skia.Canvas, rng: np.random.Generator) -> None:
     canvas.rotate(angle)
     canvas.skew(shear, 0)
     canvas.scale(height * rng.uniform(0.65, 1.15), height)
-    corners = np.array([(-50, -50), (50, -50), (50, 50), (-50, 50)])
+    corners = [(-50, -50), (50, -50), (50, 50), (-50, 50)]
     moved = corners + rng.normal(0, 4, (4, 2))
     perspective = skia.Matrix()
-    perspective.setPolyToPoly(
-        [skia.Point(x, y) for x, y in corners.tolist()],
-        [skia.Point(x, y) for x, y in moved.tolist()],
-    )
+    perspective.setPolyToPoly([*starmap(skia.Point, corners)], [*starmap(skia.Point, moved)])
     canvas.concat(perspective)
 
 
@@ -145,20 +151,16 @@ def _wall(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
     """Tones that vary over the wall, and sometimes the joints of bricks or boards."""
     rows, columns = _pick(rng, GRAINS)
     tones = rng.normal(1, rng.uniform(0.03, 0.12), (rows, columns, 1))
-    pixels = np.full((rows, columns, 4), 255, np.uint8)
-    pixels[..., :3] = (np.array(color) * tones).clip(0, 255)
-    canvas.drawImageRect(
-        skia.Image.fromarray(pixels, skia.kRGBA_8888_ColorType),
-        skia.Rect(-160, -160, 160, 160),
-        skia.SamplingOptions(skia.CubicResampler.Mitchell()),
-    )
+    whole = skia.Rect(-160, -160, 160, 160)
+    canvas.drawImageRect(_image(np.array(color) * tones), whole, SMOOTH)
     if rng.random() < 0.3:
         _joints(canvas, rng, color)
 
 
 def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None:
     tone = _shade(color, _pick(rng, (0.6, 0.75, 1.25)))
-    paint = stroke(tone, rng.uniform(2, 6), 0.8, round_ends=False)
+    paint = stroke(tone, rng.uniform(2, 6), 0.8)
+    paint.setStrokeCap(skia.Paint.kButt_Cap)
     height, offset = rng.uniform(26, 70), rng.uniform(0, 70)
     bricks = rng.random() < 0.5
     if not bricks and rng.random() < 0.3:
@@ -171,10 +173,10 @@ def _joints(canvas: skia.Canvas, rng: np.random.Generator, color: Color) -> None
             canvas.drawLine(x, y, x, y + height, paint)
 
 
-def _plate(
-    canvas: skia.Canvas, rng: np.random.Generator, left: float, right: float, color: Color
-) -> None:
+def _plate(canvas: skia.Canvas, rng: np.random.Generator, placed: Placed, color: Color) -> None:
     """The board behind a number, its shadow, and sometimes a border."""
+    left = min(x - glyph.width / 2 for glyph, x in placed)
+    right = max(x + glyph.width / 2 for glyph, x in placed)
     margin, top, bottom = rng.uniform(8, 40), rng.uniform(6, 40), rng.uniform(6, 40)
     plate = skia.Rect(left - margin, -50 - top, right + margin, 50 + bottom)
     corner = rng.uniform(0, 30)
@@ -257,11 +259,8 @@ def _camera(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal((side, side, 4), np.float32)  # per channel, and common to all
     sensed = picture * rng.uniform(0.93, 1.07, 3).astype(np.float32)
     sensed += rng.gamma(2, 2) * (noise[..., 3:] + 0.4 * noise[..., :3])
-    opaque = np.full((side, side, 4), 255, np.uint8)
-    opaque[..., :3] = sensed.clip(0, 255)
-    image = skia.Image.fromarray(opaque, skia.kRGBA_8888_ColorType)
-    image = skia.Image.MakeFromEncoded(image.encodeToData(skia.kJPEG, int(rng.uniform(20, 95))))
-    image = image.resize(SIZE, SIZE, skia.SamplingOptions(skia.CubicResampler.Mitchell()))
+    saved = _image(sensed).encodeToData(skia.kJPEG, int(rng.uniform(20, 95)))
+    image = skia.Image.MakeFromEncoded(saved).resize(SIZE, SIZE, SMOOTH)
     return image.toarray(colorType=skia.kRGBA_8888_ColorType)[..., :3]
 
 
@@ -269,8 +268,7 @@ def draw_number(series: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
     """Number `index` of a series: (32, 32, 3) uint8 RGB, and as "label" the digit at its centre."""
     rng = np.random.default_rng([series, index])
     label = int(rng.integers(10))
-    drawn, pixels = surface(SIZE, SUPERSAMPLING)
-    canvas = drawn.getCanvas()
+    canvas, pixels = blank(SIZE, SUPERSAMPLING)
     with skia.AutoCanvasRestore(canvas):
         _place(canvas, rng)
         ground = _wall_color(rng)
@@ -279,10 +277,7 @@ def draw_number(series: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
         placed = _layout(rng, _pick(rng, _digits()), label)
         if rng.random() < 0.35:
             ground = _wall_color(rng)
-            left = min(x - glyph.width / 2 for glyph, x in placed)
-            right = max(x + glyph.width / 2 for glyph, x in placed)
-            _plate(canvas, rng, left, right, ground)
+            _plate(canvas, rng, placed, ground)
         _number(canvas, rng, placed, _ink_color(rng, ground), ground)
     _light(canvas, rng)
-    drawn.flushAndSubmit()
     return _camera(pixels, rng), {"label": label}
