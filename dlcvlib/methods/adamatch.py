@@ -18,7 +18,6 @@ batches have the same size.
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.classifier import Classifier, networks, two_domains
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.training.method import Batch, Method, update
 
 
 def without_statistics(module: nn.Module, x: Tensor) -> Tensor:
@@ -82,6 +81,7 @@ class AdaMatch(Classifier):
 
     def __init__(self, settings: AdaMatchSettings) -> None:
         Method.__init__(self, settings)  # not Classifier's: its networks are these two
+        self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
         self.averaged = averaged(self.trained, settings.ema_decay)
 
@@ -94,11 +94,6 @@ class AdaMatch(Classifier):
     def classifier(self) -> nn.Module:
         """L of the moving average."""
         return self.averaged.module[1]
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for the networks being trained."""
-        return {"trained": adam([self.trained], self.settings)}
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
         """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images; the step augments."""

@@ -11,7 +11,6 @@ and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from dlcvlib.config.schema import ClassifierSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.training.method import Batch, Method, update
 
 IMAGE_SIZE = 32
 
@@ -77,12 +76,8 @@ class Classifier(Method):
 
     def __init__(self, settings: ClassifierSettings) -> None:
         super().__init__(settings)
+        self.trains = {"classifier": ["extractor", "classifier"]}
         self.extractor, self.classifier = networks(settings)
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for F and L."""
-        return {"classifier": adam([self.extractor, self.classifier], self.settings)}
 
     def batches(self, data: Domain, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 32, 32) in 0..1, augmented, and labels (N,)."""

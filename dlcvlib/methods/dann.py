@@ -24,7 +24,6 @@ learned any digit.
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from dlcvlib.config.schema import DANNSettings
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, update
+from dlcvlib.training.method import Batch, update
 
 
 def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
@@ -80,14 +79,10 @@ class DANN(Classifier):
 
     def __init__(self, settings: DANNSettings) -> None:
         super().__init__(settings)
+        self.trains["domain"] = ["domain"]
         self.domain = DomainClassifier(
             self.extractor.size, settings.domain_width, settings.domain_layers
         )
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for F and L, and one for D."""
-        return super().optimizers | {"domain": adam([self.domain], self.settings)}
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
         """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""

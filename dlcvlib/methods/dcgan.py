@@ -22,7 +22,7 @@ numerical stability; labels are flipped per image, not per batch.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.training.method import Batch, Method, update
 
 STAGES = 4
 SIDE = 64 >> STAGES
@@ -187,17 +187,10 @@ class DCGAN(Method):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__(settings)
+        self.trains = {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for each network."""
-        return {
-            name: adam([self.get_submodule(name)], self.settings)
-            for name in ("generator", "discriminator")
-        }
 
     @property
     def snapshots(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ before a cross-entropy that contains one, and T in G's optimiser, where [1] upda
 
 import itertools
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ from dlcvlib.config.schema import PixelDASettings
 from dlcvlib.data.augment import photometric, strong
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, update
+from dlcvlib.training.method import Batch, update
 
 
 class ResidualBlock(nn.Module):
@@ -154,15 +154,8 @@ class PixelDA(Classifier):
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
+        self.trains |= {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam each for T, G and D."""
-        return super().optimizers | {
-            name: adam([self.get_submodule(name)], self.settings)
-            for name in ("generator", "discriminator")
-        }
 
     def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
         """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""

@@ -1,6 +1,6 @@
 """What the training loop trains: modules that define their own optimisation steps."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +50,7 @@ class Method(nn.Module):
 
     Attributes:
         name: first part of the run's folder name.
+        trains: optimiser -> names of the networks that it trains; "" is all of them.
         snapshots: names of the networks that are saved at each validation, besides checkpoints.
         settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
@@ -62,11 +63,24 @@ class Method(nn.Module):
         super().__init__()
         self.settings = settings
         self.step = 0
+        self.trains = {"adam": [""]}
 
     @cached_property
     def optimizers(self) -> dict[str, Optimizer]:
-        """By name. Created on first use, because the first optimiser loads torch's compiler."""
-        return {"adam": adam(self.children(), self.settings)}
+        """An Adam for each in `trains`.
+
+        Created on first use, because the first optimiser loads torch's compiler.
+        """
+        how = {
+            "lr": self.settings.learning_rate,
+            "betas": tuple(self.settings.adam_betas),
+            "weight_decay": self.settings.weight_decay,
+            "fused": True,
+        }
+        return {
+            name: Adam([w for part in parts for w in self.get_submodule(part).parameters()], **how)
+            for name, parts in self.trains.items()
+        }
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks on one batch; returns the losses by name, scalars on the device."""
@@ -114,17 +128,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(mode)
 
 
-def adam(modules: Iterable[nn.Module], settings: Any) -> Adam:
-    """Adam over the parameters of several modules."""
-    return Adam(
-        [parameter for module in modules for parameter in module.parameters()],
-        lr=settings.learning_rate,
-        betas=tuple(settings.adam_betas),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
 def update(loss: Tensor, optimizers: Collection[Optimizer]) -> None:
     """One step of these optimisers on the loss, with gradients averaged over all processes.
 
@@ -147,7 +150,7 @@ def gradient_norms(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
 
 
 def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that an optimiser made by `adam` updates."""
+    """The parameters that one of a method's optimisers updates."""
     return optimizer.param_groups[0]["params"]
 
 
