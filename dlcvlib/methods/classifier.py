@@ -108,11 +108,6 @@ class Classifier(Method):
         """(N, 3, 32, 32) uint8 -> F's output (N, size) float on the CPU."""
         return self.over(self.extractor, images)
 
-    @torch.no_grad()
-    def classify(self, features: Tensor) -> Tensor:
-        """Output of `features`, (N, size) -> labels (N,) int64 on the CPU, as from `predict`."""
-        return self.classifier(features.to(self.device)).argmax(1).cpu()
-
     def accuracy(self, data: LabelledImages) -> float:
         """Share of correctly classified images, 0 to 1."""
         return (self.predict(data.images) == data.labels).float().mean().item()

@@ -1,7 +1,6 @@
 """What the training loop trains: modules that define their own optimisation steps."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -111,21 +110,14 @@ class Method(nn.Module):
         Returns:
             The results, in evaluation mode, concatenated on the CPU; floats as float32.
         """
-        with evaluating(self):
+        mode = self.training
+        self.eval()  # BatchNorm uses its running statistics without updating them
+        try:
             chunks = zip(*(float_chunks(rows, self.device) for rows in inputs), strict=True)
             result = torch.cat([function(*chunk).cpu() for chunk in chunks])
+        finally:
+            self.train(mode)
         return result.float() if result.is_floating_point() else result
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within it: BatchNorm uses its running statistics without updating them."""
-    mode = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(mode)
 
 
 def update(loss: Tensor, optimizers: Collection[Optimizer]) -> None:
