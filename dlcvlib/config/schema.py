@@ -79,7 +79,6 @@ Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
-DomainSchedule = Literal["fixed", "rising", "patient"]
 DomainUpdate = Literal["joint", "alternating"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
@@ -164,32 +163,30 @@ class AttributeSettings(TrainingSettings):
     attributes: list[str] = means("the attributes, in the order of the network's outputs")
 
 
-class FaceParams(Parameters):
-    """Which faces, and where runs are kept."""
+class DataParams(Parameters):
+    """Which images, and where runs are kept."""
 
     data: Source = means("embedded, folder:PATH or torchvision:PATH")
-    attribute: str = means("attribute that 1-5 colours, edits and classifies")
-    drawn_train: Drawn = means("faces drawn for training (embedded data)")
-    drawn_test: Drawn = means("faces drawn for testing (embedded data)")
+    drawn_train: Drawn = means("faces or street numbers drawn for training (embedded data)")
+    drawn_test: Drawn = means("faces or street numbers drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
     background: Colour = means("colour under transparent pictures (folder:PATH)")
-    validation_size: Positive = means("training images held out for validation")
-    extractor_steps: Positive = means("training steps of the KID/FID features")
+    validation_size: Positive = means("training images held out for validation, of each domain")
     runs_dir: RunsDir = means("folder of trained runs and prepared data")
 
 
-class DigitParams(Parameters):
-    """Which digits, which pairs of domains, over which seeds, and where runs are kept."""
+class FaceParams(DataParams):
+    """Which faces, and what they are measured by."""
 
-    data: Source = means("embedded, folder:PATH or torchvision:PATH")
+    attribute: str = means("attribute that 1-5 colours, edits and classifies")
+    extractor_steps: Positive = means("training steps of the KID/FID features")
+
+
+class DigitParams(DataParams):
+    """Which digits, which pairs of domains, and over which seeds."""
+
     pairs: Pairs = means("each SOURCE->TARGET")
     seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
-    drawn_train: Drawn = means("street numbers drawn for training (embedded data)")
-    drawn_test: Drawn = means("street numbers drawn for testing (embedded data)")
-    image_limit: Count = means("most images read of a split (other data; 0: all)")
-    background: Colour = means("colour under transparent pictures (folder:PATH)")
-    validation_size: Positive = means("training images held out of each domain")
-    runs_dir: RunsDir = means("folder of trained runs and prepared data")
     tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(
         "points in a t-SNE plot, half of each domain"
     )
@@ -275,7 +272,7 @@ class DANNFields(AdaptationFields):
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
     domain_weight: Weight = means("maximum weight of the reversed domain gradient")
-    domain_schedule: DomainSchedule = means(
+    domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
     )
     domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
