@@ -8,7 +8,6 @@ five of its code; images may be normalised one by one (`instance_norm`), which r
 and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,6 +19,7 @@ from dlcvlib.config.schema import ClassifierSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
+from dlcvlib.methods.blocks import halving
 from dlcvlib.training.method import Batch, Method, update
 
 IMAGE_SIZE = 32
@@ -35,15 +35,8 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, channels: Sequence[int], instance_norm: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.InstanceNorm2d(3)] * instance_norm
-        for in_channels, out_channels in itertools.pairwise((3, *channels)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.MaxPool2d(2),  # before ReLU: the same result, on a quarter of the values
-                nn.ReLU(),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
+        norm = [nn.InstanceNorm2d(3)] * instance_norm
+        self.layers = nn.Sequential(*norm, *halving(channels), nn.Flatten())
         self.size = channels[-1] * (IMAGE_SIZE >> len(channels)) ** 2
 
     def forward(self, images: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
 
@@ -53,26 +54,9 @@ class Generator(nn.Module):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        kernel = settings.kernel
         widths = [settings.channels << stage for stage in reversed(range(STAGES))]
-        self.stem = nn.Sequential(
-            nn.Linear(settings.latent_dim, widths[0] * SIDE**2, bias=False),
-            nn.BatchNorm1d(widths[0] * SIDE**2),
-            nn.ReLU(),
-            nn.Unflatten(1, (widths[0], SIDE, SIDE)),
-        )
-        upsample = partial(
-            nn.ConvTranspose2d,
-            kernel_size=kernel,
-            stride=2,
-            padding=(kernel - 1) // 2,
-            output_padding=kernel % 2,
-            bias=False,
-        )
-        blocks = []
-        for in_channels, out_channels in itertools.pairwise(widths):
-            blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
-        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3, bias=True), nn.Tanh())
+        self.stem = stem(settings.latent_dim, widths[0], SIDE, nn.ReLU)
+        self.blocks = nn.Sequential(*doubling(widths, settings.kernel, nn.ReLU), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
