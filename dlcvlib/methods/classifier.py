@@ -117,20 +117,23 @@ def learned(class_loss: Tensor) -> Tensor:
     return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
 
 
-def two_domains(
-    data: Adaptation, settings: ClassifierSettings, device: torch.device, source: str, target: str
-) -> Callable[[int], Batch]:
-    """step -> source images, source labels, target images; the domains are drawn independently.
+class TwoDomains(Classifier):
+    """A classifier whose training also sees the target's images, without their labels."""
 
-    Args:
-        data: the images.
-        settings: batch size and seed.
-        device: of the batches.
-        source: name of the augmentation of source images.
-        target: name of the augmentation of target images.
-    """
-    labelled, size = [data.source.images, data.source.labels], settings.batch_size
-    from_source = Batches(labelled, size, settings.seed, device, AUGMENTATIONS[source])
-    # In a different order from the source's, even if both have the same size.
-    from_target = Batches([data.target], size, ~settings.seed, device, AUGMENTATIONS[target])
-    return lambda step: (*from_source(step), *from_target(step))
+    @property
+    def augmentations(self) -> tuple[str, str]:
+        """Names of the augmentations of source and of target images in a batch."""
+        return self.settings.augmentation, self.settings.target_augmentation
+
+    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32).
+
+        The domains are drawn independently.
+        """
+        size, seed = self.settings.batch_size, self.settings.seed
+        of_source, of_target = (AUGMENTATIONS[name] for name in self.augmentations)
+        labelled = [data.source.images, data.source.labels]
+        from_source = Batches(labelled, size, seed, device, of_source)
+        # In a different order from the source's, even if both have the same size.
+        from_target = Batches([data.target], size, ~seed, device, of_target)
+        return lambda step: (*from_source(step), *from_target(step))

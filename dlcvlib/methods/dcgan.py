@@ -175,12 +175,8 @@ class DCGAN(Method):
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """The generator that samples are drawn from."""
-        best = "averaged" if self.settings.ema_decay else "generator"
-        return (best,) if self.settings.keep_snapshots else ()
+        if settings.keep_snapshots:  # of the generator that samples are drawn from
+            self.snapshots = ("averaged" if settings.ema_decay else "generator",)
 
     def batches(self, data: MeasuredFaces, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 64, 64) in 0..1, mirrored at random."""
