@@ -79,7 +79,6 @@ Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
-DomainUpdate = Literal["joint", "alternating"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
@@ -275,7 +274,9 @@ class DANNFields(AdaptationFields):
     domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
     )
-    domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
+    domain_update: Literal["joint", "alternating"] = means(
+        "joint, or alternating: D alone, then jointly"
+    )
 
 
 class DANNSettings(DANNFields, TrainingSettings):
@@ -334,6 +335,7 @@ class Chapter(Parameters):
     """
 
     used: ClassVar[tuple[str, ...]] = ()
+    ablation_steps: Positive = means("training steps of each run of 1-6, 2-3, 3-5, 3-6 and 4-4")
 
     @property
     def uses(self) -> dict[str, "Chapter"]:
@@ -351,11 +353,10 @@ def _part(cls: type[P], *sources: Parameters, **more: Any) -> P:
     return cls(**{name: values[name] for name in cls.model_fields if name in values} | more)
 
 
-class VAEParams(FaceParams, VAESettings, Chapter):
+class VAEParams(Chapter, FaceParams, VAESettings):
     """Chapter 1."""
 
     kld_weights: Weights = means("KLD weights that 1-6 compares")
-    ablation_steps: Positive = means("training steps of each run of 1-6")
     ablation_seeds: Seeds = means("seeds of each comparison of 1-6")
     tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
@@ -366,11 +367,10 @@ class VAEParams(FaceParams, VAESettings, Chapter):
         return _part(VAESettings, self)
 
 
-class GANParams(FaceParams, GANSettings, Chapter):
+class GANParams(Chapter, FaceParams, GANSettings):
     """Chapter 2."""
 
     used = ("vae",)
-    ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Width = means("width of the networks of 2-3")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
@@ -389,11 +389,10 @@ class GANParams(FaceParams, GANSettings, Chapter):
         return load(self.vae_profile, "vae", self.vae_changes | dict(_part(FaceParams, self)))
 
 
-class DANNParams(DigitParams, DANNFields, Chapter):
+class DANNParams(Chapter, DigitParams, DANNFields):
     """Chapter 3."""
 
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
-    ablation_steps: Positive = means("training steps of each run of 3-5 and 3-6")
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""
@@ -404,7 +403,7 @@ class DANNParams(DigitParams, DANNFields, Chapter):
         return _part(DANNSettings, self, seed=seed)
 
 
-class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
+class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     used = ("dann",)
@@ -412,7 +411,6 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
     task_weights: Weights = means("weights of the classifier's loss that 4-4 compares")
-    ablation_steps: Positive = means("training steps of each run of 4-4")
     dann_profile: Profile = means("profile of chapter 3, whose runs and classifier are used")
     dann_changes: dict[str, Any] = means("its parameters that differ from the profile")
 
