@@ -51,12 +51,18 @@ class Method(nn.Module):
         name: first part of the run's folder name.
         trains: optimiser -> names of the networks that it trains; "" is all of them.
         snapshots: names of the networks that are saved at each validation, besides checkpoints.
+        batches: data and device -> the batch of each step, as a function of the step, on the
+            device; each method defines it.
+        training_step: updates the networks on one batch and returns the losses by name, scalars on
+            the device; each method defines it.
         settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
     snapshots: tuple[str, ...] = ()
+    batches: Callable[[Any, torch.device], Callable[[int], Batch]]
+    training_step: Callable[[Batch], dict[str, Tensor]]
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
@@ -80,14 +86,6 @@ class Method(nn.Module):
             name: Adam([w for part in parts for w in self.get_submodule(part).parameters()], **how)
             for name, parts in self.trains.items()
         }
-
-    def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the networks on one batch; returns the losses by name, scalars on the device."""
-        raise TypeError(f"{type(self).__name__} defines no training_step")
-
-    def batches(self, data: Any, device: torch.device) -> Callable[[int], Batch]:
-        """The batch of each step, as a function of the step, on the device."""
-        raise TypeError(f"{type(self).__name__} defines no batches")
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """Measures on held-out data for the history, by name."""
