@@ -130,7 +130,7 @@ def networks(settings: ClassifierFields) -> tuple[FeatureExtractor, LabelClassif
 def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[None]:
     """fungtion/DANN: the source's pass, then the target's."""
     extractor, classifier = networks(settings)
-    domain = dann.DomainClassifier(extractor.size, settings.domain_width, settings.domain_layers)
+    domain = dann.DomainClassifier(extractor.size, settings)
     domain.to(DEVICE)
     optimizer = adam(settings, extractor, classifier, domain)
     pairs = zip(

@@ -79,8 +79,6 @@ Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
-DomainSchedule = Literal["fixed", "rising", "patient"]
-DomainUpdate = Literal["joint", "alternating"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
@@ -164,32 +162,30 @@ class AttributeSettings(TrainingSettings):
     attributes: list[str] = means("the attributes, in the order of the network's outputs")
 
 
-class FaceParams(Parameters):
-    """Which faces, and where runs are kept."""
+class DataParams(Parameters):
+    """Which images, and where runs are kept."""
 
     data: Source = means("embedded, folder:PATH or torchvision:PATH")
-    attribute: str = means("attribute that 1-5 colours, edits and classifies")
-    drawn_train: Drawn = means("faces drawn for training (embedded data)")
-    drawn_test: Drawn = means("faces drawn for testing (embedded data)")
+    drawn_train: Drawn = means("faces or street numbers drawn for training (embedded data)")
+    drawn_test: Drawn = means("faces or street numbers drawn for testing (embedded data)")
     image_limit: Count = means("most images read of a split (other data; 0: all)")
     background: Colour = means("colour under transparent pictures (folder:PATH)")
-    validation_size: Positive = means("training images held out for validation")
-    extractor_steps: Positive = means("training steps of the KID/FID features")
+    validation_size: Positive = means("training images held out for validation, of each domain")
     runs_dir: RunsDir = means("folder of trained runs and prepared data")
 
 
-class DigitParams(Parameters):
-    """Which digits, which pairs of domains, over which seeds, and where runs are kept."""
+class FaceParams(DataParams):
+    """Which faces, and what they are measured by."""
 
-    data: Source = means("embedded, folder:PATH or torchvision:PATH")
+    attribute: str = means("attribute that 1-5 colours, edits and classifies")
+    extractor_steps: Positive = means("training steps of the KID/FID features")
+
+
+class DigitParams(DataParams):
+    """Which digits, which pairs of domains, and over which seeds."""
+
     pairs: Pairs = means("each SOURCE->TARGET")
     seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
-    drawn_train: Drawn = means("street numbers drawn for training (embedded data)")
-    drawn_test: Drawn = means("street numbers drawn for testing (embedded data)")
-    image_limit: Count = means("most images read of a split (other data; 0: all)")
-    background: Colour = means("colour under transparent pictures (folder:PATH)")
-    validation_size: Positive = means("training images held out of each domain")
-    runs_dir: RunsDir = means("folder of trained runs and prepared data")
     tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(
         "points in a t-SNE plot, half of each domain"
     )
@@ -275,10 +271,12 @@ class DANNFields(AdaptationFields):
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
     domain_weight: Weight = means("maximum weight of the reversed domain gradient")
-    domain_schedule: DomainSchedule = means(
+    domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
     )
-    domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
+    domain_update: Literal["joint", "alternating"] = means(
+        "joint, or alternating: D alone, then jointly"
+    )
 
 
 class DANNSettings(DANNFields, TrainingSettings):
@@ -337,6 +335,7 @@ class Chapter(Parameters):
     """
 
     used: ClassVar[tuple[str, ...]] = ()
+    ablation_steps: Positive = means("training steps of each run of 1-6, 2-3, 3-5, 3-6 and 4-4")
 
     @property
     def uses(self) -> dict[str, "Chapter"]:
@@ -354,11 +353,10 @@ def _part(cls: type[P], *sources: Parameters, **more: Any) -> P:
     return cls(**{name: values[name] for name in cls.model_fields if name in values} | more)
 
 
-class VAEParams(FaceParams, VAESettings, Chapter):
+class VAEParams(Chapter, FaceParams, VAESettings):
     """Chapter 1."""
 
     kld_weights: Weights = means("KLD weights that 1-6 compares")
-    ablation_steps: Positive = means("training steps of each run of 1-6")
     ablation_seeds: Seeds = means("seeds of each comparison of 1-6")
     tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
@@ -369,11 +367,10 @@ class VAEParams(FaceParams, VAESettings, Chapter):
         return _part(VAESettings, self)
 
 
-class GANParams(FaceParams, GANSettings, Chapter):
+class GANParams(Chapter, FaceParams, GANSettings):
     """Chapter 2."""
 
     used = ("vae",)
-    ablation_steps: Positive = means("training steps of each run of 2-3")
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Width = means("width of the networks of 2-3")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
@@ -392,11 +389,10 @@ class GANParams(FaceParams, GANSettings, Chapter):
         return load(self.vae_profile, "vae", self.vae_changes | dict(_part(FaceParams, self)))
 
 
-class DANNParams(DigitParams, DANNFields, Chapter):
+class DANNParams(Chapter, DigitParams, DANNFields):
     """Chapter 3."""
 
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
-    ablation_steps: Positive = means("training steps of each run of 3-5 and 3-6")
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""
@@ -407,7 +403,7 @@ class DANNParams(DigitParams, DANNFields, Chapter):
         return _part(DANNSettings, self, seed=seed)
 
 
-class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
+class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     used = ("dann",)
@@ -415,7 +411,6 @@ class PixelDAParams(DigitParams, AdaMatchFields, PixelDAFields, Chapter):
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
     task_weights: Weights = means("weights of the classifier's loss that 4-4 compares")
-    ablation_steps: Positive = means("training steps of each run of 4-4")
     dann_profile: Profile = means("profile of chapter 3, whose runs and classifier are used")
     dann_changes: dict[str, Any] = means("its parameters that differ from the profile")
 

@@ -125,7 +125,7 @@ def feature_map(
     points = pd.DataFrame(layout, columns=["x", "y"]).assign(
         source=np.arange(len(images)) < half,
         label=torch.cat([test.labels[:half] for test in tests]).numpy(),
-        prediction=run.method.classify(features).numpy(),
+        prediction=run.method.predict(images).numpy(),
     )
     distance = proxy_a_distance(features, points["source"].to_numpy())
     kept = neighbours_kept(features, layout)

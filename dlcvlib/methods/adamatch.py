@@ -17,8 +17,6 @@ batches have the same size.
 """
 
 import math
-from collections.abc import Callable
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +27,8 @@ from dlcvlib.config.schema import AdaMatchSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
-from dlcvlib.methods.classifier import Classifier, networks, two_domains
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.methods.classifier import TwoDomains, networks
+from dlcvlib.training.method import Batch, Method, update
 
 
 def without_statistics(module: nn.Module, x: Tensor) -> Tensor:
@@ -75,13 +73,15 @@ def warm_up(progress: float) -> float:
     return 0.5 - 0.5 * math.cos(min(math.pi, 2 * math.pi * progress))
 
 
-class AdaMatch(Classifier):
+class AdaMatch(TwoDomains):
     """F and L, and their moving average, which makes the predictions."""
 
     name = "adamatch"
+    augmentations = "none", "none"  # the step augments
 
     def __init__(self, settings: AdaMatchSettings) -> None:
         Method.__init__(self, settings)  # not Classifier's: its networks are these two
+        self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
         self.averaged = averaged(self.trained, settings.ema_decay)
 
@@ -94,15 +94,6 @@ class AdaMatch(Classifier):
     def classifier(self) -> nn.Module:
         """L of the moving average."""
         return self.averaged.module[1]
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for the networks being trained."""
-        return {"trained": adam([self.trained], self.settings)}
-
-    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
-        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images; the step augments."""
-        return two_domains(data, self.settings, device, "none", "none")
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on weak and strong views of both domains."""

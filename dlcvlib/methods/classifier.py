@@ -8,10 +8,8 @@ five of its code; images may be normalised one by one (`instance_norm`), which r
 and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 2018, section 6).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +19,8 @@ from dlcvlib.config.schema import ClassifierSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.methods.blocks import halving
+from dlcvlib.training.method import Batch, Method, update
 
 IMAGE_SIZE = 32
 
@@ -36,15 +35,8 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, channels: Sequence[int], instance_norm: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.InstanceNorm2d(3)] * instance_norm
-        for in_channels, out_channels in itertools.pairwise((3, *channels)):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.MaxPool2d(2),  # before ReLU: the same result, on a quarter of the values
-                nn.ReLU(),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
+        norm = [nn.InstanceNorm2d(3)] * instance_norm
+        self.layers = nn.Sequential(*norm, *halving(channels), nn.Flatten())
         self.size = channels[-1] * (IMAGE_SIZE >> len(channels)) ** 2
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,12 +69,8 @@ class Classifier(Method):
 
     def __init__(self, settings: ClassifierSettings) -> None:
         super().__init__(settings)
+        self.trains = {"classifier": ["extractor", "classifier"]}
         self.extractor, self.classifier = networks(settings)
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for F and L."""
-        return {"classifier": adam([self.extractor, self.classifier], self.settings)}
 
     def batches(self, data: Domain, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 32, 32) in 0..1, augmented, and labels (N,)."""
@@ -113,11 +101,6 @@ class Classifier(Method):
         """(N, 3, 32, 32) uint8 -> F's output (N, size) float on the CPU."""
         return self.over(self.extractor, images)
 
-    @torch.no_grad()
-    def classify(self, features: Tensor) -> Tensor:
-        """Output of `features`, (N, size) -> labels (N,) int64 on the CPU, as from `predict`."""
-        return self.classifier(features.to(self.device)).argmax(1).cpu()
-
     def accuracy(self, data: LabelledImages) -> float:
         """Share of correctly classified images, 0 to 1."""
         return (self.predict(data.images) == data.labels).float().mean().item()
@@ -134,20 +117,23 @@ def learned(class_loss: Tensor) -> Tensor:
     return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
 
 
-def two_domains(
-    data: Adaptation, settings: ClassifierSettings, device: torch.device, source: str, target: str
-) -> Callable[[int], Batch]:
-    """step -> source images, source labels, target images; the domains are drawn independently.
+class TwoDomains(Classifier):
+    """A classifier whose training also sees the target's images, without their labels."""
 
-    Args:
-        data: the images.
-        settings: batch size and seed.
-        device: of the batches.
-        source: name of the augmentation of source images.
-        target: name of the augmentation of target images.
-    """
-    labelled, size = [data.source.images, data.source.labels], settings.batch_size
-    from_source = Batches(labelled, size, settings.seed, device, AUGMENTATIONS[source])
-    # In a different order from the source's, even if both have the same size.
-    from_target = Batches([data.target], size, ~settings.seed, device, AUGMENTATIONS[target])
-    return lambda step: (*from_source(step), *from_target(step))
+    @property
+    def augmentations(self) -> tuple[str, str]:
+        """Names of the augmentations of source and of target images in a batch."""
+        return self.settings.augmentation, self.settings.target_augmentation
+
+    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
+        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32).
+
+        The domains are drawn independently.
+        """
+        size, seed = self.settings.batch_size, self.settings.seed
+        of_source, of_target = (AUGMENTATIONS[name] for name in self.augmentations)
+        labelled = [data.source.images, data.source.labels]
+        from_source = Batches(labelled, size, seed, device, of_source)
+        # In a different order from the source's, even if both have the same size.
+        from_target = Batches([data.target], size, ~seed, device, of_target)
+        return lambda step: (*from_source(step), *from_target(step))

@@ -23,8 +23,6 @@ learned any digit.
 """
 
 import math
-from collections.abc import Callable
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +30,8 @@ from torch import Tensor, nn
 
 from dlcvlib.config.schema import DANNSettings
 from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.classifier import Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, update
+from dlcvlib.methods.classifier import TwoDomains, learned
+from dlcvlib.training.method import Batch, update
 
 
 def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
@@ -57,14 +55,14 @@ class DomainClassifier(nn.Module):
 
     Args:
         features: length of F's output.
-        width: of the hidden layers.
-        layers: number of hidden layers.
+        settings: `domain_width`, of the hidden layers; `domain_layers`, their number.
     """
 
-    def __init__(self, features: int, width: int, layers: int) -> None:
+    def __init__(self, features: int, settings: DANNSettings) -> None:
         super().__init__()
+        width = settings.domain_width
         blocks: list[nn.Module] = []
-        for in_features in [features, *[width] * (layers - 1)]:
+        for in_features in [features, *[width] * (settings.domain_layers - 1)]:
             blocks += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
         self.layers = nn.Sequential(*blocks, nn.Linear(width, 1), nn.Flatten(0))
 
@@ -73,27 +71,15 @@ class DomainClassifier(nn.Module):
         return self.layers(features)
 
 
-class DANN(Classifier):
+class DANN(TwoDomains):
     """F, L and D; F and L share an optimiser, D has its own."""
 
     name = "dann"
 
     def __init__(self, settings: DANNSettings) -> None:
         super().__init__(settings)
-        self.domain = DomainClassifier(
-            self.extractor.size, settings.domain_width, settings.domain_layers
-        )
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for F and L, and one for D."""
-        return super().optimizers | {"domain": adam([self.domain], self.settings)}
-
-    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
-        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
-        settings = self.settings
-        source, target = settings.augmentation, settings.target_augmentation
-        return two_domains(data, settings, device, source, target)
+        self.trains["domain"] = ["domain"]
+        self.domain = DomainClassifier(self.extractor.size, settings)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One joint step of F, L and D.

@@ -22,7 +22,7 @@ numerical stability; labels are flipped per image, not per batch.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,9 @@ from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training.method import Batch, Method, adam, update
+from dlcvlib.training.method import Batch, Method, update
 
 STAGES = 4
 SIDE = 64 >> STAGES
@@ -53,26 +54,9 @@ class Generator(nn.Module):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        kernel = settings.kernel
         widths = [settings.channels << stage for stage in reversed(range(STAGES))]
-        self.stem = nn.Sequential(
-            nn.Linear(settings.latent_dim, widths[0] * SIDE**2, bias=False),
-            nn.BatchNorm1d(widths[0] * SIDE**2),
-            nn.ReLU(),
-            nn.Unflatten(1, (widths[0], SIDE, SIDE)),
-        )
-        upsample = partial(
-            nn.ConvTranspose2d,
-            kernel_size=kernel,
-            stride=2,
-            padding=(kernel - 1) // 2,
-            output_padding=kernel % 2,
-            bias=False,
-        )
-        blocks = []
-        for in_channels, out_channels in itertools.pairwise(widths):
-            blocks += [upsample(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
-        self.blocks = nn.Sequential(*blocks, upsample(widths[-1], 3, bias=True), nn.Tanh())
+        self.stem = stem(settings.latent_dim, widths[0], SIDE, nn.ReLU)
+        self.blocks = nn.Sequential(*doubling(widths, settings.kernel, nn.ReLU), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -187,23 +171,12 @@ class DCGAN(Method):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__(settings)
+        self.trains = {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
             self.averaged = averaged(self.generator, settings.ema_decay)
-
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for each network."""
-        return {
-            name: adam([self.get_submodule(name)], self.settings)
-            for name in ("generator", "discriminator")
-        }
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """The generator that samples are drawn from."""
-        best = "averaged" if self.settings.ema_decay else "generator"
-        return (best,) if self.settings.keep_snapshots else ()
+        if settings.keep_snapshots:  # of the generator that samples are drawn from
+            self.snapshots = ("averaged" if settings.ema_decay else "generator",)
 
     def batches(self, data: MeasuredFaces, device: torch.device) -> Callable[[int], Batch]:
         """Training images (N, 3, 64, 64) in 0..1, mirrored at random."""

@@ -27,8 +27,7 @@ before a cross-entropy that contains one, and T in G's optimiser, where [1] upda
 """
 
 import itertools
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +35,8 @@ from torch import Tensor, nn
 
 from dlcvlib.config.schema import PixelDASettings
 from dlcvlib.data.augment import photometric, strong
-from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier, learned, two_domains
-from dlcvlib.training.method import Batch, adam, update
+from dlcvlib.methods.classifier import IMAGE_SIZE, TwoDomains, learned
+from dlcvlib.training.method import Batch, update
 
 
 class ResidualBlock(nn.Module):
@@ -147,28 +145,21 @@ def content_loss(images: Tensor, others: Tensor) -> Tensor:
     return (difference.square().mean(1) - difference.mean(1).square()).mean()
 
 
-class PixelDA(Classifier):
+class PixelDA(TwoDomains):
     """G, D and T; T is an extractor and a classifier."""
 
     name = "pixelda"
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
+        self.trains |= {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
 
-    @cached_property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam each for T, G and D."""
-        return super().optimizers | {
-            name: adam([self.get_submodule(name)], self.settings)
-            for name in ("generator", "discriminator")
-        }
-
-    def batches(self, data: Adaptation, device: torch.device) -> Callable[[int], Batch]:
-        """Source images (N, 3, 32, 32) in 0..1, labels (N,), target images (N, 3, 32, 32)."""
-        settings = self.settings
-        source = "geometric" if settings.augmentation == "strong" else settings.augmentation
-        return two_domains(data, settings, device, source, settings.target_augmentation)
+    @property
+    def augmentations(self) -> tuple[str, str]:
+        """Of "strong", source images get the photometric part only before T."""
+        source, target = super().augmentations
+        return "geometric" if source == "strong" else source, target
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """A step of D and T, then one of G ([1], section 3)."""

@@ -17,10 +17,8 @@ transposed convolutions may overlap (`decoder_kernel=4`), unlike the original's 
 log-variance is clamped to a range that training leaves only when it diverges.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from dlcvlib.config.schema import VAESettings
 from dlcvlib.data.batches import Batches, random_flips
 from dlcvlib.data.types import FaceData
+from dlcvlib.methods.blocks import doubling, halving, stem
 from dlcvlib.training.method import Batch, Method, update
 
 IMAGE_SIZE = 64
@@ -52,15 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: VAESettings) -> None:
         super().__init__()
         channels, latent_dim = settings.channels, settings.latent_dim
-        blocks = []
-        for in_channels, out_channels in itertools.pairwise((3, *channels)):
-            blocks += [
-                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.MaxPool2d(2),  # before ReLU: the same result, on a quarter of the values
-                nn.ReLU(),
-            ]
-        self.blocks = nn.Sequential(*blocks, nn.Flatten())
+        self.blocks = nn.Sequential(*halving(channels), nn.Flatten())
 
         def head() -> nn.Module:
             side = IMAGE_SIZE >> len(channels)
@@ -89,26 +80,11 @@ class Decoder(nn.Module):
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__()
-        widths, kernel = settings.channels[::-1], settings.decoder_kernel
-        activation = ACTIVATIONS[settings.activation]
-        side = IMAGE_SIZE >> len(widths)
-        self.stem = nn.Sequential(
-            nn.Linear(settings.latent_dim, widths[0] * side**2, bias=False),
-            nn.BatchNorm1d(widths[0] * side**2),
-            activation(),
-            nn.Unflatten(1, (widths[0], side, side)),
-        )
-        upsample = partial(
-            nn.ConvTranspose2d, kernel_size=kernel, stride=2, padding=kernel // 2 - 1, bias=False
-        )
-        blocks = []
-        for in_channels, out_channels in itertools.pairwise(widths):
-            norm = nn.BatchNorm2d(out_channels)
-            blocks += [upsample(in_channels, out_channels), norm, activation()]
-        blocks.append(upsample(widths[-1], 3, bias=True))
+        widths, activation = settings.channels[::-1], ACTIVATIONS[settings.activation]
+        self.stem = stem(settings.latent_dim, widths[0], IMAGE_SIZE >> len(widths), activation)
+        self.blocks = nn.Sequential(*doubling(widths, settings.decoder_kernel, activation))
         if settings.normalise_output:
-            blocks.append(nn.BatchNorm2d(3))
-        self.blocks = nn.Sequential(*blocks)
+            self.blocks.append(nn.BatchNorm2d(3))
         self.output = settings.output
 
     def forward(self, z: Tensor) -> Tensor:

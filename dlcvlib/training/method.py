@@ -1,7 +1,6 @@
 """What the training loop trains: modules that define their own optimisation steps."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -50,31 +49,43 @@ class Method(nn.Module):
 
     Attributes:
         name: first part of the run's folder name.
+        trains: optimiser -> names of the networks that it trains; "" is all of them.
         snapshots: names of the networks that are saved at each validation, besides checkpoints.
+        batches: data and device -> the batch of each step, as a function of the step, on the
+            device; each method defines it.
+        training_step: updates the networks on one batch and returns the losses by name, scalars on
+            the device; each method defines it.
         settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
     snapshots: tuple[str, ...] = ()
+    batches: Callable[[Any, torch.device], Callable[[int], Batch]]
+    training_step: Callable[[Batch], dict[str, Tensor]]
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
         self.settings = settings
         self.step = 0
+        self.trains = {"adam": [""]}
 
     @cached_property
     def optimizers(self) -> dict[str, Optimizer]:
-        """By name. Created on first use, because the first optimiser loads torch's compiler."""
-        return {"adam": adam(self.children(), self.settings)}
+        """An Adam for each in `trains`.
 
-    def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the networks on one batch; returns the losses by name, scalars on the device."""
-        raise TypeError(f"{type(self).__name__} defines no training_step")
-
-    def batches(self, data: Any, device: torch.device) -> Callable[[int], Batch]:
-        """The batch of each step, as a function of the step, on the device."""
-        raise TypeError(f"{type(self).__name__} defines no batches")
+        Created on first use, because the first optimiser loads torch's compiler.
+        """
+        how = {
+            "lr": self.settings.learning_rate,
+            "betas": tuple(self.settings.adam_betas),
+            "weight_decay": self.settings.weight_decay,
+            "fused": True,
+        }
+        return {
+            name: Adam([w for part in parts for w in self.get_submodule(part).parameters()], **how)
+            for name, parts in self.trains.items()
+        }
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """Measures on held-out data for the history, by name."""
@@ -97,32 +108,14 @@ class Method(nn.Module):
         Returns:
             The results, in evaluation mode, concatenated on the CPU; floats as float32.
         """
-        with evaluating(self):
+        mode = self.training
+        self.eval()  # BatchNorm uses its running statistics without updating them
+        try:
             chunks = zip(*(float_chunks(rows, self.device) for rows in inputs), strict=True)
             result = torch.cat([function(*chunk).cpu() for chunk in chunks])
+        finally:
+            self.train(mode)
         return result.float() if result.is_floating_point() else result
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within it: BatchNorm uses its running statistics without updating them."""
-    mode = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(mode)
-
-
-def adam(modules: Iterable[nn.Module], settings: Any) -> Adam:
-    """Adam over the parameters of several modules."""
-    return Adam(
-        [parameter for module in modules for parameter in module.parameters()],
-        lr=settings.learning_rate,
-        betas=tuple(settings.adam_betas),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 def update(loss: Tensor, optimizers: Collection[Optimizer]) -> None:
@@ -147,7 +140,7 @@ def gradient_norms(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
 
 
 def weights_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters that an optimiser made by `adam` updates."""
+    """The parameters that one of a method's optimisers updates."""
     return optimizer.param_groups[0]["params"]
 
 
