@@ -33,7 +33,7 @@ from tqdm import tqdm
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
 from dlcvlib.report.exhibits import MIME, options
-from dlcvlib.report.uptodate import Task, declared, plan, unnumbered
+from dlcvlib.report.uptodate import Task, declared, plan
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
@@ -132,8 +132,6 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         written = time.monotonic()
-        for name in unnumbered(notebooks):
-            _say(f"{name} is not in the report: no problem's number, such as 1-3, is in its name")
         for outcome in _run(tasks, jobs, cell_timeout):
             outcomes.append(outcome)
             if time.monotonic() - written >= PAGE_SECONDS and len(outcomes) < len(tasks):

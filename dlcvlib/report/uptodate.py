@@ -92,8 +92,8 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
     Raises:
         UserError: naming a problem that is not there, or that several files claim.
     """
-    claims = {path: NUMBER.search(path.stem) for path in _files(notebooks)}
-    claimed = sorted((found[1], path) for path, found in claims.items() if found)
+    files = (path for path in notebooks.glob("[!.]*") if path.suffix.lower() == ".ipynb")
+    claimed = sorted((found[1], path) for path in files if (found := NUMBER.search(path.stem)))
     count = Counter(problem for problem, _ in claimed)
     if doubles := [path.name for problem, path in claimed if count[problem] > 1]:
         raise UserError(
@@ -108,16 +108,6 @@ def chosen(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> dict[str, Path]:
             f"(there are: {', '.join(sources)}; a chapter's number stands for all of it)"
         )
     return {p: path for p, path in sources.items() if not only or {p, p[0]} & set(only)}
-
-
-def unnumbered(notebooks: Path = NOTEBOOKS) -> list[str]:
-    """Names of the notebooks that are no problem's, and so not in the report."""
-    return [path.name for path in _files(notebooks) if not NUMBER.search(path.stem)]
-
-
-def _files(notebooks: Path) -> list[Path]:
-    files = (path for path in notebooks.glob("[!.]*") if path.suffix.lower() == ".ipynb")
-    return sorted(files)
 
 
 def plan(
