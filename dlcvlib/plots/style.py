@@ -1,5 +1,6 @@
 """Sizes, colours and names that all figures share, and the frame behind each."""
 
+import logging
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -43,12 +44,13 @@ def use() -> None:
     mpl.rcdefaults()
     mpl.rcParams.update(SHEET)
     fontManager.addfont(str(FONT_PATH))
+    # It has no bold weight, of which a line on every page would tell.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
     """Keep the tidy frame behind a picture as `values` of its figure; returns the picture."""
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    figure.values = frame
+    drawn.get_figure(root=True).values = frame
     return drawn
 
 
