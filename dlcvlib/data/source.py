@@ -46,19 +46,18 @@ def inspect_data(
 def _inspect(params: Parameters, attributes: bool) -> str:
     data = load(params)
     identity = {"data": data.fingerprint, "summary": data.summary()}
-    sets, least = {"the faces": data}, LEAST_FACES
-    if isinstance(data, DigitData):
-        sets, least = data.domains, LEAST_DIGITS
-    else:
-        if attributes:
-            data.attribute(params.attribute)  # an error before anything trains
-        if file := inception_file():
-            identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    faces = isinstance(data, FaceData)
+    sets, least = ({"the faces": data}, LEAST_FACES) if faces else (data.domains, LEAST_DIGITS)
     for name, images in sets.items():
         for split, needed in least.items():
             if (count := len(getattr(images, split))) < needed:
                 raise UserError(
                     f"data: {name} have {count} images for {split}, but the report needs {needed} "
-                    f"(validation_size, {params.validation_size}, is taken from train)"
+                    f"(validation_size, {params.validation_size}, is taken from train; drawn_train "
+                    "and drawn_test, or image_limit, set how many there are)"
                 )
+    if faces and attributes:
+        data.attribute(params.attribute)  # an error before anything trains
+    if faces and (file := inception_file()):
+        identity["Inception"] = [file.stat().st_size, file.stat().st_mtime_ns]
     return fingerprints.json_hash(identity)
