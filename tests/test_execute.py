@@ -126,7 +126,7 @@ def test_the_second_report_runs_nothing_and_loads_nothing_large(smoke_report, tm
     assert capsys.readouterr().out.count(" is reused") == len(PROBLEMS)
     program = (
         f"import sys; from dlcvlib.report.cli import main; assert main({arguments}) == 0; "
-        "large = {'torch', 'pandas', 'PIL', 'matplotlib', 'nbconvert', 'typst'}; "
+        "large = {'torch', 'pandas', 'skimage', 'matplotlib', 'nbconvert', 'typst'}; "
         "assert not large & set(sys.modules), large & set(sys.modules)"
     )
     output = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
