@@ -69,7 +69,8 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
         reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
-        rows = reduced.fit_transform(features.numpy())
+        with np.errstate(invalid="ignore"):  # shares of a variance of 0
+            rows = reduced.fit_transform(features.numpy())
         # PCA's layout needs two dimensions, and is divided by the spread along the first: of
         # features that are all equal scikit-learn makes NaN, and crashes the process.
         spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
