@@ -18,7 +18,6 @@ import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -76,8 +75,7 @@ def begin(cls: type[P], cells: Sequence[str]) -> P:
 def show_exhibits() -> None:
     """Have IPython show figures and data frames as the report needs them."""
     shell = get_ipython()
-    with suppress(NotImplementedError):  # a shell without any display
-        shell.run_line_magic("matplotlib", "inline")  # whatever backend the environment names
+    shell.run_line_magic("matplotlib", "inline")  # whatever backend the environment names
     for kind in (Figure, Axes):
         shell.display_formatter.ipython_display_formatter.for_type(kind, _show_figure)
     for kind in (pd.DataFrame, Styler):
