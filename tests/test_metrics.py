@@ -56,9 +56,27 @@ def test_distances_give_shares_of_the_real_images():
     assert set(measured["features"]) == {"means"}
     assert set(measured["n"]) == {60}
     same = measured.loc["same"]
-    assert (same.fid, same.diversity, same.sharpness) == pytest.approx((0, 1, 1), abs=1e-5)
+    found = same[["fid", "precision", "recall", "sharpness"]].tolist()
+    assert found == pytest.approx([0, 1, 1, 1], abs=1e-5)
     assert measured.loc["blurred", "sharpness"] < 0.2
-    assert measured.loc["one", "diversity"] == pytest.approx(0, abs=1e-3)
+    assert measured.loc["one", "recall"] == pytest.approx(1 / 60)
+
+
+def test_precision_and_recall_against_a_loop():
+    torch.manual_seed(0)
+    real, fake = torch.randn(30, 2), 0.5 * torch.randn(40, 2) + 0.5
+
+    def among(points, others):
+        radii = [sorted(float((a - b).norm()) for b in others)[3] for a in others]
+        inside = [
+            any(float((p - o).norm()) <= r for o, r in zip(others, radii, strict=True))
+            for p in points
+        ]
+        return pytest.approx(np.mean(inside))
+
+    assert metrics.precision_recall(real, fake) == (among(fake, real), among(real, fake))
+    assert metrics.precision_recall(real, real + 100) == (0, 0)
+    assert metrics.precision_recall(real[:2], real[:2]) == (1, 1)  # fewer than the neighbours
 
 
 def test_nearest_against_a_loop():
@@ -121,8 +139,8 @@ def test_shares_of_real_images_that_are_all_the_same_are_undefined(level):
     means = {"means": lambda images: images.float().flatten(2).mean(2)}
     sets = {"same": real, "other": torch.rand(40, 3, 16, 16)}
     measured = metrics.distances(means, real, sets)
-    assert measured[["diversity", "sharpness"]].isna().all(axis=None)
-    assert measured[["kid", "fid"]].notna().all(axis=None)
+    assert measured["sharpness"].isna().all()
+    assert measured[["kid", "fid", "precision", "recall"]].notna().all(axis=None)
 
 
 def test_the_extractor_learns_an_attribute(train, faces):

@@ -13,36 +13,51 @@ from dlcvlib.methods.vae import VAE
 from dlcvlib.utils.errors import UserError
 
 
-@pytest.mark.parametrize(
-    ("worse", "better", "error", "verdict"),
-    [
-        ([0.5, 0.52], [0.3, 0.32], 0.01 * math.sqrt(2), "supported"),
-        ([0.3, 0.32], [0.5, 0.52], 0.01 * math.sqrt(2), "contradicted"),
-        ([1, 2, 3], [0, 0, 6], math.sqrt(1 / 3 + 12 / 3), "inconclusive"),
-        ([0.5], [0.3], math.nan, "inconclusive"),
-        ([0.5, 0.5], [0.3, 0.3], 0, "inconclusive"),
-    ],
-)
-def test_verdicts(worse, better, error, verdict):
-    """A single seed, or seeds without a spread, are inconclusive."""
-    found = significance.compare("it is better", "error", pd.Series(worse), pd.Series(better))
-    assert found == {
+def test_paired_differences_have_students_interval():
+    gains = pd.Series([0.1, 0.3, 0.2])
+    row = significance.compare("it is better", "error", gains)
+    half = 4.302653 * 0.1 / math.sqrt(3)  # t of two degrees of freedom at 97.5 %
+    assert row == {
         "claim": "it is better",
         "measure": "error",
-        "difference": pytest.approx(np.mean(worse) - np.mean(better)),
-        "standard_error": pytest.approx(error, nan_ok=True),
-        "verdict": verdict,
+        "seeds": 3,
+        "difference": pytest.approx(0.2),
+        "low": pytest.approx(0.2 - half),
+        "high": pytest.approx(0.2 + half),
+        "p": pytest.approx(0.0741799),
     }
 
 
-def test_the_rule_passes_by_chance_as_often_as_stated():
-    draws = np.random.default_rng(0).normal(size=(2000, 2, 2))
-    found = [significance.compare("", "", *map(pd.Series, runs))["verdict"] for runs in draws]
-    passed = 1 - np.mean([verdict == "inconclusive" for verdict in found])
-    assert passed == pytest.approx(significance.chance(2), abs=0.03)
-    # By Student's t with two degrees of freedom.
-    assert significance.chance(2) == pytest.approx(1 - 2 / math.sqrt(6))
-    assert math.isnan(significance.chance(1))
+@pytest.mark.parametrize("gains", [[0.5], [0.5, 0.5], [0.0] * 5])
+def test_differences_without_a_spread_have_no_interval(gains):
+    row = significance.compare("", "", pd.Series(gains))
+    assert all(math.isnan(row[name]) for name in ("low", "high", "p"))
+    found = significance.verdicts([row], least=2)["verdict"].item()
+    assert found == ("inconclusive" if len(gains) > 1 else "not judged")
+
+
+def test_claims_are_judged_together():
+    """By Holm: the smallest p times the number of claims, the next times one less."""
+    claims = {"a": (5, 0.02, 1), "b": (5, 0.001, -1), "c": (5, 0.03, 1), "few": (4, 1e-9, 1)}
+    rows = [
+        {"claim": name, "seeds": n, "p": p, "difference": sign}
+        for name, (n, p, sign) in claims.items()
+    ]
+    table = significance.verdicts(rows).set_index("claim")
+    assert table["p_holm"].tolist() == pytest.approx([0.04, 0.003, 0.04, math.nan], nan_ok=True)
+    found = ["supported", "contradicted", "supported", "not judged"]
+    assert table["verdict"].tolist() == found
+    assert significance.verdicts(rows, least=4).set_index("claim").loc["few"].verdict == "supported"
+
+
+def test_chance_yields_a_verdict_as_often_as_the_level_says():
+    draws = np.random.default_rng(0).normal(size=(300, 3, 5))
+    tables = [
+        significance.verdicts(significance.compare("", "", pd.Series(gains)) for gains in table)
+        for table in draws
+    ]
+    wrong = [table["verdict"].isin(["supported", "contradicted"]).any() for table in tables]
+    assert np.mean(wrong) == pytest.approx(significance.LEVEL, abs=0.03)
 
 
 def test_means_with_their_spread():

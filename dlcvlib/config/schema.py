@@ -185,7 +185,7 @@ class DigitParams(DataParams):
     """Which digits, which pairs of domains, and over which seeds."""
 
     pairs: Pairs = means("each SOURCE->TARGET")
-    seeds: Seeds = means("seeds of every comparison: weights, batches and noise")
+    seeds: Seeds = means("seeds of the main runs: weights, batches and noise")
     tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(
         "points in a t-SNE plot, half of each domain"
     )
@@ -198,6 +198,7 @@ class DigitParams(DataParams):
 class VAESettings(TrainingSettings):
     """What decides a trained VAE."""
 
+    image_size: Literal[32, 64] = means("side in pixels; 32 for smaller, faster tasks")
     channels: Channels = means("channels of the encoder's blocks; the decoder mirrors them")
     latent_dim: Width = means("length of the latent vector z")
     decoder_kernel: Literal[2, 4] = means("side of the decoder's stride-2 kernels")
@@ -213,6 +214,7 @@ class VAESettings(TrainingSettings):
 class GANSettings(TrainingSettings):
     """What decides a trained DCGAN."""
 
+    image_size: Literal[32, 64] = means("side in pixels; 32 for smaller, faster tasks")
     channels: Width = means("width of both networks' outermost convolutions")
     latent_dim: Width = means("length of the noise vector z")
     kernel: Literal[4, 5] = means("side of all stride-2 kernels")
@@ -336,6 +338,7 @@ class Chapter(Parameters):
 
     used: ClassVar[tuple[str, ...]] = ()
     ablation_steps: Positive = means("training steps of each run of 1-6, 2-3, 3-5, 3-6 and 4-4")
+    ablation_seeds: Seeds = means("seeds of each run of these comparisons")
 
     @property
     def uses(self) -> dict[str, "Chapter"]:
@@ -357,7 +360,6 @@ class VAEParams(Chapter, FaceParams, VAESettings):
     """Chapter 1."""
 
     kld_weights: Weights = means("KLD weights that 1-6 compares")
-    ablation_seeds: Seeds = means("seeds of each comparison of 1-6")
     tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
 
@@ -374,7 +376,6 @@ class GANParams(Chapter, FaceParams, GANSettings):
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Width = means("width of the networks of 2-3")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
-    ablation_seeds: Seeds = means("seeds of each comparison of 2-3")
     vae_profile: Profile = means("profile of the VAE that 2-4 compares with")
     vae_changes: dict[str, Any] = means("its parameters that differ from the profile")
 

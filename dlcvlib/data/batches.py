@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 50
@@ -69,6 +70,14 @@ class Batches:
 def to_float(images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> float32 in 0..1, channels last in memory."""
     return images.to(memory_format=memory_format(images.device)).float().div_(255)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, S, S) averaged down, or enlarged, to (N, C, side, side); floats in 0..1."""
+    images = to_float(images) if images.dtype == torch.uint8 else images
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, side, mode="area" if side < images.shape[-1] else "bilinear")
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams
-from dlcvlib.data.batches import CHUNK
+from dlcvlib.data.batches import CHUNK, resized
 from dlcvlib.data.types import FaceData, MeasuredFaces
 from dlcvlib.data.weights import INCEPTION, inception_file
 from dlcvlib.evaluation import metrics
@@ -62,22 +62,21 @@ def extractors(params: VAEParams | GANParams, faces: FaceData) -> dict[str, Feat
 def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
     """Faces for a GAN, whose samples are compared with validation images during training.
 
-    The measures are the KID over all images at once, and the diversity relative to that of real
-    images.
+    The measures are the KID over all images at once, precision and recall; images of another size
+    are compared with the real ones at that size.
     """
     own = attribute_classifier(params, faces)
     images = faces.validation.images[: metrics.COMPARED]
 
     @functools.cache
-    def real() -> Tensor:
-        return own.method.features(images)  # at the first measurement: never for a loaded run
+    def real(side: int) -> Tensor:  # at the first measurement: never for a loaded run
+        return own.method.features(resized(images, side))
 
     def quality(generated: Tensor) -> dict[str, float]:
-        fake = own.method.features(generated)
-        return {
-            "kid": metrics.squared_mmd(real().double(), fake.double()).item(),
-            "diversity": metrics.relative(metrics.diversity(fake), metrics.diversity(real())),
-        }
+        compared = real(generated.shape[-1]), own.method.features(generated)
+        precision, recall = metrics.precision_recall(*compared)
+        kid = metrics.squared_mmd(*(features.double() for features in compared)).item()
+        return {"kid": kid, "precision": precision, "recall": recall}
 
     return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.name}")
 

@@ -19,8 +19,8 @@ LEAST_SPAN = 0.01
 """D's loss says nothing where its minimum is nearer to chance than this share of it."""
 LONG = 0.1
 """Share of the run for which either must hold without interruption."""
-COLLAPSED = 0.5
-"""G counts as collapsed if its diversity is below this share of the real images'."""
+COLLAPSED = 0.1
+"""G counts as collapsed if its samples' recall is below this."""
 
 
 def least_loss(settings: GANSettings, step: int) -> float:
@@ -61,19 +61,19 @@ def signs(run: Run) -> pd.DataFrame:
 
     Returns:
         Rows of sign, rule (what is measured), measured, limit, seen (bool). The first two measure
-        shares of the run, the third the samples' diversity as a share of real images'.
+        shares of the run, the third the samples' recall.
     """
     history, settings = run.history, run.settings
     won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
     useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
-    diversity = history["validation_diversity"].iloc[-1]  # NaN if real images are all the same
+    recall = history["validation_recall"].iloc[-1]
     rules = [
         f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from its "
         "minimum to chance",
         f"longest share of the run with D(x) − D(G(z)) below {UNINFORMATIVE:g}",
-        "diversity of samples relative to real images",
+        "recall of samples compared with validation images",
     ]
     names = ["discriminator loss near zero", "discriminator at chance", "generator collapsed"]
-    frame = pd.DataFrame({"sign": names, "rule": rules, "measured": [won, useless, diversity]})
-    seen = [won > LONG, useless > LONG, diversity < COLLAPSED]
+    frame = pd.DataFrame({"sign": names, "rule": rules, "measured": [won, useless, recall]})
+    seen = [won > LONG, useless > LONG, recall < COLLAPSED]
     return frame.assign(limit=[LONG, LONG, COLLAPSED], seen=seen)

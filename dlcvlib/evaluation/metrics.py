@@ -3,6 +3,8 @@
 References:
     [1] Heusel et al.: GANs Trained by a Two Time-Scale Update Rule. NIPS 2017 (FID)
     [2] Binkowski et al.: Demystifying MMD GANs. ICLR 2018 (KID)
+    [3] Kynkäänniemi et al.: Improved Precision and Recall Metric for Assessing Generative Models.
+        NeurIPS 2019. arXiv:1904.06991
 """
 
 from collections.abc import Callable, Mapping
@@ -71,6 +73,27 @@ def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
     return within - 2 * kernel(x, y).mean()
 
 
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """How realistic generated images are, and how much of the real variety they cover ([3], eq. 1).
+
+    Precision is the share of generated images that lie among the real ones: within the distance of
+    a real image to its `neighbours`-th nearest real one, in feature space. Recall is the share of
+    real images that lie among the generated ones in the same sense.
+
+    Args:
+        real: features (N, D).
+        fake: features (M, D); the measures depend on N and M.
+        neighbours: of each image, at most N - 1 and M - 1.
+    """
+
+    def among(points: Tensor, others: Tensor) -> float:
+        nth = 1 + min(neighbours, len(others) - 1)  # the nearest is the image itself
+        radii = torch.cdist(others, others).kthvalue(nth).values
+        return float((torch.cdist(points, others) <= radii).any(1).float().mean())
+
+    return among(fake, real), among(real, fake)
+
+
 def nearest(images: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Index of and Euclidean distance to each image's nearest candidate: (N,) int64, (N,) float.
 
@@ -123,17 +146,17 @@ def distances(
 
     Returns:
         One row per features and set: images (the set's name), features (theirs), n (how many), kid,
-        kid_std, fid, diversity and sharpness, the last two as a share of the real images'.
+        kid_std, fid, precision, recall, and sharpness as a share of the real images'.
     """
     rows = []
     for features, extract in extractors.items():
         of_real = extract(real)
-        real_diversity, real_sharpness = diversity(of_real), sharpness(real)
+        real_sharpness = sharpness(real)
         for images, pictures in sets.items():
             of_fake = extract(pictures)
             distance = *kid(of_real, of_fake), fid(of_real, of_fake)
-            varied = relative(diversity(of_fake), real_diversity)
             sharp = relative(sharpness(pictures), real_sharpness)
-            rows.append((images, features, len(pictures), *distance, varied, sharp))
-    columns = ["images", "features", "n", "kid", "kid_std", "fid", "diversity", "sharpness"]
-    return pd.DataFrame(rows, columns=columns)
+            shares = *precision_recall(of_real, of_fake), sharp
+            rows.append((images, features, len(pictures), *distance, *shares))
+    names = ["images", "features", "n", "kid", "kid_std", "fid", "precision", "recall", "sharpness"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,67 +1,62 @@
-"""What several seeds say about a claim: means with their spread, and verdicts by one rule."""
+"""What several seeds say about a claim: means with their spread, and tests of paired differences.
 
-from collections.abc import Mapping, Sequence
+Reference: Holm: A Simple Sequentially Rejective Multiple Test Procedure. Scand. J. Statist. 1979
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-FACTOR = 2.0
-"""Standard errors by which two means must differ for a verdict."""
+LEVEL = 0.05
+"""Significance level of a table of claims, and one minus the confidence of its intervals."""
 
 
-def compare(claim: str, measure: str, worse: pd.Series, better: pd.Series) -> dict[str, Any]:
-    """Test the claim that `worse` has the higher values of a measure.
-
-    It is supported, or contradicted, if the means differ by more than `FACTOR` times the standard
-    error of their difference over the seeds; otherwise the comparison is inconclusive.
+def compare(claim: str, measure: str, gains: pd.Series) -> dict[str, Any]:
+    """Student's t on the paired differences that a claim is about.
 
     Args:
         claim: in words.
-        measure: what is compared, lower being better.
-        worse: one value per seed.
-        better: one value per seed.
+        measure: what was compared, with its unit.
+        gains: one difference per seed, between two runs that share the seed; positive ones support
+            the claim.
 
     Returns:
-        claim, measure, difference (of the means), standard_error, verdict.
+        claim, measure, seeds (their number), difference (the mean), low and high (its 95 %
+        interval) and p (two-sided). The last three are NaN for a single seed, and where all
+        differences are the same: nothing then says how far another seed's would lie.
     """
-    difference = worse.mean() - better.mean()
-    error = np.sqrt(worse.var(ddof=1) / len(worse) + better.var(ddof=1) / len(better))
-    # Without a spread, with a single seed or equal values, there is no basis for a verdict.
-    if not error > 0 or abs(difference) <= FACTOR * error:
-        verdict = "inconclusive"
-    else:
-        verdict = "supported" if difference > 0 else "contradicted"
-    return {
-        "claim": claim,
-        "measure": measure,
-        "difference": difference,
-        "standard_error": error,
-        "verdict": verdict,
-    }
+    from scipy import stats  # used by the discussions alone
+
+    row = {"claim": claim, "measure": measure, "seeds": len(gains), "difference": gains.mean()}
+    if not gains.std() > 0:
+        return row | dict.fromkeys(("low", "high", "p"), np.nan)
+    test = stats.ttest_1samp(gains, 0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return row | {"low": low, "high": high, "p": test.pvalue}
 
 
-def more_accurate(frame: pd.DataFrame, claim: str, worse: str, better: str) -> dict[str, Any]:
-    """Test, by `compare`, the claim that one variant is more accurate than another.
+def verdicts(comparisons: Iterable[Mapping[str, Any]], least: int = 5) -> pd.DataFrame:
+    """A table of claims that are judged together.
 
     Args:
-        frame: one row per run: variant, accuracy (0 to 1).
-        claim: in words.
-        worse: a variant.
-        better: another.
+        comparisons: rows as from `compare`.
+        least: claims with fewer seeds are shown but not judged.
+
+    Returns:
+        The rows with p_holm, p after Holm's correction over those that are judged, and verdict:
+        "supported" or "contradicted" if p_holm is below `LEVEL`, else "inconclusive"; "not judged".
     """
-    errors = 1 - frame.set_index("variant")["accuracy"]
-    return compare(claim, "target error rate", errors.loc[[worse]], errors.loc[[better]])
+    from statsmodels.stats.multitest import multipletests
 
-
-def chance(seeds: int) -> float:
-    """How often the rule of `compare` yields a verdict by chance, under the null hypothesis.
-
-    For normal errors of equal variance and this many seeds per side; NaN for fewer than two.
-    """
-    from scipy.special import stdtr  # used by the discussions alone
-
-    return float(2 * stdtr(2 * seeds - 2, -FACTOR)) if seeds > 1 else float("nan")
+    frame = pd.DataFrame(comparisons)
+    judged = (frame["seeds"] >= least) & frame["p"].notna()
+    corrected = multipletests(frame.loc[judged, "p"], LEVEL, "holm")[1] if judged.any() else []
+    frame.loc[judged, "p_holm"] = corrected
+    sign = np.where(frame["difference"] > 0, "supported", "contradicted")
+    verdict = np.where(frame["p_holm"] < LEVEL, sign, "inconclusive")
+    return frame.assign(verdict=np.where(frame["seeds"] >= least, verdict, "not judged"))
 
 
 def summary(frame: pd.DataFrame, places: Mapping[str, int], by: str = "variant") -> pd.DataFrame:

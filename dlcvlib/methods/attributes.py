@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcvlib.config.schema import AttributeSettings
-from dlcvlib.data.batches import Batches, random_flips
+from dlcvlib.data.batches import Batches, random_flips, resized
 from dlcvlib.data.types import FaceData
 from dlcvlib.training.method import Batch, Method, update
 
@@ -70,8 +70,8 @@ class AttributeClassifier(Method):
         return {"cross_entropy": loss}
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64), uint8 or float in 0..1 -> (N, 128) float on the CPU."""
-        return self.over(self.net.features, as_uint8(images))
+        """(N, 3, S, S), uint8 or float in 0..1 -> (N, 128) float on the CPU; S up to 64."""
+        return self.over(lambda chunk: self.net.features(resized(chunk, 64)), as_uint8(images))
 
     def probability(self, images: Tensor, attribute: str) -> Tensor:
         """Probability that each image (N, 3, 64, 64) has an attribute: (N,)."""

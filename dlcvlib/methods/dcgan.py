@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dlcvlib.config.schema import GANSettings
-from dlcvlib.data.batches import Batches, prior_samples, random_flips
+from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
 from dlcvlib.data.types import MeasuredFaces
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.blocks import doubling, stem
@@ -38,8 +38,7 @@ from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
 
 STAGES = 4
-SIDE = 64 >> STAGES
-"""Of the smallest feature maps of both networks: STAGES halvings from an image's 64 pixels."""
+"""Halvings of an image's side down to the smallest feature maps of both networks."""
 
 
 class Generator(nn.Module):
@@ -55,7 +54,7 @@ class Generator(nn.Module):
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
         widths = [settings.channels << stage for stage in reversed(range(STAGES))]
-        self.stem = stem(settings.latent_dim, widths[0], SIDE, nn.ReLU)
+        self.stem = stem(settings.latent_dim, widths[0], settings.image_size >> STAGES, nn.ReLU)
         self.blocks = nn.Sequential(*doubling(widths, settings.kernel, nn.ReLU), nn.Tanh())
         initialise(self)
 
@@ -86,7 +85,8 @@ class Discriminator(nn.Module):
             if not spectral:
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.LeakyReLU(0.2))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, SIDE), nn.Flatten(0))
+        last = nn.Conv2d(widths[-1], 1, settings.image_size >> STAGES)
+        self.layers = nn.Sequential(*layers, last, nn.Flatten(0))
         initialise(self)
         if spectral:
             for layer in self.layers:
@@ -187,7 +187,7 @@ class DCGAN(Method):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step of D, then one or several of G."""
         (images,) = batch
-        real = 2 * images - 1
+        real = 2 * resized(images, self.settings.image_size) - 1
         fake = self.generator(self.noise(len(real), real.device))
         terms = self._train_discriminator(real, fake.detach())
         # G's first step uses the images that D has just been trained on.

@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from dlcvlib.config.schema import VAESettings
-from dlcvlib.data.batches import Batches, random_flips
+from dlcvlib.data.batches import Batches, random_flips, resized
 from dlcvlib.data.types import FaceData
 from dlcvlib.methods.blocks import doubling, halving, stem
 from dlcvlib.training.method import Batch, Method, update
 
-IMAGE_SIZE = 64
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
@@ -44,8 +43,9 @@ class Encoder(nn.Module):
     """Conv + BatchNorm + ReLU + MaxPool blocks, then two linear heads.
 
     Args:
-        settings: `channels`, of the blocks' outputs, each of which halves the image; `latent_dim`;
-            `normalise_heads`, BatchNorm on mean and log-variance, as in the original's code.
+        settings: `image_size`; `channels`, of the blocks' outputs, each of which halves the image;
+            `latent_dim`; `normalise_heads`, BatchNorm on mean and log-variance, as in the
+            original's code.
     """
 
     def __init__(self, settings: VAESettings) -> None:
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*halving(channels), nn.Flatten())
 
         def head() -> nn.Module:
-            side = IMAGE_SIZE >> len(channels)
+            side = settings.image_size >> len(channels)
             linear = nn.Linear(channels[-1] * side**2, latent_dim)
             if settings.normalise_heads:
                 return nn.Sequential(linear, nn.BatchNorm1d(latent_dim))
@@ -81,7 +81,8 @@ class Decoder(nn.Module):
     def __init__(self, settings: VAESettings) -> None:
         super().__init__()
         widths, activation = settings.channels[::-1], ACTIVATIONS[settings.activation]
-        self.stem = stem(settings.latent_dim, widths[0], IMAGE_SIZE >> len(widths), activation)
+        side = settings.image_size >> len(widths)
+        self.stem = stem(settings.latent_dim, widths[0], side, activation)
         self.blocks = nn.Sequential(*doubling(widths, settings.decoder_kernel, activation))
         if settings.normalise_output:
             self.blocks.append(nn.BatchNorm2d(3))
@@ -133,6 +134,7 @@ class VAE(Method):
 
     def terms(self, images: Tensor) -> dict[str, Tensor]:
         """Both terms of the loss, averaged over images (N, 3, 64, 64), with z ~ q(z|x): scalars."""
+        images = resized(images, self.settings.image_size)
         mean, log_variance = self.encoder(images)
         z = reparameterise(mean, log_variance)
         return {
@@ -153,7 +155,11 @@ class VAE(Method):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, D) on the CPU, of uint8 (N, 3, 64, 64)."""
-        both = self.over(lambda chunk: torch.stack(self.encoder(chunk), 1), images)
+
+        def heads(chunk: Tensor) -> Tensor:
+            return torch.stack(self.encoder(resized(chunk, self.settings.image_size)), 1)
+
+        both = self.over(heads, images)
         return both[:, 0].contiguous(), both[:, 1].contiguous()
 
     def encode(self, images: Tensor) -> Tensor:

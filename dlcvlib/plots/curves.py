@@ -8,10 +8,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, GREY, WIDTH, with_values
+from dlcvlib.plots.style import CYCLE, GREY, TARGET, WIDTH, with_values
 
 SPARSE = 30
 """Curves with fewer points than this have markers."""
+VERDICT_COLORS = {
+    "supported": CYCLE[0], "contradicted": TARGET, "inconclusive": GREY, "not judged": "#bbbbbb",
+}  # fmt: skip
 SPAN = 10
 """Ratio of highest to lowest value above which curves have a logarithmic scale."""
 
@@ -90,6 +93,40 @@ def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> 
     legend = [baseline, names[0] if len(names) == 1 else "variant named above the panel"]
     figure.legend(axes[0, 0].lines, legend, loc="outside upper center", ncols=2)
     return with_values(figure, frame[["variant", "seed", "step", y]])
+
+
+def forest(table: pd.DataFrame) -> Figure:
+    """Mean paired differences with their 95 % intervals, a panel per measure, coloured by verdict.
+
+    Args:
+        table: as from `significance.verdicts`; columns test_low and test_high, if there, are the
+            interval from the test set alone, drawn as a pale bar.
+    """
+    groups = list(table.groupby("measure", sort=False))
+    heights = [len(rows) + 1.2 for _, rows in groups]
+    figure, axes = plt.subplots(
+        len(groups),
+        figsize=(WIDTH, 0.27 * sum(heights) + 0.3),
+        squeeze=False,
+        height_ratios=heights,
+    )
+    for ax, (measure, rows) in zip(axes.flat, groups, strict=True):
+        heights = np.arange(len(rows))
+        if "test_low" in rows:
+            ax.hlines(heights, rows["test_low"], rows["test_high"], color="#dddddd", linewidth=7)
+        for verdict, color in VERDICT_COLORS.items():
+            here = (rows["verdict"] == verdict).to_numpy()
+            own, at = rows[here], heights[here]
+            ax.hlines(at, own["low"], own["high"], color=color, linewidth=1.6)
+            ax.plot(own["difference"], at, "o", color=color, markersize=4)
+        ax.axvline(0, color=GREY, linewidth=0.8)
+        ax.set(yticks=heights, yticklabels=rows["claim"], xlabel=f"difference in {measure}")
+        ax.set_ylim(len(rows) - 0.4, -0.6)  # the first claim on top
+        ax.grid(axis="y", visible=False)
+    drawn = {name: color for name, color in VERDICT_COLORS.items() if name in set(table["verdict"])}
+    lines = [plt.Line2D([], [], marker="o", ms=4, color=color) for color in drawn.values()]
+    figure.legend(lines, list(drawn), loc="outside upper center", ncols=len(drawn))
+    return with_values(figure, table)
 
 
 def schedules(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> Axes:
