@@ -12,18 +12,22 @@ from pathlib import Path
 import matplotlib as mpl
 import torch
 
-from benchmarks import growth, memory, speed
+from benchmarks import growth, memory, quality, speed
+from dlcvlib.config import paths
 from dlcvlib.training import device
 from dlcvlib.utils import fingerprints, storage
 
 HERE = Path(__file__).parent
-PARTS = ("speed", "growth", "memory")
+PARTS = ("speed", "growth", "memory", "quality")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; default: all"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"some of {', '.join(PARTS)} (hours); default: all others",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="default: 60")
@@ -35,13 +39,16 @@ def main() -> None:
     out = storage.make_dir(arguments.out)
     # Parts that are not measured this time are left unchanged.
     result = storage.sealed(out / "results.json") or {}
-    for part in arguments.parts or PARTS:
+    for part in arguments.parts or PARTS[:-1]:
         if part == "speed":
             frame = speed.measure(arguments.rounds, arguments.steps)
             table, figure = speed.summary(frame), speed.plot(frame)
         elif part == "growth":
             frame = growth.measure(arguments.rounds)
             table, figure = growth.summary(frame), growth.plot(frame)
+        elif part == "quality":
+            frame = quality.measure(paths.ROOT / "runs")
+            table, figure = quality.summary(frame), quality.plot(frame)
         else:
             frame = table = memory.measure()
             figure = memory.plot(frame)

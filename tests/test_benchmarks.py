@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import settings_of
 
-from benchmarks import contenders, growth, memory, plain, speed
+from benchmarks import contenders, growth, memory, plain, quality, speed
 from dlcvlib.data.types import Adaptation, LabelledImages
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.dann import DANN
@@ -88,6 +88,18 @@ def test_growth_is_an_exponent():
     assert table["size"].tolist() == [20, 80, 10, 20]
     assert table["exponent"].tolist() == pytest.approx([math.nan, 2, math.nan, 2], nan_ok=True)
     assert table["cost"].tolist() == [1200, 19200, 300, 1200]
+
+
+def test_orders_of_variants_are_compared():
+    """Per measure, over the variants that both sizes have; two points have no order worth a number."""
+    small = {"a": {"kid": 3, "recall": 1}, "b": {"kid": 1, "recall": 2}, "c": {"kid": 2}}
+    full = {"a": {"kid": 9, "recall": 1}, "b": {"kid": 4, "recall": 3}, "c": {"kid": 5}}
+    found = [quality.flat({"comparison_x": one, "other": 1}) for one in (small, full)]
+    names = ["comparison", "variant", "measure"]
+    frame = pd.DataFrame(dict(zip(["small", "full"], map(pd.Series, found), strict=True)))
+    table = quality.summary(frame.rename_axis(names).reset_index().assign(problem="1-6"))
+    assert table[["measure", "variants", "rho"]].to_numpy().tolist() == [["kid", 3, 1]]
+    assert quality.full_size("vae")["ablation_seeds"] == [0]
 
 
 def test_preparing_is_measured():

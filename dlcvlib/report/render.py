@@ -32,6 +32,7 @@ from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
+from dlcvlib.evaluation import original
 from dlcvlib.report import provenance
 from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
 from dlcvlib.report.tables import to_markdown
@@ -85,7 +86,8 @@ def render(
         for problem, path in executed.items()
     }
     made = provenance.describe(pages, seconds, params, about)
-    text = document(pages=pages, failures=failures, provenance=made, params=params)
+    values = {"pages": pages, "failures": failures, "provenance": made, "params": params}
+    text = document(**values, original=original.report())
     tree = parsed(text, pages)
     names = ["report.html"]
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as temporary:
@@ -277,7 +279,8 @@ def document(**values: Any) -> str:
     """The whole report in Markdown: first page, notebooks under their chapters, last page.
 
     Args:
-        values: pages, failures, provenance and params, as `render` has them.
+        values: pages, failures, provenance and params, as `render` has them; original, the
+            original's numbers and claims.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
