@@ -91,7 +91,7 @@ def test_growth_is_an_exponent():
 
 
 def test_orders_of_variants_are_compared():
-    """Per measure, over the variants that both sizes have; two points have no order worth a number."""
+    """Per measure, over the variants that both sizes have; two are too few."""
     small = {"a": {"kid": 3, "recall": 1}, "b": {"kid": 1, "recall": 2}, "c": {"kid": 2}}
     full = {"a": {"kid": 9, "recall": 1}, "b": {"kid": 4, "recall": 3}, "c": {"kid": 5}}
     found = [quality.flat({"comparison_x": one, "other": 1}) for one in (small, full)]
