@@ -148,7 +148,9 @@ def test_the_extractor_learns_an_attribute(train, faces):
     found = run.method.features(faces.test.images)
     # A generated picture is rounded like a real one, so that equal pictures have equal features.
     torch.testing.assert_close(run.method.features(faces.test.images.float() / 255), found)
-    probability = run.method.probability(faces.train.images, "Male")
+    found = run.method.probabilities(faces.train.images)
+    assert list(found) == run.settings.attributes
+    probability = found["Male"]
     male = faces.train.attributes["Male"].bool()
     assert probability[male].mean() > probability[~male].mean() + 0.3
 

@@ -364,6 +364,7 @@ class VAEParams(Chapter, FaceParams, VAESettings):
     ablation_batch_size: Several = means("images per batch in the runs of 1-6")
     ablation_channels: Channels = means("channels of the networks of 1-6")
     ablation_image_size: Literal[32, 64] = means("side of the images of 1-6 in pixels")
+    ablation_latent_dim: Width = means("length of the latent vectors of 1-6")
     tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
 
