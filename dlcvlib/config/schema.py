@@ -206,7 +206,8 @@ class VAESettings(TrainingSettings):
     activation: Literal["relu", "leaky_relu"] = means("the decoder's activation")
     output: Literal["sigmoid", "tanh"] = means("the decoder's last non-linearity")
     normalise_output: bool = means("BatchNorm before the last non-linearity")
-    kld_weight: Weight = means("weight of the KL divergence; both terms are sums per image")
+    reconstruction_loss: Literal["sum", "calibrated"] = means("squared error, or calibrated")
+    kld_weight: Weight = means("weight of the KL divergence; 1 is right for a calibrated decoder")
     horizontal_flip: bool = means("mirror training images at random")
     vertical_flip: bool = means("turn training images upside down at random")
 
@@ -360,6 +361,10 @@ class VAEParams(Chapter, FaceParams, VAESettings):
     """Chapter 1."""
 
     kld_weights: Weights = means("KLD weights that 1-6 compares")
+    ablation_batch_size: Several = means("images per batch in the runs of 1-6")
+    ablation_channels: Channels = means("channels of the networks of 1-6")
+    ablation_image_size: Literal[32, 64] = means("side of the images of 1-6 in pixels")
+    ablation_latent_dim: Width = means("length of the latent vectors of 1-6")
     tsne_points: Annotated[Whole, Field(ge=50, le=5000)] = means("points in a t-SNE plot")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
 

@@ -1,4 +1,4 @@
-"""Image features for KID, FID and diversity, without any download.
+"""Image features for KID, FID, precision and recall, without any download.
 
 The project's own features come from a classifier of the data's attributes that is trained here
 (`methods.attributes`). Where Inception's weights are in torch's cache as safetensors, they are used

@@ -23,9 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
+from dlcvlib.data.batches import prior_samples
 from dlcvlib.data.types import FaceData, Pair
+from dlcvlib.evaluation.metrics import COMPARED
 from dlcvlib.methods.classifier import Classifier
-from dlcvlib.methods.vae import VAE
+from dlcvlib.methods.vae import VAE, fitted_samples
 from dlcvlib.training.runs import Run
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.stopwatch import timed
@@ -35,16 +37,29 @@ ITERATIONS = 500
 """Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
 
-def training_latents(run: Run[VAE], faces: FaceData) -> Tensor:
-    """Means of q(z|x) of the training images: (N, latent_dim).
+def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFrame]:
+    """What several notebooks use of a run's latent space: computed once, cached in its `latents`.
 
-    Several notebooks use them; they are computed once and cached in the runs' `latents`.
+    Returns:
+        Means of q(z|x) of the training images, (N, latent_dim); draws from the density fitted by
+        `methods.vae.fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
+        log_likelihood (nats) of validation images' z for each number of components.
     """
     identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
     name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
-    path = run.folder.parent / "latents" / name / "mean.safetensors"
-    latents, _ = storage.cached(path, lambda: ({"mean": run.method.encode(faces.train.images)}, {}))
-    return latents["mean"]
+
+    @timed("fitted densities")
+    def make() -> tuple[dict[str, Tensor], dict]:
+        seed, parts = run.settings.seed, (faces.train, faces.validation)
+        posteriors = [run.method.posterior(part.images) for part in parts]
+        z = [mean + (v / 2).exp() * prior_samples(*v.shape, seed) for mean, v in posteriors]
+        draws, likelihood = fitted_samples(*z, COMPARED, seed)
+        return {"mean": posteriors[0][0], "fitted": draws}, {"rows": list(likelihood.items())}
+
+    path = run.folder.parent / "latents" / name / "fitted.safetensors"
+    kept, meta = storage.cached(path, make)
+    table = pd.DataFrame(meta["rows"], columns=["components", "log_likelihood"])
+    return kept["mean"], kept["fitted"], table
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:

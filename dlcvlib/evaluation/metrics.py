@@ -18,8 +18,6 @@ from dlcvlib.data.batches import float_chunks
 COMPARED = 1000
 """Maximum number of images that are compared with real ones: time and memory grow with its square,
 and a whole test set of faces takes gigabytes as floats."""
-SAME = 1e-9
-"""Variance, as a share of the mean square, below which features are equal but for rounding."""
 SUBSET, SUBSETS = 250, 50
 """Rows that KID draws from either set, and how often."""
 
@@ -116,17 +114,6 @@ def sharpness(images: Tensor) -> float:
     grey = scaled.mean(1)
     laplacian = grey.diff(n=2, dim=1)[:, :, 1:-1] + grey.diff(n=2, dim=2)[:, 1:-1]
     return float(laplacian.flatten(1).var(1).mean())
-
-
-def diversity(features: Tensor) -> float:
-    """Mean Euclidean distance between two different rows of features (N, D).
-
-    0 if the rows are the same but for rounding, which alone would give a distance.
-    """
-    if features.var(0).mean() <= SAME * features.square().mean():
-        return 0.0
-    distances = torch.cdist(features, features)
-    return float(distances.sum() / (len(features) * (len(features) - 1)))
 
 
 def relative(measured: float | Tensor, real: float | Tensor) -> float:

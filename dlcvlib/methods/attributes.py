@@ -73,10 +73,10 @@ class AttributeClassifier(Method):
         """(N, 3, S, S), uint8 or float in 0..1 -> (N, 128) float on the CPU; S up to 64."""
         return self.over(lambda chunk: self.net.features(resized(chunk, 64)), as_uint8(images))
 
-    def probability(self, images: Tensor, attribute: str) -> Tensor:
-        """Probability that each image (N, 3, 64, 64) has an attribute: (N,)."""
-        logits = self.over(self.net, as_uint8(images))
-        return logits[:, self.settings.attributes.index(attribute)].sigmoid()
+    def probabilities(self, images: Tensor) -> dict[str, Tensor]:
+        """By attribute, the probability that each image (N, 3, S, S) has it: (N,); S up to 64."""
+        logits = self.over(lambda chunk: self.net(resized(chunk, 64)), as_uint8(images))
+        return dict(zip(self.settings.attributes, logits.sigmoid().T, strict=True))
 
 
 def as_uint8(images: Tensor) -> Tensor:

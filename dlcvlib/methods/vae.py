@@ -1,20 +1,28 @@
 """The variational autoencoder of chapter 1.
 
 An encoder maps an image x to a Gaussian q(z|x), a decoder maps z back to an image, and both are
-trained on the evidence lower bound, here with a weight on its second term:
+trained on the evidence lower bound, with a weight on its second term:
 
-    loss = ||x - decode(z)||^2 + kld_weight * KL(q(z|x) || N(0, I)),   z ~ q(z|x)
+    loss = E + kld_weight * KL(q(z|x) || N(0, I)),   z ~ q(z|x)
+
+E is the squared error SE = ||x - decode(z)||^2 ("sum", the original's) or, with a calibrated
+decoder ([4], section 4.2), D/2 log(SE/D): up to a constant the negative log-likelihood of an image
+of D values under a Gaussian whose variance is the best one for the batch, its mean SE/D. That needs
+no weight: kld_weight is then 1.
 
 References:
     [1] Kingma, Welling: Auto-Encoding Variational Bayes. ICLR 2014. arXiv:1312.6114
     [2] Higgins et al.: beta-VAE. ICLR 2017 (the weight on the KL term)
     [3] Ghosh et al.: From Variational to Deterministic Autoencoders. ICLR 2020. arXiv:1903.12436
         (a density fitted to the latents after training)
+    [4] Rybkin, Daniilidis, Levine: Simple and Effective VAE Training with Calibrated Decoders.
+        ICML 2021. arXiv:2006.13202
 
-Departures from the original homework: both terms are summed over pixels and latents and averaged
-over the batch, so that the weight depends on neither batch size nor image size; the decoder's
-transposed convolutions may overlap (`decoder_kernel=4`), unlike the original's 2x2 ones; the
-log-variance is clamped to a range that training leaves only when it diverges.
+Departures from the original homework: the decoder is calibrated, except in profile `original`; both
+terms are summed over pixels and latents and averaged over the batch, so that the weight does not
+depend on the batch size; the decoder's transposed convolutions may overlap (`decoder_kernel=4`),
+unlike the original's 2x2 ones; the log-variance is clamped to a range that training leaves only
+when it diverges.
 """
 
 import warnings
@@ -33,8 +41,14 @@ from dlcvlib.training.method import Batch, Method, update
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
 
+ROUNDING = 1 / (12 * 255**2)
+"""Variance of rounding to 8 bits: the least that a calibrated decoder can have."""
+
 FITTED = 10_000
 """Maximum number of latents that a density is fitted to: more would take gigabytes."""
+
+COMPONENTS = (1, 2, 5, 10, 20)
+"""Numbers of Gaussians that a fitted density is chosen from."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
@@ -128,12 +142,19 @@ class VAE(Method):
         """One step on the evidence lower bound."""
         (images,) = batch
         terms = self.terms(images)
-        loss = terms["mse"] + self.settings.kld_weight * terms["kld"]
+        loss = self.objective(terms["mse"], terms["kld"])
         update(loss, self.optimizers.values())
-        return terms
+        return {"loss": loss, **terms}
+
+    def objective(self, mse: Tensor, kld: Tensor) -> Tensor:
+        """What is minimised, of both `terms` of a batch: scalar."""
+        if self.settings.reconstruction_loss == "calibrated":
+            values = 3 * self.settings.image_size**2
+            mse = values / 2 * torch.log(mse / values + ROUNDING)
+        return mse + self.settings.kld_weight * kld
 
     def terms(self, images: Tensor) -> dict[str, Tensor]:
-        """Both terms of the loss, averaged over images (N, 3, 64, 64), with z ~ q(z|x): scalars."""
+        """Squared error and KL divergence, averaged over images (N, 3, 64, 64), z ~ q(z|x)."""
         images = resized(images, self.settings.image_size)
         mean, log_variance = self.encoder(images)
         z = reparameterise(mean, log_variance)
@@ -143,15 +164,16 @@ class VAE(Method):
         }
 
     def evaluate(self, data: FaceData) -> dict[str, float]:
-        """The loss's terms on validation images, z drawn as in training."""
+        """Loss and its terms on validation images, z drawn as in training."""
         images = data.validation.images
 
         def sums(chunk: Tensor) -> Tensor:
             terms = self.terms(chunk)
             return len(chunk) * torch.stack([terms["mse"], terms["kld"]])[None]
 
-        mse, kld = self.over(sums, images).sum(0).div(len(images)).tolist()
-        return {"mse": mse, "kld": kld}
+        mse, kld = self.over(sums, images).sum(0).div(len(images))
+        means = {"loss": self.objective(mse, kld), "mse": mse, "kld": kld}
+        return {name: value.item() for name, value in means.items()}
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (N, D) on the CPU, of uint8 (N, 3, 64, 64)."""
@@ -175,16 +197,32 @@ class VAE(Method):
         return self.decode(self.encode(images))
 
 
-def fitted_samples(latents: Tensor, count: int, seed: int, components: int = 10) -> Tensor:
-    """z from a Gaussian mixture fitted to latent means ([3], section 4): (count, latent_dim)."""
+def fitted_samples(z: Tensor, held_out: Tensor, count: int, seed: int) -> tuple[Tensor, dict]:
+    """Draws from a Gaussian mixture fitted to latents after training ([3], section 4).
+
+    Args:
+        z: drawn from q(z|x) of training images, (N, latent_dim): their means are less spread than
+            what the decoder was trained on.
+        held_out: the same of validation images; they choose the number of components, of
+            `COMPONENTS`, by their likelihood.
+        count: number of draws.
+        seed: of fit and draws.
+
+    Returns:
+        Draws (count, latent_dim), and number of components -> mean log-likelihood (nats) of the
+        held-out z.
+    """
     # Imported here: scikit-learn takes more than a second to import, and training needs none of it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    mixture = GaussianMixture(components, reg_covar=1e-3, max_iter=20, random_state=seed)
+    rows, others = z[:FITTED].double().numpy(), held_out.double().numpy()
+    how = {"reg_covar": 1e-3, "max_iter": 20, "random_state": seed}
+    mixtures = [GaussianMixture(n, **how) for n in COMPONENTS if n <= len(rows)]
     # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        mixture.fit(latents[:FITTED].double().numpy())
-    z, _ = mixture.sample(count)
-    shuffled = np.random.default_rng(seed).permutation(z)  # sample() sorts by component
-    return torch.from_numpy(shuffled).float()
+        likelihood = {mixture: mixture.fit(rows).score(others) for mixture in mixtures}
+    draws, _ = max(likelihood, key=likelihood.get).sample(count)
+    shuffled = np.random.default_rng(seed).permutation(draws)  # sample() sorts by component
+    by_number = {mixture.n_components: value for mixture, value in likelihood.items()}
+    return torch.from_numpy(shuffled).float(), by_number
