@@ -218,10 +218,11 @@ class GANSettings(TrainingSettings):
     channels: Width = means("width of both networks' outermost convolutions")
     latent_dim: Width = means("length of the noise vector z")
     kernel: Literal[4, 5] = means("side of all stride-2 kernels")
-    loss: Literal["bce", "hinge"] = means("bce (original) or hinge")
-    discriminator_norm: Literal["batch", "spectral"] = means(
-        "BatchNorm (original) or spectral normalisation"
+    loss: Literal["bce", "hinge", "relativistic"] = means("bce (original), hinge or relativistic")
+    discriminator_norm: Literal["batch", "spectral", "none"] = means(
+        "BatchNorm (original), spectral normalisation or none"
     )
+    gradient_penalty: Weight = means("weight of the penalties on D's gradient (R1 + R2); 0 is none")
     soft_labels: Labels = means("range of a real image's label; 1 to 1 is hard")
     flip_labels: Probability = means("probability that a label is flipped")
     flip_labels_until: Count = means("step at which flipping ends")
@@ -243,8 +244,8 @@ class GANSettings(TrainingSettings):
     def _labels_suit_the_loss(cls, labels: list[float], info: ValidationInfo) -> list[float]:
         if labels != sorted(labels):
             raise ValueError("the range must rise")
-        if labels != [1, 1] and info.data.get("loss") == "hinge":
-            raise ValueError("the hinge loss has no soft labels, set [1.0, 1.0]")
+        if labels != [1, 1] and (loss := info.data.get("loss")) != "bce":
+            raise ValueError(f"the {loss} loss has no soft labels, set [1.0, 1.0]")
         return labels
 
 
@@ -375,6 +376,7 @@ class GANParams(Chapter, FaceParams, GANSettings):
     used = ("vae",)
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Width = means("width of the networks of 2-3")
+    ablation_image_size: Literal[32, 64] = means("side of the images of 2-3 in pixels")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
     vae_profile: Profile = means("profile of the VAE that 2-4 compares with")
     vae_changes: dict[str, Any] = means("its parameters that differ from the profile")
