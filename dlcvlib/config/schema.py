@@ -68,7 +68,6 @@ Count = Annotated[Whole, Field(ge=0)]
 Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Probability = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0, le=1)]
-Blur = Annotated[Real, Field(ge=0, le=8)]
 Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
@@ -228,10 +227,7 @@ class GANSettings(TrainingSettings):
     flip_labels_until: Count = means("step at which flipping ends")
     generator_steps: Positive = means("generator steps per discriminator step")
     generator_steps_until: Count = means("step from which it is one to one")
-    input_noise: Weight = means("std of noise on the discriminator's input (-1..1)")
-    input_noise_annealed: bool = means("let it fall to 0 over the run")
-    input_blur: Blur = means("std in pixels of blur on the discriminator's input")
-    input_blur_annealed: bool = means("let it fall to 0 over the run")
+    input_noise: Weight = means("initial std of noise on the discriminator's input (-1..1)")
     augmentation: list[Policy] = means("differentiable augmentation: color, translation, cutout")
     ema_decay: Probability = means(
         "maximum decay of the generator's EMA (ramped up); 0 disables it"

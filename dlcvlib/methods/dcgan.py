@@ -44,14 +44,20 @@ from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
 
-STAGES = 4
-"""Halvings of an image's side down to the smallest feature maps of both networks."""
+SMALLEST = 4
+"""Side of the smallest feature maps of both networks."""
 STATISTICS = 24, 64
 """Batches, and noise vectors in each, that the averaged generator's BatchNorm is estimated from."""
 
 
+def widths_of(settings: GANSettings) -> list[int]:
+    """Channels after each convolution that halves the side, from the image down to 4x4."""
+    halvings = int(math.log2(settings.image_size // SMALLEST))
+    return [settings.channels << stage for stage in range(halvings)]
+
+
 class Generator(nn.Module):
-    """A linear layer to 4x4, then four ConvTranspose that each double the side ([2], fig. 1).
+    """A linear layer to 4x4, then ConvTranspose that each double the side ([2], fig. 1).
 
     BatchNorm and ReLU follow each but the last, which ends in Tanh.
 
@@ -62,18 +68,18 @@ class Generator(nn.Module):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        widths = [settings.channels << stage for stage in reversed(range(STAGES))]
-        self.stem = stem(settings.latent_dim, widths[0], settings.image_size >> STAGES, nn.ReLU)
+        widths = widths_of(settings)[::-1]
+        self.stem = stem(settings.latent_dim, widths[0], SMALLEST, nn.ReLU)
         self.blocks = nn.Sequential(*doubling(widths, settings.kernel, nn.ReLU), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, latent_dim) -> images (N, 3, 64, 64) in -1..1."""
+        """(N, latent_dim) -> images (N, 3, S, S) in -1..1."""
         return self.blocks(self.stem(z))
 
 
 class Discriminator(nn.Module):
-    """Four stride-2 Conv + BatchNorm + LeakyReLU blocks, then a 4x4 convolution to a logit.
+    """Stride-2 Conv + BatchNorm + LeakyReLU blocks down to 4x4, then a 4x4 convolution to a logit.
 
     No pooling, and no BatchNorm in the first block ([2], section 3).
 
@@ -87,7 +93,7 @@ class Discriminator(nn.Module):
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
         kernel, norm = settings.kernel, settings.discriminator_norm
-        widths = [settings.channels << stage for stage in range(STAGES)]
+        widths = widths_of(settings)
         conv = partial(nn.Conv2d, kernel_size=kernel, stride=2, padding=(kernel - 1) // 2)
         layers = [conv(3, widths[0]), nn.LeakyReLU(0.2)]
         for in_channels, out_channels in itertools.pairwise(widths):
@@ -95,7 +101,7 @@ class Discriminator(nn.Module):
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.LeakyReLU(0.2))
-        last = nn.Conv2d(widths[-1], 1, settings.image_size >> STAGES)
+        last = nn.Conv2d(widths[-1], 1, SMALLEST)
         self.layers = nn.Sequential(*layers, last, nn.Flatten(0))
         initialise(self)
         for layer in self.layers:
@@ -105,7 +111,7 @@ class Discriminator(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, 0.2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, 64, 64) in -1..1 -> logits of being real (N,)."""
+        """Images (N, 3, S, S) in -1..1 -> logits of being real (N,)."""
         return self.layers(images)
 
 
@@ -118,7 +124,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 1.0, 0.02)
 
 
-# --- losses, and the blur on D's input ----------------------------------------------------------
+# --- losses -------------------------------------------------------------------------------------
 
 
 def labels(count: int, soft: Sequence[float], flipped: float, device: torch.device) -> Tensor:
@@ -174,23 +180,6 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
-
-
-def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
-    """Gaussian blur of images (N, C, S, S), cut off at `reach` pixels, with mirrored edges.
-
-    As two matrix products: a GPU sums the gradient of reflection padding in a different order each
-    time, and a run would not be reproducible.
-    """
-    pixels = torch.arange(images.shape[-1], device=images.device)
-    offsets = torch.arange(-reach, reach + 1, device=images.device)
-    weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
-    weights = weights / weights.sum()
-    last = len(pixels) - 1
-    mirrored = last - (last - (pixels[:, None] + offsets).abs()).abs()
-    # The weight of every pixel of a line in each blurred one: (S, S).
-    blur = weights @ F.one_hot(mirrored, len(pixels)).to(weights.dtype)
-    return blur @ images @ blur.T
 
 
 # --- the method ---------------------------------------------------------------------------------
@@ -265,19 +254,15 @@ class DCGAN(Method):
         return torch.randn(count, self.settings.latent_dim, device=device)
 
     def shown(self, images: Tensor) -> Tensor:
-        """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
-        settings, left = self.settings, 1 - self.step / self.settings.steps
-        blur = settings.input_blur * (left if settings.input_blur_annealed else 1.0)
-        noise = settings.input_noise * (left if settings.input_noise_annealed else 1.0)
-        if blur:
-            images = blurred(images, blur, math.ceil(3 * settings.input_blur))
-        if noise:
+        """Images (N, 3, S, S) in -1..1 as D sees them: noisy and augmented."""
+        settings = self.settings
+        if noise := settings.input_noise * (1 - self.step / settings.steps):
             # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
             images = images + noise * torch.randn(images.shape, device=images.device)
         return augment(images, settings.augmentation)
 
     def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
-        """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU.
+        """(N, latent_dim) -> images (N, 3, S, S) in 0..1 on the CPU.
 
         Args:
             z: the noise.
@@ -294,8 +279,11 @@ class DCGAN(Method):
     def evaluate(self, data: MeasuredFaces) -> dict[str, float]:
         """Quality of samples compared with as many held-out faces; the noise is always the same.
 
-        Of the generator and, under names that end in "_averaged", of its moving average.
+        Of the generator and, under names that end in "_averaged", of its moving average. Nothing is
+        measured where no faces are held out.
         """
+        if not data.held_out:
+            return {}
         z = prior_samples(data.held_out, self.settings.latent_dim, seed=0)
         values = data.quality(self.sample(z, averaged=False))
         if self.settings.ema_decay:
