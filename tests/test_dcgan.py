@@ -1,6 +1,7 @@
 """The DCGAN: shapes, losses and steps of both networks, and the effect of each trick."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from dlcvlib.data.batches import prior_samples, to_float
 from dlcvlib.evaluation import gan_health, layers
-from dlcvlib.evaluation.features import measured
+from dlcvlib.evaluation.features import attribute_classifier, marginals, measured
 from dlcvlib.methods import averaging, dcgan
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training import runs
@@ -54,6 +55,14 @@ def test_spectral_norms_are_one_and_their_layers_are_counted(images):
     plain = layers.layers(gan_of().discriminator, (1, 3, 64, 64))
     assert (frame["layer"] == "Conv 4×4, stride 2").sum() == 4
     assert frame["mult_adds"].max() == pytest.approx(plain["mult_adds"].max(), rel=0.02)
+
+
+def test_networks_at_32_pixels_have_one_stage_less(images):
+    gan = gan_of(image_size=32, channels=4)
+    assert gan.generator(gan.noise(2, CPU)).shape == (2, 3, 32, 32)
+    convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [4, 8, 16, 1]
+    assert gan.training_step((images,))["generator"].isfinite()
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -263,8 +272,17 @@ def test_samples_are_compared_with_a_limited_number_of_held_out_images(faces, pa
     assert data.quality(held_out)["recall"] == 1
     found, names = built("dcgan", ema_decay=0.9).evaluate(data), ["kid", "precision", "recall"]
     assert list(found) == [*names, *(f"{name}_averaged" for name in names)]
+    assert built("dcgan").evaluate(replace(data, held_out=0)) == {}
     other = measured(params("gan", extractor_steps=3), faces)
     assert other.fingerprint != data.fingerprint
+
+
+def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
+    classifier = attribute_classifier(params("gan"), faces).method
+    found = marginals(classifier, {"test": faces.test.images})["test"]
+    for name in faces.train.attributes:
+        probability = classifier.probability(faces.test.images, name)
+        assert found[name.replace("_", " ")] == pytest.approx((probability > 0.5).float().mean())
 
 
 # --- signs of failure -------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def marginals(classifier: AttributeClassifier, sets: Mapping[str, Tensor]) -> pd
         return (logits > 0).float().mean(0)
 
     shares = {name: share(images).tolist() for name, images in sets.items()}
-    return pd.DataFrame(shares, index=classifier.settings.attributes)
+    return pd.DataFrame(shares, [name.replace("_", " ") for name in classifier.settings.attributes])
 
 
 def inception() -> Features | None:
