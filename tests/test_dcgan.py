@@ -295,7 +295,7 @@ def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
         (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
         ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
         (["discriminator at chance"], [0.5] * 10, [0.2]),
-        (["generator collapsed"], [0.9] * 4, [0.5, 0.05]),
+        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
         ([], [0.9] * 4, [math.nan]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Signs that a GAN's training failed: one player overpowers the other, or modes collapse.
+"""Signs that a GAN's training failed: one player overpowers the other, or samples lack variety.
 
 Nothing here stops a run.
 """
@@ -13,8 +13,8 @@ GUESSING = 0.55
 """D is uninformative while its accuracy is below this; at chance it is 0.5."""
 LONG = 0.1
 """Share of the run for which either must hold without interruption."""
-COLLAPSED = 0.1
-"""G counts as collapsed if its samples' recall is below this."""
+UNCOVERED = 0.1
+"""G counts as covering too few of the real faces if its samples' recall is below this."""
 
 
 def longest(signs: pd.Series, steps: pd.Series) -> float:
@@ -43,9 +43,9 @@ def signs(run: Run) -> pd.DataFrame:
     rules = [
         f"longest share of the run with an accuracy of D above {CERTAIN:g}",
         f"longest share of the run with an accuracy of D below {GUESSING:g}",
-        "recall of samples compared with validation images",
+        "share of validation images that lie among samples (recall)",
     ]
-    names = ["discriminator overpowers", "discriminator at chance", "generator collapsed"]
+    names = ["discriminator overpowers", "discriminator at chance", "few real faces covered"]
     frame = pd.DataFrame({"sign": names, "rule": rules, "measured": [won, useless, recall]})
-    seen = [won > LONG, useless > LONG, recall < COLLAPSED]
-    return frame.assign(limit=[LONG, LONG, COLLAPSED], seen=seen)
+    seen = [won > LONG, useless > LONG, recall < UNCOVERED]
+    return frame.assign(limit=[LONG, LONG, UNCOVERED], seen=seen)
