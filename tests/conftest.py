@@ -120,7 +120,7 @@ def data(faces, pair):
     """What each method trains on, by the method's name."""
 
     def quality(images):
-        return {"kid": images.mean().item(), "diversity": images.std().item()}
+        return {"kid": images.mean().item(), "recall": images.std().item()}
 
     found = {"vae": faces, "features": faces, "classifier": pair.source}
     found["dcgan"] = types.MeasuredFaces(faces, 8, quality, "f")

@@ -1,16 +1,17 @@
 """The DCGAN: shapes, losses and steps of both networks, and the effect of each trick."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import built, close, gradients, same, settings_of, updated, weights
+from conftest import built, close, gradients, same, updated, weights
 from torch import nn
 
-from dlcvlib.data.batches import to_float
+from dlcvlib.data.batches import prior_samples, to_float
 from dlcvlib.evaluation import gan_health, layers
-from dlcvlib.evaluation.features import measured
+from dlcvlib.evaluation.features import attribute_classifier, marginals, measured
 from dlcvlib.methods import averaging, dcgan
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training import runs
@@ -32,11 +33,13 @@ def images(faces):
 # --- networks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["batch", "spectral"])
+@pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 def test_initial_weights(norm):
     for name, value in gan_of(channels=16, discriminator_norm=norm).named_parameters():
+        he = norm == "none" and name.startswith("discriminator")
         if value.dim() > 1 and value.numel() > 5000:
-            assert value.std().item() == pytest.approx(0.02, rel=0.05)
+            std = (2 / (1 + 0.2**2) / value[0].numel()) ** 0.5 if he else 0.02
+            assert value.std().item() == pytest.approx(std, rel=0.05)
         elif value.dim() == 1 and "weight" in name:
             assert value.mean().item() == pytest.approx(1, abs=0.02)
 
@@ -54,17 +57,40 @@ def test_spectral_norms_are_one_and_their_layers_are_counted(images):
     assert frame["mult_adds"].max() == pytest.approx(plain["mult_adds"].max(), rel=0.02)
 
 
+def test_networks_at_32_pixels_have_one_stage_less(images):
+    gan = gan_of(image_size=32, channels=4)
+    assert gan.generator(gan.noise(2, CPU)).shape == (2, 3, 32, 32)
+    convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [4, 8, 16, 1]
+    assert gan.training_step((images,))["generator"].isfinite()
+
+
 # --- losses -----------------------------------------------------------------------------------
 
 
 def test_bce_of_soft_labels_and_of_large_logits():
-    logits, target = torch.randn(50), torch.rand(50)
+    logits, targets = torch.randn(2, 50), torch.rand(2, 50)
     p = torch.sigmoid(logits)
-    plain = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
-    torch.testing.assert_close(dcgan.discriminator_loss("bce", logits, target), plain)
-    huge = torch.tensor([500.0, -500.0])
-    assert dcgan.discriminator_loss("bce", huge, torch.tensor([0.0, 1.0])) == 500
-    assert dcgan.generator_loss("bce", -huge[:1]) == 500
+    plain = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean(1).sum()
+    torch.testing.assert_close(dcgan.discriminator_loss("bce", *logits, targets), plain)
+    huge = torch.tensor([[500.0], [-500.0]])
+    assert dcgan.discriminator_loss("bce", *huge, torch.tensor([[0.0], [1.0]])) == 1000
+    assert dcgan.generator_loss("bce", *huge) == 500
+
+
+def test_flipped_labels_reverse_the_other_losses():
+    logits, targets = torch.tensor([[0.3], [-0.6]]), torch.tensor([[1.0], [0.0]])
+    for kind, value in (("hinge", 0.7 + 0.4), ("relativistic", math.log1p(math.exp(-0.9)))):
+        assert dcgan.discriminator_loss(kind, *logits, targets).item() == pytest.approx(value)
+        flipped = dcgan.discriminator_loss(kind, *logits, 1 - targets)
+        torch.testing.assert_close(flipped, dcgan.discriminator_loss(kind, *-logits, targets))
+
+
+def test_gradient_penalty_of_a_known_function():
+    images = torch.rand(5, 3, 4, 4, requires_grad=True)
+    logits = (images**2).sum((1, 2, 3)) / 2  # whose gradient is the image
+    found = dcgan.gradient_penalty(images, logits)
+    torch.testing.assert_close(found, images.square().sum((1, 2, 3)).mean())
 
 
 # --- tricks -----------------------------------------------------------------------------------
@@ -92,31 +118,12 @@ def test_flips_and_further_generator_steps_end_when_they_should(images, monkeypa
     assert rates == [0.2, 0.2, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("annealed", "share"), [(False, 1.0), (True, 0.25)])
-def test_noise_and_blur_anneal(annealed, share):
+def test_noise_anneals():
     torch.manual_seed(0)
-    gan = gan_of(steps=12, input_noise=0.4, input_noise_annealed=annealed)
-    for gan.step, left in ((0, 1), (9, share)):
+    gan = gan_of(steps=12, input_noise=0.4)
+    for gan.step, left in ((0, 1), (9, 0.25)):
         shown = gan.shown(torch.zeros(64, 3, 64, 64))
         assert shown.std().item() == pytest.approx(0.4 * left, rel=0.02)
-    gan = gan_of(steps=12, input_blur=4.0, input_blur_annealed=annealed)
-    images = torch.randn(8, 3, 64, 64)
-    for gan.step, left in ((0, 1), (9, share)):
-        torch.testing.assert_close(gan.shown(images), dcgan.blurred(images, 4 * left, reach=12))
-
-
-@pytest.mark.parametrize("deviation", [0.5, 2.0, 8.0])
-def test_blur_is_torchvisions(deviation):
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    reach = math.ceil(3 * deviation)
-    images = torch.rand(2, 3, 64, 64, requires_grad=True)
-    theirs = gaussian_blur(images, [2 * reach + 1] * 2, [deviation] * 2)
-    ours = dcgan.blurred(images, deviation, reach)
-    torch.testing.assert_close(ours, theirs)
-    noise = torch.randn_like(ours)
-    backward = [torch.autograd.grad(blur, images, noise)[0] for blur in (ours, theirs)]
-    torch.testing.assert_close(*backward)
 
 
 # --- differentiable augmentation --------------------------------------------------------------
@@ -161,32 +168,48 @@ def test_color_is_the_identity_on_average():
 # --- the game ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["bce", "hinge"])
-def test_the_step_matches_the_paper(images, loss, monkeypatch):
-    """Each network's gradient is that of the loss of [1] or [5] on images as D sees them.
+STEPS = [{"loss": "bce"}, {"loss": "hinge"}]
+STEPS += [{"loss": "relativistic", "gradient_penalty": 0.5, "discriminator_norm": "none"}]
+
+
+@pytest.mark.parametrize("changes", STEPS, ids=lambda changes: changes["loss"])
+def test_the_step_matches_the_paper(images, changes, monkeypatch):
+    """Each network's gradient is that of the loss of [1], [5] or [8] on images as D sees them.
 
     And it updates that player alone.
     """
-    gan = gan_of(loss=loss)
+    gan, loss = gan_of(**changes), changes["loss"]
     monkeypatch.setattr(gan, "shown", lambda images: -images)
     real, fake = 2 * images - 1, gan.generator(gan.noise(16, CPU))
-    on_real, on_fake = gan.discriminator(-real), gan.discriminator(-fake.detach())
+    shown = [(-batch.detach()).requires_grad_() for batch in (real, fake)]
+    on_real, on_fake = map(gan.discriminator, shown)
     d_loss = {
         "bce": -(on_real.sigmoid().log().mean() + (1 - on_fake.sigmoid()).log().mean()),
         "hinge": (1 - on_real).relu().mean() + (1 + on_fake).relu().mean(),
+        "relativistic": -(on_real - on_fake).sigmoid().log().mean(),
     }[loss]
-    of_discriminator, before = gradients(gan.discriminator, d_loss), weights(gan)
+    slopes = torch.autograd.grad((on_real + on_fake).sum(), shown, create_graph=True)
+    squares = sum(slope.square().sum() for slope in slopes) / len(images)
+    weight = gan.settings.gradient_penalty / 2
+    of_discriminator = gradients(gan.discriminator, d_loss + weight * squares)
+    before = weights(gan)
     terms = gan._train_discriminator(real, fake.detach())
     torch.testing.assert_close(terms["discriminator"], d_loss)
     torch.testing.assert_close(terms["d_real"], on_real.sigmoid().mean())
     torch.testing.assert_close(terms["d_fake"], on_fake.sigmoid().mean())
+    pairs = [real > fake for real in on_real for fake in on_fake]
+    assert terms["d_accuracy"].item() == pytest.approx(sum(pairs).item() / len(pairs))
     close(gan.discriminator, of_discriminator)
     assert updated(gan, before) == {"discriminator"}
 
-    fooled = gan.discriminator(-fake)
-    g_loss = {"bce": -fooled.sigmoid().log().mean(), "hinge": -fooled.mean()}[loss]
+    on_real, fooled = gan.discriminator(-real), gan.discriminator(-fake)
+    g_loss = {
+        "bce": -fooled.sigmoid().log().mean(),
+        "hinge": -fooled.mean(),
+        "relativistic": -(fooled - on_real).sigmoid().log().mean(),
+    }[loss]
     expected, before = gradients(gan.generator, g_loss), weights(gan)
-    torch.testing.assert_close(gan._train_generator(fake)["generator"], g_loss)
+    torch.testing.assert_close(gan._train_generator(real, fake)["generator"], g_loss)
     close(gan.generator, expected)
     close(gan.discriminator, of_discriminator)  # of which the history holds the norm
     assert updated(gan, before) == {"generator"}
@@ -210,13 +233,28 @@ def test_averaging_does_not_touch_training(train):
     assert same(*(gan.generator for gan in with_and_without))
 
 
+def test_statistics_are_means_over_batches():
+    module, batches = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.randn(4, 8, 3)
+    before, inner = weights(module), module[0](batches).detach()
+    estimated = averaging.with_statistics(module, batches)
+    torch.testing.assert_close(estimated[1].running_mean, inner.mean((0, 1)))
+    torch.testing.assert_close(estimated[1].running_var, inner.var(1).mean(0))
+    assert same(module, before)
+    assert module.training
+    assert not estimated.training
+
+
 def test_samples_come_from_the_average_unless_requested_otherwise(images):
+    """Its BatchNorm statistics are those of its own activations; nothing in the method changes."""
     gan = gan_of(ema_decay=0.9)
     for _ in range(3):
         gan.training_step((images,))
-    z = torch.randn(5, 8)
+    z, before = torch.randn(5, 8), weights(gan)
     found = gan.sample(z, averaged=False), gan.sample(z)
-    for samples, generator in zip(found, (gan.generator, gan.averaged.module), strict=True):
+    assert same(gan, before)
+    noise = prior_samples(24 * 64, 8, seed=1).split(64)
+    average = averaging.with_statistics(gan.averaged.module, noise)
+    for samples, generator in zip(found, (gan.generator, average), strict=True):
         torch.testing.assert_close(samples, ((generator.eval()(z) + 1) / 2).detach())
         assert torch.equal(samples, samples.clamp(0, 1))
     assert not torch.equal(*found)
@@ -231,58 +269,39 @@ def test_samples_are_compared_with_a_limited_number_of_held_out_images(faces, pa
     assert data.held_out == 5
     assert data.fingerprint.startswith(faces.fingerprint + " features-")
     held_out = faces.validation.images[:5].float() / 255
-    assert data.quality(held_out)["diversity"] == pytest.approx(1)
-    found = built("dcgan", ema_decay=0.9).evaluate(data)
-    assert list(found) == ["kid", "diversity", "kid_averaged", "diversity_averaged"]
+    assert data.quality(held_out)["recall"] == 1
+    found, names = built("dcgan", ema_decay=0.9).evaluate(data), ["kid", "precision", "recall"]
+    assert list(found) == [*names, *(f"{name}_averaged" for name in names)]
+    assert built("dcgan").evaluate(replace(data, held_out=0)) == {}
     other = measured(params("gan", extractor_steps=3), faces)
     assert other.fingerprint != data.fingerprint
+
+
+def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
+    classifier = attribute_classifier(params("gan"), faces).method
+    found = marginals(classifier, {"test": faces.test.images})["test"]
+    for name in faces.train.attributes:
+        probability = classifier.probability(faces.test.images, name)
+        assert found[name.replace("_", " ")] == pytest.approx((probability > 0.5).float().mean())
 
 
 # --- signs of failure -------------------------------------------------------------------------
 
 
-def seen(settings, **columns):
-    """The signs of a run with this history."""
-    count = len(columns["discriminator"])
-    history = {"step": [10.0 * (i + 1) for i in range(count)], "generator": 1.0, "d_real": 0.8}
-    history |= {"d_fake": 0.2, "validation_diversity": 0.9}
-    run = runs.Run("r", None, settings, pd.DataFrame(history | columns), {}, None)
-    frame = gan_health.signs(run)
-    return frame.loc[frame["seen"], "sign"].tolist()
-
-
 @pytest.mark.parametrize(
-    ("signs", "discriminator", "others"),
+    ("signs", "accuracies", "recalls"),
     [
-        ([], [0.9] * 20, {}),
-        (["discriminator loss near zero"], [0.9] * 15 + [0.01] * 5, {}),
-        ([], [0.9, 0.01] * 10, {}),  # now and then is not for long
-        (["discriminator at chance"], [1.38] * 10, {"d_real": [0.5] * 10, "d_fake": [0.5] * 10}),
-        (["generator collapsed"], [0.9] * 4, {"validation_diversity": [0.9, 0.8, 0.4, 0.2]}),
+        ([], [0.9] * 20, [0.0, 0.2]),
+        (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
+        ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
+        (["discriminator at chance"], [0.5] * 10, [0.2]),
+        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
+        ([], [0.9] * 4, [math.nan]),
     ],
 )
-def test_signs_of_failure(signs, discriminator, others):
-    assert seen(settings_of("dcgan", **OFF), discriminator=discriminator, **others) == signs
-
-
-def test_zero_loss_is_the_minimum_for_the_labels():
-    flips = {"flip_labels": 0.1, "flip_labels_until": 1000}
-    hard = settings_of("dcgan", **OFF)
-    soft = hard.replace(soft_labels=[0.9, 0.9], **flips)
-    hinge = hard.replace(loss="hinge", **flips)
-    least = gan_health.least_loss(soft, 10)
-    entropies = [-x * math.log(x) - (1 - x) * math.log(1 - x) for x in (0.9 * 0.9, 0.1 * 0.9)]
-    assert least == pytest.approx(sum(entropies))
-    assert gan_health.least_loss(hard, 10) == 0
-    assert gan_health.least_loss(hinge, 10) == pytest.approx(0.4)
-    assert gan_health.least_loss(hinge, 2000) == 0
-    assert seen(soft, discriminator=[least + 0.001] * 10) == ["discriminator loss near zero"]
-
-
-@pytest.mark.parametrize("loss", ["bce", "hinge"])
-def test_labels_that_say_nothing_and_images_that_do_not_vary_are_no_signs_of_failure(loss):
-    flips = {"flip_labels": 0.5, "flip_labels_until": 1000, "loss": loss}
-    settings = settings_of("dcgan", **OFF).replace(**flips)
-    chance = gan_health.least_loss(settings, 1)
-    wobbling = [chance - 1e-3] * 10
-    assert seen(settings, discriminator=wobbling, validation_diversity=math.nan) == []
+def test_signs_of_failure(signs, accuracies, recalls):
+    history = pd.DataFrame({"d_accuracy": accuracies})
+    history["step"] = 10.0 * (history.index + 1)
+    history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
+    frame = gan_health.signs(runs.Run("r", None, None, history, {}, None))
+    assert frame.loc[frame["seen"], "sign"].tolist() == signs

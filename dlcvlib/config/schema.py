@@ -68,7 +68,6 @@ Count = Annotated[Whole, Field(ge=0)]
 Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Probability = Annotated[Real, Field(ge=0, lt=1)]
 Rate = Annotated[Real, Field(gt=0, le=1)]
-Blur = Annotated[Real, Field(ge=0, le=8)]
 Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
@@ -219,19 +218,17 @@ class GANSettings(TrainingSettings):
     channels: Width = means("width of both networks' outermost convolutions")
     latent_dim: Width = means("length of the noise vector z")
     kernel: Literal[4, 5] = means("side of all stride-2 kernels")
-    loss: Literal["bce", "hinge"] = means("bce (original) or hinge")
-    discriminator_norm: Literal["batch", "spectral"] = means(
-        "BatchNorm (original) or spectral normalisation"
+    loss: Literal["bce", "hinge", "relativistic"] = means("bce (original), hinge or relativistic")
+    discriminator_norm: Literal["batch", "spectral", "none"] = means(
+        "BatchNorm (original), spectral normalisation or none"
     )
+    gradient_penalty: Weight = means("weight of the penalties on D's gradient (R1 + R2); 0 is none")
     soft_labels: Labels = means("range of a real image's label; 1 to 1 is hard")
     flip_labels: Probability = means("probability that a label is flipped")
     flip_labels_until: Count = means("step at which flipping ends")
     generator_steps: Positive = means("generator steps per discriminator step")
     generator_steps_until: Count = means("step from which it is one to one")
-    input_noise: Weight = means("std of noise on the discriminator's input (-1..1)")
-    input_noise_annealed: bool = means("let it fall to 0 over the run")
-    input_blur: Blur = means("std in pixels of blur on the discriminator's input")
-    input_blur_annealed: bool = means("let it fall to 0 over the run")
+    input_noise: Weight = means("initial std of noise on the discriminator's input (-1..1)")
     augmentation: list[Policy] = means("differentiable augmentation: color, translation, cutout")
     ema_decay: Probability = means(
         "maximum decay of the generator's EMA (ramped up); 0 disables it"
@@ -244,8 +241,8 @@ class GANSettings(TrainingSettings):
     def _labels_suit_the_loss(cls, labels: list[float], info: ValidationInfo) -> list[float]:
         if labels != sorted(labels):
             raise ValueError("the range must rise")
-        if labels != [1, 1] and info.data.get("loss") == "hinge":
-            raise ValueError("the hinge loss has no soft labels, set [1.0, 1.0]")
+        if labels != [1, 1] and (loss := info.data.get("loss")) != "bce":
+            raise ValueError(f"the {loss} loss has no soft labels, set [1.0, 1.0]")
         return labels
 
 
@@ -380,6 +377,7 @@ class GANParams(Chapter, FaceParams, GANSettings):
     used = ("vae",)
     ablation_batch_size: Several = means("images per batch in the runs of 2-3")
     ablation_channels: Width = means("width of the networks of 2-3")
+    ablation_image_size: Literal[32, 64] = means("side of the images of 2-3 in pixels")
     ablation_learning_rate: Rate = means("learning rate of the runs of 2-3")
     vae_profile: Profile = means("profile of the VAE that 2-4 compares with")
     vae_changes: dict[str, Any] = means("its parameters that differ from the profile")

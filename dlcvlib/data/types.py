@@ -102,7 +102,7 @@ class MeasuredFaces:
 
     Attributes:
         faces: the data.
-        held_out: how many validation images generated ones are compared with.
+        held_out: how many validation images generated ones are compared with; 0: none, ever.
         quality: generated images (held_out, 3, 64, 64) in 0..1 -> values by measure.
         fingerprint: hex digest of the data and of the features used for measuring.
     """

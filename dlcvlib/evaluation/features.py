@@ -6,8 +6,9 @@ as well.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -79,6 +80,21 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
         return {"kid": kid, "precision": precision, "recall": recall}
 
     return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.name}")
+
+
+def marginals(classifier: AttributeClassifier, sets: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Share of images (N, 3, S, S) of each set with each attribute, as the classifier finds them.
+
+    Returns:
+        One row per attribute, one column per set.
+    """
+
+    def share(images: Tensor) -> Tensor:
+        logits = classifier.over(lambda x: classifier.net(resized(x, 64)), as_uint8(images))
+        return (logits > 0).float().mean(0)
+
+    shares = {name: share(images).tolist() for name, images in sets.items()}
+    return pd.DataFrame(shares, [name.replace("_", " ") for name in classifier.settings.attributes])
 
 
 def inception() -> Features | None:

@@ -1,47 +1,20 @@
-"""Signs that a GAN's training failed: one player overpowers the other, or modes collapse.
+"""Signs that a GAN's training failed: one player overpowers the other, or samples lack variety.
 
 Nothing here stops a run.
 """
 
-import math
-
 import pandas as pd
-from scipy.special import entr
 
-from dlcvlib.config.schema import GANSettings
 from dlcvlib.training.runs import Run
 
-ZERO_LOSS = 0.05
-"""D's loss counts as near zero below this share of the range from its minimum to chance."""
-UNINFORMATIVE = 0.02
-"""D counts as uninformative while D(x) - D(G(z)) is below this."""
-LEAST_SPAN = 0.01
-"""D's loss says nothing where its minimum is nearer to chance than this share of it."""
+CERTAIN = 0.99
+"""D overpowers G while its accuracy, over pairs of a real and a generated image, is above this."""
+GUESSING = 0.55
+"""D is uninformative while its accuracy is below this; at chance it is 0.5."""
 LONG = 0.1
 """Share of the run for which either must hold without interruption."""
-COLLAPSED = 0.1
-"""G counts as collapsed if its samples' recall is below this."""
-
-
-def least_loss(settings: GANSettings, step: int) -> float:
-    """D's lowest possible expected loss at a step: not 0 if labels are soft or flipped."""
-    flipped = settings.flip_labels if step <= settings.flip_labels_until else 0.0
-    if settings.loss == "hinge":
-        return 2 * 2 * min(flipped, 1 - flipped)
-    soft = sum(settings.soft_labels) / 2
-    targets = (1 - flipped) * soft, flipped * soft
-    return float(sum(entr(target) + entr(1 - target) for target in targets))
-
-
-def advantage(history: pd.DataFrame, settings: GANSettings) -> pd.Series:
-    """D's loss on the scale from its minimum (0: a perfect discriminator) to chance (1).
-
-    NaN where the labels say so little that the two are nearly the same.
-    """
-    least = history["step"].map(lambda step: least_loss(settings, step))
-    chance = 2.0 if settings.loss == "hinge" else 2 * math.log(2)  # with logits of 0
-    span = chance - least
-    return (history["discriminator"] - least) / span.where(span > LEAST_SPAN * chance)
+UNCOVERED = 0.1
+"""G counts as covering too few of the real faces if its samples' recall is below this."""
 
 
 def longest(signs: pd.Series, steps: pd.Series) -> float:
@@ -63,17 +36,16 @@ def signs(run: Run) -> pd.DataFrame:
         Rows of sign, rule (what is measured), measured, limit, seen (bool). The first two measure
         shares of the run, the third the samples' recall.
     """
-    history, settings = run.history, run.settings
-    won = longest(advantage(history, settings) < ZERO_LOSS, history["step"])
-    useless = longest(history["d_real"] - history["d_fake"] < UNINFORMATIVE, history["step"])
+    history, steps = run.history, run.history["step"]
+    won = longest(history["d_accuracy"] > CERTAIN, steps)
+    useless = longest(history["d_accuracy"] < GUESSING, steps)
     recall = history["validation_recall"].iloc[-1]
     rules = [
-        f"longest share of the run with a loss of D below {ZERO_LOSS:.0%} of the range from its "
-        "minimum to chance",
-        f"longest share of the run with D(x) − D(G(z)) below {UNINFORMATIVE:g}",
-        "recall of samples compared with validation images",
+        f"longest share of the run with an accuracy of D above {CERTAIN:g}",
+        f"longest share of the run with an accuracy of D below {GUESSING:g}",
+        "share of validation images that lie among samples (recall)",
     ]
-    names = ["discriminator loss near zero", "discriminator at chance", "generator collapsed"]
+    names = ["discriminator overpowers", "discriminator at chance", "few real faces covered"]
     frame = pd.DataFrame({"sign": names, "rule": rules, "measured": [won, useless, recall]})
-    seen = [won > LONG, useless > LONG, recall < COLLAPSED]
-    return frame.assign(limit=[LONG, LONG, COLLAPSED], seen=seen)
+    seen = [won > LONG, useless > LONG, recall < UNCOVERED]
+    return frame.assign(limit=[LONG, LONG, UNCOVERED], seen=seen)

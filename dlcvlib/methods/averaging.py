@@ -5,9 +5,12 @@ References:
     [2] Tarvainen, Valpola: Mean Teachers Are Better Role Models. NIPS 2017. arXiv:1703.01780
 """
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 
 def averaged(module: nn.Module, highest: float) -> AveragedModel:
@@ -30,3 +33,13 @@ def averaged(module: nn.Module, highest: float) -> AveragedModel:
 
     average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
     return average.requires_grad_(False)
+
+
+def with_statistics(module: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """A copy in evaluation mode whose BatchNorm statistics are means over batches of inputs.
+
+    Averaged statistics belong to the networks of earlier steps, not to the averaged weights.
+    """
+    estimated = copy.deepcopy(module)
+    update_bn(batches, estimated)
+    return estimated.eval()

@@ -14,6 +14,13 @@ References:
     [5] Miyato et al.: Spectral Normalization. ICLR 2018. arXiv:1802.05957 (also the hinge loss)
     [6] Yazici et al.: The Unusual Effectiveness of Averaging in GAN Training. ICLR 2019
     [7] Zhao et al.: Differentiable Augmentation. NeurIPS 2020. arXiv:2006.10738
+    [8] Huang et al.: The GAN is Dead; Long Live the GAN! A Modern GAN Baseline. NeurIPS 2024.
+        arXiv:2501.05441 (R3GAN: relativistic loss with gradient penalties)
+
+[8] compares pairs of a real and a generated image and penalises D's gradient at both:
+
+    D minimises  softplus(D(G(z)) - D(x)) + γ/2 (|∇D(x)|² + |∇D(G(z))|²),
+    G minimises  softplus(D(x) - D(G(z)))
 
 Departures from the original homework: D outputs a logit and the loss contains the Sigmoid, for
 numerical stability; labels are flipped per image, not per batch.
@@ -32,17 +39,25 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
 from dlcvlib.data.types import MeasuredFaces
-from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.averaging import averaged, with_statistics
 from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
 
-STAGES = 4
-"""Halvings of an image's side down to the smallest feature maps of both networks."""
+SMALLEST = 4
+"""Side of the smallest feature maps of both networks."""
+STATISTICS = 24, 64
+"""Batches, and noise vectors in each, that the averaged generator's BatchNorm is estimated from."""
+
+
+def widths_of(settings: GANSettings) -> list[int]:
+    """Channels after each convolution that halves the side, from the image down to 4x4."""
+    halvings = int(math.log2(settings.image_size // SMALLEST))
+    return [settings.channels << stage for stage in range(halvings)]
 
 
 class Generator(nn.Module):
-    """A linear layer to 4x4, then four ConvTranspose that each double the side ([2], fig. 1).
+    """A linear layer to 4x4, then ConvTranspose that each double the side ([2], fig. 1).
 
     BatchNorm and ReLU follow each but the last, which ends in Tanh.
 
@@ -53,48 +68,50 @@ class Generator(nn.Module):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        widths = [settings.channels << stage for stage in reversed(range(STAGES))]
-        self.stem = stem(settings.latent_dim, widths[0], settings.image_size >> STAGES, nn.ReLU)
+        widths = widths_of(settings)[::-1]
+        self.stem = stem(settings.latent_dim, widths[0], SMALLEST, nn.ReLU)
         self.blocks = nn.Sequential(*doubling(widths, settings.kernel, nn.ReLU), nn.Tanh())
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, latent_dim) -> images (N, 3, 64, 64) in -1..1."""
+        """(N, latent_dim) -> images (N, 3, S, S) in -1..1."""
         return self.blocks(self.stem(z))
 
 
 class Discriminator(nn.Module):
-    """Four stride-2 Conv + BatchNorm + LeakyReLU blocks, then a 4x4 convolution to a logit.
+    """Stride-2 Conv + BatchNorm + LeakyReLU blocks down to 4x4, then a 4x4 convolution to a logit.
 
     No pooling, and no BatchNorm in the first block ([2], section 3).
 
     Args:
         settings: `channels`, number after the first convolution, doubled by each that follows;
-            `kernel`, side of the convolutions, 4 or 5; `discriminator_norm`, "batch", or "spectral"
-            normalisation of every layer's weights in place of BatchNorm ([5]).
+            `kernel`, side of the convolutions, 4 or 5; `discriminator_norm`, "batch", or in place
+            of BatchNorm "spectral" normalisation of every layer's weights ([5]), or "none", with
+            initial weights by He et al. in place of small ones ([8]).
     """
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__()
-        kernel, spectral = settings.kernel, settings.discriminator_norm == "spectral"
-        widths = [settings.channels << stage for stage in range(STAGES)]
+        kernel, norm = settings.kernel, settings.discriminator_norm
+        widths = widths_of(settings)
         conv = partial(nn.Conv2d, kernel_size=kernel, stride=2, padding=(kernel - 1) // 2)
         layers = [conv(3, widths[0]), nn.LeakyReLU(0.2)]
         for in_channels, out_channels in itertools.pairwise(widths):
-            layers.append(conv(in_channels, out_channels, bias=spectral))
-            if not spectral:
+            layers.append(conv(in_channels, out_channels, bias=norm != "batch"))
+            if norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.LeakyReLU(0.2))
-        last = nn.Conv2d(widths[-1], 1, settings.image_size >> STAGES)
+        last = nn.Conv2d(widths[-1], 1, SMALLEST)
         self.layers = nn.Sequential(*layers, last, nn.Flatten(0))
         initialise(self)
-        if spectral:
-            for layer in self.layers:
-                if isinstance(layer, nn.Conv2d):
-                    spectral_norm(layer)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d) and norm == "spectral":
+                spectral_norm(layer)
+            elif isinstance(layer, nn.Conv2d) and norm == "none":
+                nn.init.kaiming_normal_(layer.weight, 0.2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, 64, 64) in -1..1 -> logits of being real (N,)."""
+        """Images (N, 3, S, S) in -1..1 -> logits of being real (N,)."""
         return self.layers(images)
 
 
@@ -107,7 +124,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, 1.0, 0.02)
 
 
-# --- losses, and the blur on D's input ----------------------------------------------------------
+# --- losses -------------------------------------------------------------------------------------
 
 
 def labels(count: int, soft: Sequence[float], flipped: float, device: torch.device) -> Tensor:
@@ -125,40 +142,44 @@ def labels(count: int, soft: Sequence[float], flipped: float, device: torch.devi
     return torch.where(swap, torch.stack([fake, real]), torch.stack([real, fake]))
 
 
-def discriminator_loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss of D on logits (N,) with targets (N,) in 0..1: scalar.
+def discriminator_loss(kind: str, on_real: Tensor, on_fake: Tensor, targets: Tensor) -> Tensor:
+    """D's loss on its logits of real and of generated images, (N,) each: scalar.
 
-    "bce" is binary cross-entropy with the Sigmoid inside; "hinge" requires a margin of 1 on the
-    side nearer to the target ([5], eq. 16).
+    Args:
+        kind: "bce", binary cross-entropy with the Sigmoid inside; "hinge", which requires a margin
+            of 1 on the side nearer to the target ([5], eq. 16); "relativistic", which compares each
+            real image with a generated one ([8], eq. 2), the other way round if its label is
+            flipped.
+        on_real: logits of real images.
+        on_fake: logits of generated images.
+        targets: in 0..1, of both: (2, N).
     """
+    logits, signs = torch.stack([on_real, on_fake]), torch.where(targets > 0.5, 1.0, -1.0)
     if kind == "bce":
-        return F.binary_cross_entropy_with_logits(logits, targets)
-    return F.relu(1 - logits * torch.where(targets > 0.5, 1.0, -1.0)).mean()
+        return 2 * F.binary_cross_entropy_with_logits(logits, targets)
+    if kind == "hinge":
+        return 2 * F.relu(1 - logits * signs).mean()
+    return F.softplus(signs[0] * (on_fake - on_real)).mean()
 
 
-def generator_loss(kind: str, logits: Tensor) -> Tensor:
-    """Mean loss of G on D's logits of its images (N,): scalar.
+def generator_loss(kind: str, on_real: Tensor, on_fake: Tensor) -> Tensor:
+    """G's loss on D's logits of real and of generated images, (N,) each: scalar.
 
-    "bce" is the non-saturating -log D(G(z)) ([1], section 3), "hinge" is -D(G(z)) ([5], eq. 17).
+    "bce" is the non-saturating -log D(G(z)) ([1], section 3), "hinge" is -D(G(z)) ([5], eq. 17),
+    "relativistic" is D's loss with the pairs reversed ([8], section 2).
     """
-    return F.softplus(-logits).mean() if kind == "bce" else -logits.mean()
+    if kind == "relativistic":
+        return F.softplus(on_real - on_fake).mean()
+    return F.softplus(-on_fake).mean() if kind == "bce" else -on_fake.mean()
 
 
-def blurred(images: Tensor, deviation: float, reach: int) -> Tensor:
-    """Gaussian blur of images (N, C, S, S), cut off at `reach` pixels, with mirrored edges.
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """Mean squared norm of D's gradient at images (N, C, S, S) with logits (N,): scalar.
 
-    As two matrix products: a GPU sums the gradient of reflection padding in a different order each
-    time, and a run would not be reproducible.
+    "R1" at real images, "R2" at generated ones ([8], eq. 3).
     """
-    pixels = torch.arange(images.shape[-1], device=images.device)
-    offsets = torch.arange(-reach, reach + 1, device=images.device)
-    weights = torch.exp(-0.5 * (offsets / deviation) ** 2)
-    weights = weights / weights.sum()
-    last = len(pixels) - 1
-    mirrored = last - (last - (pixels[:, None] + offsets).abs()).abs()
-    # The weight of every pixel of a line in each blurred one: (S, S).
-    blur = weights @ F.one_hot(mirrored, len(pixels)).to(weights.dtype)
-    return blur @ images @ blur.T
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
 
 
 # --- the method ---------------------------------------------------------------------------------
@@ -191,10 +212,10 @@ class DCGAN(Method):
         fake = self.generator(self.noise(len(real), real.device))
         terms = self._train_discriminator(real, fake.detach())
         # G's first step uses the images that D has just been trained on.
-        terms |= self._train_generator(fake)
+        terms |= self._train_generator(real, fake)
         if self.step < self.settings.generator_steps_until:
             for _ in range(self.settings.generator_steps - 1):
-                self._train_generator(self.generator(self.noise(len(real), real.device)))
+                self._train_generator(real, self.generator(self.noise(len(real), real.device)))
         if self.settings.ema_decay:
             self.averaged.update_parameters(self.generator)
         return terms
@@ -203,15 +224,28 @@ class DCGAN(Method):
         settings = self.settings
         flipped = settings.flip_labels if self.step < settings.flip_labels_until else 0.0
         targets = labels(len(real), settings.soft_labels, flipped, real.device)
-        on_real, on_fake = (self.discriminator(self.shown(images)) for images in (real, fake))
-        loss = discriminator_loss(settings.loss, on_real, targets[0])
-        loss = loss + discriminator_loss(settings.loss, on_fake, targets[1])
-        update(loss, [self.optimizers["discriminator"]])
-        d_real, d_fake = on_real.sigmoid().mean(), on_fake.sigmoid().mean()
-        return {"discriminator": loss, "d_real": d_real, "d_fake": d_fake}
+        penalised = settings.gradient_penalty > 0
+        shown = [self.shown(images).requires_grad_(penalised) for images in (real, fake)]
+        on_real, on_fake = map(self.discriminator, shown)
+        loss = total = discriminator_loss(settings.loss, on_real, on_fake, targets)
+        if penalised:
+            penalties = map(gradient_penalty, shown, (on_real, on_fake))
+            total = loss + settings.gradient_penalty / 2 * sum(penalties)
+        update(total, [self.optimizers["discriminator"]])
+        return {
+            "discriminator": loss,
+            "d_real": on_real.sigmoid().mean(),
+            "d_fake": on_fake.sigmoid().mean(),
+            # Of all pairs of a real and a generated image, the share in the right order.
+            "d_accuracy": (on_real[:, None] > on_fake).float().mean(),
+        }
 
-    def _train_generator(self, fake: Tensor) -> dict[str, Tensor]:
-        loss = generator_loss(self.settings.loss, self.discriminator(self.shown(fake)))
+    def _train_generator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        on_real = on_fake = self.discriminator(self.shown(fake))
+        if self.settings.loss == "relativistic":
+            with torch.no_grad():
+                on_real = self.discriminator(self.shown(real))
+        loss = generator_loss(self.settings.loss, on_real, on_fake)
         update(loss, [self.optimizers["generator"]])
         return {"generator": loss}
 
@@ -220,32 +254,36 @@ class DCGAN(Method):
         return torch.randn(count, self.settings.latent_dim, device=device)
 
     def shown(self, images: Tensor) -> Tensor:
-        """Images (N, 3, 64, 64) in -1..1 as D sees them: blurred, noisy, augmented."""
-        settings, left = self.settings, 1 - self.step / self.settings.steps
-        blur = settings.input_blur * (left if settings.input_blur_annealed else 1.0)
-        noise = settings.input_noise * (left if settings.input_noise_annealed else 1.0)
-        if blur:
-            images = blurred(images, blur, math.ceil(3 * settings.input_blur))
-        if noise:
+        """Images (N, 3, S, S) in -1..1 as D sees them: noisy and augmented."""
+        settings = self.settings
+        if noise := settings.input_noise * (1 - self.step / settings.steps):
             # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
             images = images + noise * torch.randn(images.shape, device=images.device)
         return augment(images, settings.augmentation)
 
     def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
-        """(N, latent_dim) -> images (N, 3, 64, 64) in 0..1 on the CPU.
+        """(N, latent_dim) -> images (N, 3, S, S) in 0..1 on the CPU.
 
         Args:
             z: the noise.
-            averaged: use the averaged generator, if there is one.
+            averaged: use the averaged generator, if there is one; its BatchNorm statistics are
+                estimated anew.
         """
-        generator = self.averaged if averaged and self.settings.ema_decay else self.generator
+        generator = self.generator
+        if averaged and self.settings.ema_decay:
+            count, size = STATISTICS
+            noise = prior_samples(count * size, z.shape[1], seed=1).to(self.device)
+            generator = with_statistics(self.averaged.module, noise.split(size))
         return (self.over(generator, z) + 1) / 2
 
     def evaluate(self, data: MeasuredFaces) -> dict[str, float]:
         """Quality of samples compared with as many held-out faces; the noise is always the same.
 
-        Of the generator and, under names that end in "_averaged", of its moving average.
+        Of the generator and, under names that end in "_averaged", of its moving average. Nothing is
+        measured where no faces are held out.
         """
+        if not data.held_out:
+            return {}
         z = prior_samples(data.held_out, self.settings.latent_dim, seed=0)
         values = data.quality(self.sample(z, averaged=False))
         if self.settings.ema_decay:
