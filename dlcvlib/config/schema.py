@@ -75,6 +75,7 @@ Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[list[Width], Field(min_length=1, max_length=5)]
 Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
+Factors = Annotated[list[Weight], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
@@ -289,6 +290,9 @@ class PixelDAFields(TrainingFields):
     """What decides a PixelDA, except its classifier and the seed."""
 
     latent_dim: Width = means("length of the noise vector")
+    generator: Literal["direct", "residual"] = means(
+        "direct (original), or residual: the identity at first, with coarse noise"
+    )
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")
@@ -298,17 +302,11 @@ class PixelDAFields(TrainingFields):
     adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")
-    content_weight: Weight = means("weight of the content-similarity loss; 0 is none")
-    patient: bool = means("T learns from generated images only after a label warm-up")
+    content_weight: Weight = means("weight of the content loss, by the correlation of greys")
+    learning_rate_factors: Factors = means("of G and D: their learning rates relative to T's")
+    instance_noise: Weight = means("std of noise on D's input (0..1), falling to 0 over the run")
     softmax_twice: bool = means("implementation error of the original: softmax applied twice")
-    classifier_with_generator: bool = means("another: T is updated with G, not with D")
-
-    @field_validator("classifier_with_generator")
-    @classmethod
-    def _a_classifier_updated_with_g_has_no_warm_up(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("patient"):
-            raise ValueError("a T that is updated with G has no warm-up, set patient to false")
-        return value
+    classifier_with_generator: bool = means("T is updated with G (original), not with D (paper)")
 
 
 class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
@@ -319,6 +317,7 @@ class AdaMatchFields(Parameters):
     """What AdaMatch has beyond a classifier that sees the target's images."""
 
     threshold: Rate = means("least confidence of a pseudo-label, as a share of the source's")
+    plain: bool = means("pseudo-labels without logit interpolation, alignment, relative threshold")
     ema_decay: Probability = means("maximum decay of AdaMatch's weight average (ramped up)")
 
 
@@ -408,6 +407,7 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     used = ("dann",)
+    ablation_batch_size: Several = means("images per domain in a batch in the runs of 4-4")
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
