@@ -73,7 +73,7 @@ def test_original_has_the_homeworks_settings():
         ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
         ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
         ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
-        ("pixelda", {"learning_rate_factors": [1.0]}, "'learning_rate_factors'"),
+        ("pixelda", {"generator_rate": -1}, "'generator_rate'"),
     ],
 )
 def test_bad_parameters_are_named(chapter, changes, message):

@@ -75,7 +75,6 @@ Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[list[Width], Field(min_length=1, max_length=5)]
 Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
-Factors = Annotated[list[Weight], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
@@ -291,7 +290,7 @@ class PixelDAFields(TrainingFields):
 
     latent_dim: Width = means("length of the noise vector")
     generator: Literal["direct", "residual"] = means(
-        "direct (original), or residual: the identity at first, with coarse noise"
+        "direct (original) or residual: the identity at first, coarse noise"
     )
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
@@ -303,8 +302,10 @@ class PixelDAFields(TrainingFields):
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")
     content_weight: Weight = means("weight of the content loss, by the correlation of greys")
-    learning_rate_factors: Factors = means("of G and D: their learning rates relative to T's")
+    generator_rate: Weight = means("factor of G's learning rate")
+    discriminator_rate: Weight = means("factor of D's learning rate")
     instance_noise: Weight = means("std of noise on D's input (0..1), falling to 0 over the run")
+    patient: bool = means("G's adversarial loss counts as far as T has learned the source's labels")
     softmax_twice: bool = means("implementation error of the original: softmax applied twice")
     classifier_with_generator: bool = means("T is updated with G (original), not with D (paper)")
 
@@ -407,7 +408,6 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     """Chapter 4; networks and augmentation of the classifier are chapter 3's."""
 
     used = ("dann",)
-    ablation_batch_size: Several = means("images per domain in a batch in the runs of 4-4")
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")

@@ -26,11 +26,12 @@ that G and T cannot agree on patterns that are not digits.
 Departures from [1], all of them parameters, because D otherwise overpowers G within a few hundred
 steps: a "residual" G that begins as the identity, with coarse noise; learning rates of their own
 for G and D ([3]); noise on D's input that falls to 0 ([4]); a content loss that lets G change the
-colours and invert them. The task loss is the mean of those on source and generated images, where
-[1] adds them: our `task_weight` is twice that of [1]. `classifier_with_generator` updates T in the
-step of G, as the original homework's code does; in [1] it is updated with D, which takes a second
-pass through T. `softmax_twice` is an implementation error of that code: a Softmax before a
-cross-entropy that contains one.
+colours and invert them. With `patient` (a label warm-up), the adversarial loss counts in G's only
+as far as T has `learned` the source's labels: before, nothing would keep the digits. The task loss
+is the mean of those on source and generated images, where [1] adds them: our `task_weight` is twice
+that of [1]. `classifier_with_generator` updates T in the step of G, as the original homework's code
+does; in [1] it is updated with D, which takes a second pass through T. `softmax_twice` is an
+implementation error of that code: a Softmax before a cross-entropy that contains one.
 """
 
 import itertools
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 
 from dlcvlib.config.schema import PixelDASettings
 from dlcvlib.data.augment import photometric, strong
-from dlcvlib.methods.classifier import IMAGE_SIZE, TwoDomains
+from dlcvlib.methods.classifier import IMAGE_SIZE, TwoDomains, learned
 from dlcvlib.training.method import Batch, update
 
 
@@ -95,11 +96,10 @@ class Generator(nn.Module):
             nn.Conv2d(6, channels, 3, padding=1),
             nn.ReLU(),
             *(ResidualBlock(channels) for _ in range(settings.residual_blocks)),
-            nn.Conv2d(channels, 3, 3, padding=1),
+            nn.Conv2d(channels, 3, 3, padding=1, bias=not self.residual),
         )
         if self.residual:
             nn.init.zeros_(self.layers[-1].weight)
-            nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, images: Tensor, z: Tensor) -> Tensor:
         """Images (N, 3, 32, 32) in 0..1 and noise (N, latent_dim) -> images in 0..1, float32."""
@@ -184,8 +184,8 @@ class PixelDA(TwoDomains):
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
         self.trains |= {"generator": ["generator"], "discriminator": ["discriminator"]}
-        factors = settings.learning_rate_factors
-        self.rates = dict(zip(("generator", "discriminator"), factors, strict=True))
+        self.rates["generator"] = settings.generator_rate
+        self.rates["discriminator"] = settings.discriminator_rate
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
 
     @property
@@ -231,8 +231,9 @@ class PixelDA(TwoDomains):
         adversarial = adversarial_loss(settings.adversarial_loss, self._discriminate(fake), True)
         on_source, on_fake = self._task_losses(x_s, y_s, fake)
         content = content_loss(x_s, fake)
+        weight = learned(on_source) if settings.patient else 1.0
         loss = (
-            settings.adversarial_weight * adversarial
+            weight * settings.adversarial_weight * adversarial
             + settings.task_weight * (on_source + on_fake) / 2
             + settings.content_weight * content
         )
