@@ -253,6 +253,7 @@ class ClassifierFields(TrainingFields):
 
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
+    normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")
     instance_norm: bool = means("normalise each image by its own mean and deviation")
     augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
 
@@ -270,8 +271,15 @@ class AdaptationFields(ClassifierFields):
 class DANNFields(AdaptationFields):
     """What decides a DANN, except the seed."""
 
+    batch_statistics: Literal["joint", "separate"] = means(
+        "BatchNorm statistics: joint (original), or separate for each domain"
+    )
+    domain_input: Literal["features", "hidden", "conditional"] = means(
+        "of D: F's features (original), L's last hidden layer, or that times L's prediction (CDAN)"
+    )
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
+    normalise_domain: bool = means("BatchNorm in the domain classifier")
     domain_weight: Weight = means("maximum weight of the reversed domain gradient")
     domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
