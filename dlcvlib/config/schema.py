@@ -272,10 +272,10 @@ class DANNFields(AdaptationFields):
     """What decides a DANN, except the seed."""
 
     batch_statistics: Literal["joint", "separate"] = means(
-        "BatchNorm statistics: joint (original), or separate for each domain"
+        "BatchNorm's: joint (original), or separate for each domain"
     )
     domain_input: Literal["features", "hidden", "conditional"] = means(
-        "of D: F's features (original), L's last hidden layer, or that times L's prediction (CDAN)"
+        "D sees F's features (original), L's last hidden layer, or conditional (CDAN)"
     )
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
@@ -402,6 +402,8 @@ class DANNParams(Chapter, DigitParams, DANNFields):
     """Chapter 3."""
 
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
+    ablation_batch_size: Several = means("images per domain in a batch of the runs of 3-5 and 3-6")
+    ablation_channels: Channels = means("channels of the feature extractor there")
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""
@@ -410,6 +412,12 @@ class DANNParams(Chapter, DigitParams, DANNFields):
     def settings(self, seed: int) -> DANNSettings:
         """Settings of the DANN of a seed."""
         return _part(DANNSettings, self, seed=seed)
+
+    def ablation(self) -> DANNSettings:
+        """Settings that the runs of 3-5 and 3-6 share; their seeds are `ablation_seeds`."""
+        names = "steps", "batch_size", "channels"
+        smaller = {name: getattr(self, f"ablation_{name}") for name in names}
+        return self.settings(self.ablation_seeds[0]).replace(**smaller)
 
 
 class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
