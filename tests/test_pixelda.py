@@ -9,7 +9,8 @@ from torch import nn
 
 from dlcvlib.methods import pixelda
 
-PAPER = {"generator": "direct", "instance_noise": 0.0, "classifier_with_generator": False}
+PAPER = {"generator": "direct", "instance_noise": 0.0, "patient": False}
+PAPER |= {"classifier_with_generator": False}
 
 
 @pytest.fixture
@@ -91,17 +92,31 @@ def test_content_loss():
 # --- each step: its loss, and which network it updates ----------------------------------------
 
 
-def test_the_generators_loss_is_the_weighted_sum(method, batch):
-    """Its gradient is that of the three terms, each with its weight; D and T do not change."""
-    chosen = {"adversarial_weight": 0.5, "task_weight": 2.0, "content_weight": 0.3}
+@pytest.mark.parametrize(("patient", "knows"), [(True, True), (True, False), (False, False)])
+def test_the_generators_loss_is_the_weighted_sum(method, batch, patient, knows):
+    """Its gradient is that of the three terms, each with its weight; D and T do not change.
+
+    With warm-up the adversarial one counts as far as T has learned the source's labels.
+    """
+    chosen = {
+        "patient": patient,
+        "adversarial_weight": 0.5,
+        "task_weight": 2.0,
+        "content_weight": 0.3,
+    }
     method.settings = method.settings.replace(**chosen)
-    x_s, y_s, _ = batch
+    x_s = batch[0]
     method.training_step(batch)
     fake = method.generator(x_s, method.noise(16))
     logits = method.logits(torch.cat([x_s, fake]))
+    # Labels that T happens to think likely, or unlikely.
+    y_s = logits[:16].argmax(1) if knows else logits[:16].argmin(1)
+    on_source, on_fake = (nn.functional.cross_entropy(z, y_s) for z in logits.chunk(2))
+    share = max(0.0, 1 - on_source.item() / math.log(10)) if patient else 1.0
+    assert (share > 0) == (knows or not patient)
     loss = (
-        0.5 * ((method.discriminator(fake) - 1) ** 2).mean()
-        + 2.0 * nn.functional.cross_entropy(logits, torch.cat([y_s, y_s]))
+        share * 0.5 * ((method.discriminator(fake) - 1) ** 2).mean()
+        + 2.0 * (on_source + on_fake) / 2
         + 0.3 * pixelda.content_loss(x_s, fake)
     )
     expected, before = gradients(method.generator, loss), weights(method)
