@@ -275,7 +275,7 @@ class DANNFields(AdaptationFields):
         "BatchNorm's: joint (original), or separate for each domain"
     )
     domain_input: Literal["features", "hidden", "conditional"] = means(
-        "D sees F's features (original), L's last hidden layer, or conditional (CDAN)"
+        "what D sees: features (original), hidden, or conditional (CDAN)"
     )
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
