@@ -297,9 +297,7 @@ class PixelDAFields(TrainingFields):
     """What decides a PixelDA, except its classifier and the seed."""
 
     latent_dim: Width = means("length of the noise vector")
-    generator: Literal["direct", "residual"] = means(
-        "direct (original) or residual: the identity at first, coarse noise"
-    )
+    generator: Literal["direct", "residual"] = means("direct (original), or the identity at first")
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")

@@ -104,11 +104,9 @@ class Generator(nn.Module):
     def forward(self, images: Tensor, z: Tensor) -> Tensor:
         """Images (N, 3, 32, 32) in 0..1 and noise (N, latent_dim) -> images in 0..1, float32."""
         joined = torch.cat([2 * images - 1, self.spread(z)], 1)
-        change = self.layers(joined).float()
-        if self.residual:
-            # Tanh of half the logit is 2 * images - 1; limited, so that no logit is infinite.
-            change = change + images.logit(0.02) / 2
-        return (change.tanh() + 1) / 2
+        # Tanh of half the logit is 2 * images - 1; limited, so that no logit is infinite.
+        start = images.logit(0.02) / 2 if self.residual else 0.0
+        return ((self.layers(joined).float() + start).tanh() + 1) / 2
 
 
 class Discriminator(nn.Module):
@@ -211,12 +209,8 @@ class PixelDA(TwoDomains):
         update(loss, [self.optimizers["discriminator"]])
         middle = 0.5 if kind == "least_squares" else 0.0
         correct = (on_target > middle).float().mean() + (on_fake <= middle).float().mean()
-        return {
-            "discriminator": loss,
-            "discriminator_accuracy": correct / 2,
-            "d_real": on_target.mean(),
-            "d_fake": on_fake.mean(),
-        }
+        outputs = {"d_real": on_target.mean(), "d_fake": on_fake.mean()}
+        return {"discriminator": loss, "discriminator_accuracy": correct / 2} | outputs
 
     def _discriminate(self, images: Tensor) -> Tensor:
         """D's logits of images with the instance noise of this step."""
