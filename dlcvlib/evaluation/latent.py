@@ -3,8 +3,6 @@
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
     [2] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
-    [3] Gretton et al.: A Kernel Two-Sample Test. JMLR 2012 (MMD, permutation test)
-    [4] Rousseeuw: Silhouettes. J. Comput. Appl. Math. 1987
 """
 
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import kneighbors_graph
 from sklearn.pipeline import make_pipeline
@@ -27,7 +24,6 @@ from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
 from dlcvlib.data.types import FaceData, LabelledImages, Pair
-from dlcvlib.evaluation.metrics import squared_mmd
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.vae import VAE
 from dlcvlib.training.runs import Run
@@ -35,7 +31,6 @@ from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.stopwatch import timed
 
 PCA_DIMENSIONS = 50
-ALIGNMENT = "distance", "distance_error", "mmd", "mmd_p", "silhouette"
 ITERATIONS = 500
 """Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
@@ -126,7 +121,7 @@ def feature_map(
     tests = [pair.source.test, pair.target.test]
     half = min(params.tsne_points // 2, *map(len, tests))
     images = torch.cat([test.images[:half] for test in tests])
-    features = torch.cat(_features(run, tests, half))
+    features = torch.cat(domain_features(run, tests, half))
     layout = tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
     points = pd.DataFrame(layout, columns=["x", "y"]).assign(
         source=np.arange(len(images)) < half,
@@ -140,46 +135,12 @@ def feature_map(
     return FeatureMap(pair.name, method, images, points, distance, kept)
 
 
-def _features(run: Run[Classifier], tests: Sequence[LabelledImages], count: int) -> list[Tensor]:
-    """L's last hidden layer on the first test images of source and target."""
+def domain_features(
+    run: Run[Classifier], tests: Sequence[LabelledImages], count: int
+) -> list[Tensor]:
+    """L's last hidden layer on the first `count` of source and target: twice (count, width)."""
     source, target = (test.images[:count] for test in tests)
     return [run.method.features(source, source=True), run.method.features(target)]
-
-
-def alignment(pair: Pair, run: Run[Classifier], count: int) -> dict[str, float]:
-    """How far apart the domains are in a run's features, and the target's digits from each other.
-
-    Args:
-        pair: whose test images are used; the target's labels only for `silhouette`.
-        run: of a method on that pair.
-        count: most images of each domain.
-
-    Returns:
-        distance (`proxy_a_distance`) and distance_error, its standard error if the errors of the
-        linear classifier are independent (binomial); mmd and mmd_p (`mmd_test`); silhouette of
-        the target's features by label, -1 to 1 ([4]): how much closer digits are to their own.
-    """
-    tests = [pair.source.test, pair.target.test]
-    half = min(count, *map(len, tests))
-    both = torch.cat(_features(run, tests, half)).numpy()
-    features = torch.from_numpy(StandardScaler().fit_transform(both))  # of unit variance, for MMD
-    mmd, mmd_p = mmd_test(features[:half], features[half:])
-    distance = proxy_a_distance(features, np.arange(2 * half) < half)
-    error = np.sqrt((4 - distance**2) / (2 * half))
-    labels = tests[1].labels[:half]
-    separable = 1 < len(labels.unique()) < half  # otherwise no silhouette is defined
-    silhouette = float(silhouette_score(features[half:], labels)) if separable else np.nan
-    values = distance, error, mmd, mmd_p, silhouette
-    return dict(zip(ALIGNMENT, values, strict=True))
-
-
-def mmd_test(x: Tensor, y: Tensor, permutations: int = 99) -> tuple[float, float]:
-    """Squared MMD of two samples (n, D), and the p-value of a permutation test ([3], section 5)."""
-    both, generator = torch.cat([x, y]), torch.Generator().manual_seed(0)
-    measured = squared_mmd(x, y)
-    orders = (torch.randperm(len(both), generator=generator) for _ in range(permutations))
-    null = torch.stack([squared_mmd(*both[order].split(len(x))) for order in orders])
-    return float(measured), float((1 + (null >= measured).sum()) / (1 + permutations))
 
 
 def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
