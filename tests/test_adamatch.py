@@ -62,6 +62,20 @@ def test_the_step_matches_the_paper(batch, monkeypatch):
             torch.testing.assert_close(value, statistics[name])
 
 
+def test_plain_pseudo_labels_are_the_networks_own(batch, monkeypatch):
+    """Neither the source's logits alone nor its class frequencies and confidence play a part."""
+    monkeypatch.delattr(adamatch, "without_statistics")
+    method = built("adamatch", plain=True, threshold=0.5)
+    method.training_step(batch)
+    target = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.4, 0.6], [0.45, 0.55]])
+    source = torch.tensor([[0.1, 0.9], [0.1, 0.9]])
+    labels, mask = method.select(target, source)
+    assert (labels.tolist(), mask.tolist()) == ([0, 0, 1, 1], [True] * 4)
+    method.settings = method.settings.replace(plain=False, threshold=1.0)
+    labels, mask = method.select(target, source)
+    assert (labels.tolist(), mask.tolist()) == ([1] * 4, [False, False, True, True])
+
+
 def test_the_average_predicts(batch):
     method = built("adamatch", ema_decay=0.99)
     for _ in range(3):

@@ -67,7 +67,7 @@ def test_each_domain_has_its_own_augmentation(name, expected, pair, monkeypatch)
 def test_predictions_are_the_classifiers_of_its_features(name, pair):
     method, images = built(name), pair.target.test.images
     found = method.predict(images)
-    assert torch.equal(method.classifier(method.features(images)).argmax(1), found)
+    assert torch.equal(method.classifier.output(method.features(images)).argmax(1), found)
     assert method.accuracy(LabelledImages(images, found)) == 1
 
 

@@ -18,19 +18,25 @@ def test_instance_norm_removes_brightness_and_contrast():
     torch.testing.assert_close(extractor(images), changed, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("weight", "channels"), [(0.0, [8, 16]), (0.4, [4, 8, 8, 8, 8])])
-def test_the_joint_step_has_the_papers_gradient(batch, weight, channels):
-    """F: d class - weight * d domain; L: d class; D: d domain. Without gradient reversal."""
-    fixed = {"domain_schedule": "fixed", "domain_update": "joint", "channels": channels}
-    method = built("dann", domain_weight=weight, **fixed)
+@pytest.mark.parametrize("statistics", ["joint", "separate"])
+@pytest.mark.parametrize(
+    ("weight", "looks_at"), [(0.4, "features"), (0.4, "hidden"), (0.0, "hidden")]
+)
+def test_the_joint_step_has_the_papers_gradient(batch, weight, looks_at, statistics):
+    """F and L: d class - weight * d domain; D: d domain. Without gradient reversal."""
+    fixed = {"domain_schedule": "fixed", "domain_update": "joint", "domain_input": looks_at}
+    method = built("dann", domain_weight=weight, batch_statistics=statistics, **fixed)
     x_s, y_s, x_t = batch
-    features = method.extractor(torch.cat([x_s, x_t]))
-    class_loss = nn.functional.cross_entropy(method.classifier(features[:16]), y_s)
+    parts = [torch.cat([x_s, x_t])] if statistics == "joint" else [x_s, x_t]
+    outputs = [method.extractor(part) for part in parts]
+    hidden = torch.cat([method.classifier.hidden(part) for part in outputs])
+    class_loss = nn.functional.cross_entropy(method.classifier.output(hidden[:16]), y_s)
+    seen = hidden if looks_at == "hidden" else torch.cat(outputs)
     is_source = torch.cat([torch.ones(16), torch.zeros(16)])
-    domain_loss = nn.functional.binary_cross_entropy_with_logits(method.domain(features), is_source)
+    domain_loss = nn.functional.binary_cross_entropy_with_logits(method.domain(seen), is_source)
     losses = {
         method.extractor: class_loss - weight * domain_loss,
-        method.classifier: class_loss,
+        method.classifier: class_loss - weight * domain_loss * (looks_at == "hidden"),
         method.domain: domain_loss,
     }
     expected = {network: gradients(network, loss) for network, loss in losses.items()}
@@ -39,6 +45,39 @@ def test_the_joint_step_has_the_papers_gradient(batch, weight, channels):
     torch.testing.assert_close(terms["domain"], domain_loss)
     for network in losses:
         close(network, expected[network], rtol=1e-4)
+
+
+def test_the_products_of_hidden_units_and_probabilities():
+    hidden, logits = torch.randn(4, 3), torch.randn(4, 10, requires_grad=True)
+    seen = dann.multilinear(hidden, logits)
+    both = zip(logits.softmax(1), hidden, strict=True)
+    expected = torch.stack([torch.outer(p, h).flatten() for p, h in both])
+    torch.testing.assert_close(seen, expected)
+    assert not seen.requires_grad
+
+
+def test_each_domain_has_its_own_statistics(batch):
+    """In training those of the batch; in evaluation the running ones of the image's domain."""
+    x_s, _, x_t = batch
+    method = built("dann", batch_statistics="separate", domain_weight=0.0)
+    apart = [method.represent(x_s, source=True)[2], method.represent(x_t)[2]]
+    alone = built("classifier")
+    for x, logits in zip((x_s, x_t), apart, strict=True):
+        torch.testing.assert_close(alone.logits(x), logits)
+    method = built("dann", batch_statistics="separate", domain_weight=0.0)
+    for _ in range(3):
+        method.training_step((x_s, torch.zeros(16, dtype=torch.long), 0.2 * x_t))
+    own, of_source = (method.get_buffer(name) for name in next(iter(method.of_source.items())))
+    assert not torch.equal(own, of_source)
+    images = (255 * x_s).byte()
+    assert not torch.equal(method.features(images), method.features(images, source=True))
+
+
+def test_without_a_weight_source_only_is_trained_bit_for_bit(train):
+    """With separate statistics; its evaluation on the target is then AdaBN's, with running ones."""
+    run, alone = train("dann", domain_weight=0, batch_statistics="separate"), train("classifier")
+    trained = dict(run.method.named_parameters())
+    assert all(torch.equal(w, trained[name]) for name, w in alone.method.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -78,9 +117,9 @@ def test_alternating_updates_the_domain_classifier_alone_once_more(batch, update
 
 def test_it_adapts_to_a_separable_toy(train, pair):
     toy = {"steps": 150, "batch_size": 20, "channels": [8, 16, 16, 16], "learning_rate": 3e-3}
-    toy |= {"augmentation": "none", "target_augmentation": "none", "domain_weight": 0.1}
+    toy |= {"augmentation": "none", "target_augmentation": "none", "classifier_width": 32}
     method = train("dann", **toy).method
-    assert method.accuracy(pair.source.test) > 0.95
+    assert method.accuracy(pair.source.test, source=True) > 0.95
     assert method.accuracy(pair.target.test) > 0.9
 
 

@@ -25,7 +25,6 @@ BASE = {
         "ema_decay": 0.15,
     },
     "dann": {"domain_schedule": "rising"},
-    "pixelda": {"patient": False},
     "adamatch": {"ema_decay": 0.15},
 }
 """Settings under which all other settings matter."""

@@ -72,7 +72,7 @@ def test_original_has_the_homeworks_settings():
         ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
         ("gan", {"loss": "relativistic"}, "relativistic loss has no soft labels"),
         ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
-        ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
+        ("pixelda", {"generator_rate": -1}, "'generator_rate'"),
     ],
 )
 def test_bad_parameters_are_named(chapter, changes, message):

@@ -251,6 +251,7 @@ class ClassifierFields(TrainingFields):
 
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
+    normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")
     instance_norm: bool = means("normalise each image by its own mean and deviation")
     augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
 
@@ -268,8 +269,15 @@ class AdaptationFields(ClassifierFields):
 class DANNFields(AdaptationFields):
     """What decides a DANN, except the seed."""
 
+    batch_statistics: Literal["joint", "separate"] = means(
+        "BatchNorm's: joint (original), or separate for each domain"
+    )
+    domain_input: Literal["features", "hidden", "conditional"] = means(
+        "what D sees: features (original), hidden, or conditional (CDAN)"
+    )
     domain_width: Width = means("width of the domain classifier's hidden layers")
     domain_layers: Depth = means("hidden layers of the domain classifier")
+    normalise_domain: bool = means("BatchNorm in the domain classifier")
     domain_weight: Weight = means("maximum weight of the reversed domain gradient")
     domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
@@ -287,6 +295,7 @@ class PixelDAFields(TrainingFields):
     """What decides a PixelDA, except its classifier and the seed."""
 
     latent_dim: Width = means("length of the noise vector")
+    generator: Literal["direct", "residual"] = means("direct (original), or the identity at first")
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")
@@ -296,17 +305,13 @@ class PixelDAFields(TrainingFields):
     adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")
-    content_weight: Weight = means("weight of the content-similarity loss; 0 is none")
-    patient: bool = means("T learns from generated images only after a label warm-up")
+    content_weight: Weight = means("weight of the content loss, by the correlation of greys")
+    generator_rate: Weight = means("factor of G's learning rate")
+    discriminator_rate: Weight = means("factor of D's learning rate")
+    instance_noise: Weight = means("std of noise on D's input (0..1), falling to 0 over the run")
+    patient: bool = means("G's adversarial loss counts as far as T has learned the source's labels")
     softmax_twice: bool = means("implementation error of the original: softmax applied twice")
-    classifier_with_generator: bool = means("another: T is updated with G, not with D")
-
-    @field_validator("classifier_with_generator")
-    @classmethod
-    def _a_classifier_updated_with_g_has_no_warm_up(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("patient"):
-            raise ValueError("a T that is updated with G has no warm-up, set patient to false")
-        return value
+    classifier_with_generator: bool = means("T is updated with G (original), not with D (paper)")
 
 
 class PixelDASettings(PixelDAFields, AdaptationFields, TrainingSettings):
@@ -317,6 +322,7 @@ class AdaMatchFields(Parameters):
     """What AdaMatch has beyond a classifier that sees the target's images."""
 
     threshold: Rate = means("least confidence of a pseudo-label, as a share of the source's")
+    plain: bool = means("pseudo-labels without logit interpolation, alignment, relative threshold")
     ema_decay: Probability = means("maximum decay of AdaMatch's weight average (ramped up)")
 
 
@@ -397,6 +403,8 @@ class DANNParams(Chapter, DigitParams, DANNFields):
     """Chapter 3."""
 
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
+    ablation_batch_size: Several = means("images per domain in a batch of the runs of 3-5 and 3-6")
+    ablation_channels: Channels = means("channels of the feature extractor there")
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""
@@ -405,6 +413,12 @@ class DANNParams(Chapter, DigitParams, DANNFields):
     def settings(self, seed: int) -> DANNSettings:
         """Settings of the DANN of a seed."""
         return _part(DANNSettings, self, seed=seed)
+
+    def ablation(self) -> DANNSettings:
+        """Settings that the runs of 3-5 and 3-6 share; their seeds are `ablation_seeds`."""
+        names = "steps", "batch_size", "channels"
+        smaller = {name: getattr(self, f"ablation_{name}") for name in names}
+        return self.settings(self.ablation_seeds[0]).replace(**smaller)
 
 
 class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):

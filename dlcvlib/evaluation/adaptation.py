@@ -1,10 +1,13 @@
-"""The measures of chapters 3 and 4: accuracies of methods on pairs, and the gaps they close.
+"""The measures of chapters 3 and 4: accuracies of methods on pairs, and what is claimed of them.
 
 Every accuracy is of the last step's weights (of AdaMatch, of their moving average) on the target's
-test split, which was not used to choose anything.
+test split, which was not used to choose anything. *Source only* and AdaBN are the controls: the
+first shows what the source's labels alone give, the second what the target's BatchNorm statistics
+add to it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,19 +15,21 @@ from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
 from dlcvlib.data.types import DigitData, Pair
-from dlcvlib.evaluation import original
-from dlcvlib.evaluation.significance import mean_text, more_accurate
+from dlcvlib.evaluation import original, significance
+from dlcvlib.evaluation.significance import LEVEL, compare, mean_text
+from dlcvlib.methods.adabn import AdaBN
 from dlcvlib.methods.adamatch import AdaMatch
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.training.runs import Run, train_all
 
-SOURCE_ONLY, TARGET_ONLY = "source only", "target only"
-ALL = (SOURCE_ONLY, "DANN", "PixelDA", "AdaMatch", TARGET_ONLY)
+SOURCE_ONLY, ADABN, TARGET_ONLY = "source only", "AdaBN", "target only"
+ALL = (SOURCE_ONLY, ADABN, "DANN", "PixelDA", "AdaMatch", TARGET_ONLY)
 """Methods in the order of tables and figures."""
 
 KEY = ["method", "pair", "seed"]
+TEST_INTERVAL = "test_low", "test_high"
 Runs = dict[tuple[str, str, int], Run[Classifier]]
 """(method, pair, seed), such as ("DANN", "usps->mnistm", 0) -> run."""
 
@@ -47,7 +52,8 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
         TARGET_ONLY: lambda pair, seed: (Classifier, chapter_3.classifier(seed), pair.target),
     }
     # First what the other chapter, which may run at the same time, does not train.
-    order = sorted(methods, key=lambda name: name not in ("PixelDA", "AdaMatch"))
+    trained = dict.fromkeys(SOURCE_ONLY if name == ADABN else name for name in methods)
+    order = sorted(trained, key=lambda name: name not in ("PixelDA", "AdaMatch"))
     jobs = {
         (method, name, seed): job[method](pair, seed)
         for method in order
@@ -55,6 +61,13 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
         for seed in params.seeds
     }
     runs = train_all(jobs, params.runs_dir)
+    if ADABN in methods:
+        runs |= {
+            (ADABN, name, seed): replace(run, method=AdaBN(run.method, pair.target.train.images))
+            for name, pair in digits.pairs.items()
+            for (method, source, seed), run in runs.items()
+            if (method, source) == (SOURCE_ONLY, name)
+        }
     return {key: runs[key] for method in methods for key in runs if key[0] == method}
 
 
@@ -66,19 +79,24 @@ def predictions(runs: Runs, digits: DigitData) -> dict[tuple[str, str, int], Ten
     }
 
 
+def correct(runs: Runs, digits: DigitData) -> dict[tuple[str, str, int], np.ndarray]:
+    """(method, pair, seed) -> of each test image of the target 1.0 if it is correct, else 0.0."""
+    return {
+        key: (predicted == digits.pairs[key[1]].target.test.labels).double().numpy()
+        for key, predicted in predictions(runs, digits).items()
+    }
+
+
 def score(runs: Runs, digits: DigitData) -> pd.DataFrame:
     """One row per run: method, pair, seed, accuracy on the target's test images (0 to 1)."""
-    found = {}
-    for key, predicted in predictions(runs, digits).items():
-        correct = predicted == digits.pairs[key[1]].target.test.labels
-        found[key] = correct.double().mean().item()
+    found = {key: one.mean() for key, one in correct(runs, digits).items()}
     return pd.Series(found).rename_axis(KEY).reset_index(name="accuracy")
 
 
 def source_accuracy(runs: Runs, digits: DigitData) -> pd.DataFrame:
     """One row per run: method, pair, seed, accuracy on the source's validation images."""
     found = {
-        key: run.method.accuracy(digits.pairs[key[1]].source.validation)
+        key: run.method.accuracy(digits.pairs[key[1]].source.validation, source=True)
         for key, run in runs.items()
     }
     return pd.Series(found).rename_axis(KEY).reset_index(name="accuracy")
@@ -136,47 +154,57 @@ def share(low: pd.Series, method: pd.Series, high: pd.Series) -> pd.Series:
     return (method - low) / (high - low).where(high > low)
 
 
-def verdicts(scores: pd.DataFrame, claims: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def verdicts(
+    runs: Runs, digits: DigitData, claims: Sequence[tuple[str, str]], least: int = 3
+) -> pd.DataFrame:
     """For each (worse, better) and pair the claim that a method is more accurate than another.
 
-    Returns:
-        One row per claim and pair, as from `significance.compare`.
-    """
-    pairs = scores.rename(columns={"method": "variant"}).groupby("pair", sort=False)
-    return pd.DataFrame(
-        more_accurate(frame, f"{better} is better than {worse} on {pair}", worse, better)
-        for worse, better in claims
-        for pair, frame in pairs
-    )
-
-
-def plateaus(runs: Runs) -> pd.DataFrame:
-    """How long source-only training stays at chance, slowest pair first.
+    Args:
+        runs: of all methods in the claims, paired by seed.
+        digits: their pairs.
+        claims: judged together.
+        least: claims with fewer seeds are shown but not judged.
 
     Returns:
-        One row per run of source only: pair, seed, steps: the first logged step with a class loss
-        below 90 % of chance; NaN if there is none.
+        One row per claim and pair, as from `significance.verdicts`, with test_low and test_high,
+        the 95 % interval from the sampling of the test images, which all seeds share.
     """
-    rows = []
-    for (method, pair, seed), run in runs.items():
-        if method == SOURCE_ONLY:
-            past = run.history.loc[run.history["class"] < 0.9 * np.log(10), "step"]
-            rows.append({"pair": pair, "seed": seed, "steps": past.min()})
-    frame = pd.DataFrame(rows)
-    slowness = -frame["steps"].fillna(np.inf).groupby(frame["pair"]).transform("mean")
-    return frame.iloc[slowness.argsort(kind="stable")]
+    right, rows = correct(runs, digits), []
+    for worse, better in claims:
+        for pair in digits.pairs:
+            seeds = [seed for method, name, seed in runs if (method, name) == (better, pair)]
+            gains = np.stack([right[better, pair, s] - right[worse, pair, s] for s in seeds])
+            claim = f"{better} is more accurate than {worse} on {pair}"
+            row = compare(claim, "target accuracy", pd.Series(gains.mean(1), seeds))
+            rows.append(row | dict(zip(TEST_INTERVAL, sampling_noise(gains.mean(0)), strict=True)))
+    return significance.verdicts(rows, least)
+
+
+def sampling_noise(gains: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over test images (N,)."""
+    from scipy.stats import bootstrap  # loads slowly, and few notebooks need it
+
+    how = {"confidence_level": 1 - LEVEL, "n_resamples": 1999, "method": "percentile", "rng": 0}
+    return bootstrap((gains,), np.mean, **how).confidence_interval
+
+
+def gains(frame: pd.DataFrame, worse: str, better: str, measure: str = "accuracy") -> pd.Series:
+    """Differences of a measure between two variants of `sweep.train_variants`, by seed."""
+    values = frame.set_index(["variant", "seed"])[measure]
+    return values[better] - values[worse]
 
 
 def dann_measures(run: Run[DANN], pair: Pair) -> dict[str, float]:
     """The measures of a run on a pair in comparisons of DANNs.
 
     Returns:
-        accuracy on the target's test images; source, and domain_accuracy (D's, 0.5 is chance), on
-        validation images after the last step.
+        accuracy on the target's test images; source, domain_accuracy and domain_loss (D's; at
+        chance 0.5 and ln 2), on validation images after the last step.
     """
     last = run.history.iloc[-1]
     return {
         "accuracy": run.method.accuracy(pair.target.test),
         "source": last["validation_accuracy"],
         "domain_accuracy": last["validation_domain_accuracy"],
+        "domain_loss": last["validation_domain"],
     }

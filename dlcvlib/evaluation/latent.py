@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
 from dlcvlib.data.batches import prior_samples
-from dlcvlib.data.types import FaceData, Pair
+from dlcvlib.data.types import FaceData, LabelledImages, Pair
 from dlcvlib.evaluation.metrics import COMPARED
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.vae import VAE, fitted_samples
@@ -136,16 +136,26 @@ def feature_map(
     tests = [pair.source.test, pair.target.test]
     half = min(params.tsne_points // 2, *map(len, tests))
     images = torch.cat([test.images[:half] for test in tests])
-    features = run.method.features(images)
+    features = torch.cat(domain_features(run, tests, half))
     layout = tsne(features, params.tsne_perplexity, run.settings.seed, params.runs_dir)
     points = pd.DataFrame(layout, columns=["x", "y"]).assign(
         source=np.arange(len(images)) < half,
         label=torch.cat([test.labels[:half] for test in tests]).numpy(),
-        prediction=run.method.predict(images).numpy(),
+        prediction=torch.cat(
+            [run.method.predict(images[:half], source=True), run.method.predict(images[half:])]
+        ).numpy(),
     )
     distance = proxy_a_distance(features, points["source"].to_numpy())
     kept = neighbours_kept(features, layout)
     return FeatureMap(pair.name, method, images, points, distance, kept)
+
+
+def domain_features(
+    run: Run[Classifier], tests: Sequence[LabelledImages], count: int
+) -> list[Tensor]:
+    """L's last hidden layer on the first `count` of source and target: twice (count, width)."""
+    source, target = (test.images[:count] for test in tests)
+    return [run.method.features(source, source=True), run.method.features(target)]
 
 
 def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:

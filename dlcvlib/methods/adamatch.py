@@ -11,9 +11,11 @@ References:
         Adaptation. ICLR 2022. arXiv:2106.04732
     [2] Sohn et al.: FixMatch. NeurIPS 2020. arXiv:2001.07685 (weak and strong views)
 
-As in [1], predictions use a moving average of the weights. Departures from its published code:
-distribution alignment compares the means of the two current batches, not running means, and both
-batches have the same size.
+As in [1], predictions use a moving average of the weights. With `plain`, logit interpolation,
+distribution alignment and the relative threshold are left out: pseudo-labels as in [2]. Departures
+from the published code of [1]: distribution alignment compares the means of the two current
+batches, not running means, and both batches have the same size. Alignment assumes that the classes
+are as frequent in both domains; in the embedded data they are nearly uniform in all three.
 """
 
 import math
@@ -103,22 +105,34 @@ class AdaMatch(TwoDomains):
         # 1. Logits of all views in one batch, and of the source's alone: BatchNorm differs.
         source = torch.cat([weak(x_s), strong(x_s)])
         joint = self.trained(torch.cat([source, weak(x_t), strong(x_t)]))
-        alone = without_statistics(self.trained, source)
-        on_source = interpolate(joint[: len(source)], alone)
-        on_weak, on_strong = joint[len(source) :].chunk(2)
+        on_source, (on_weak, on_strong) = joint[: len(source)], joint[len(source) :].chunk(2)
+        if not self.settings.plain:
+            on_source = interpolate(on_source, without_statistics(self.trained, source))
         # 2. Pseudo-labels for the target, and which of them are confident.
         with torch.no_grad():
-            reference = on_source[: len(x_s)].softmax(1)
-            pseudo = align(on_weak.softmax(1), reference)
-            mask = confident(pseudo, reference, self.settings.threshold).float()
+            labels, mask = self.select(on_weak.softmax(1), on_source[: len(x_s)].softmax(1))
         # 3. Both losses.
         source_loss = F.cross_entropy(on_source, torch.cat([y_s, y_s]))
-        losses = F.cross_entropy(on_strong, pseudo.argmax(1), reduction="none")
+        losses = F.cross_entropy(on_strong, labels, reduction="none")
         target_loss = (mask * losses).mean()
         mu = warm_up(self.step / self.settings.steps)
         update(source_loss + mu * target_loss, self.optimizers.values())
         self.averaged.update_parameters(self.trained)
-        return {"class": source_loss, "target": target_loss, "kept": mask.mean()}
+        return {"class": source_loss, "target": target_loss, "kept": mask.float().mean()}
+
+    def select(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Pseudo-labels (M,) int64 and which are confident (M,) bool, of class probabilities.
+
+        A `plain` method takes the target's own, if they reach the threshold itself ([2]).
+
+        Args:
+            target: class probabilities (M, 10).
+            source: class probabilities (N, 10).
+        """
+        if self.settings.plain:
+            return target.argmax(1), target.amax(1) >= self.settings.threshold
+        aligned = align(target, source)
+        return aligned.argmax(1), confident(aligned, source, self.settings.threshold)
 
     def pseudo_labels(self, data: Adaptation) -> tuple[Tensor, Tensor]:
         """The averaged networks' labels for the target's training images, and which are confident.
@@ -130,5 +144,4 @@ class AdaMatch(TwoDomains):
             self.over(lambda x: self.logits(x).softmax(1), images)
             for images in (data.source.images, data.target)
         )
-        aligned = align(target, source)
-        return aligned.argmax(1), confident(aligned, source, self.settings.threshold)
+        return self.select(target, source)

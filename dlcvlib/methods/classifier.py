@@ -10,6 +10,7 @@ and contrast that the domains do not share (Shu et al.: A DIRT-T Approach. ICLR 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,21 +46,30 @@ class FeatureExtractor(nn.Module):
 
 
 class LabelClassifier(nn.Module):
-    """L: three fully connected layers, ReLU after the first two."""
+    """L: three fully connected layers, ReLU after the first two.
 
-    def __init__(self, features: int, width: int) -> None:
+    Args:
+        features: length of F's output.
+        width: of the two hidden layers.
+        normalise: BatchNorm after the first layer.
+    """
+
+    def __init__(self, features: int, width: int, normalise: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(features, width),
+        self.hidden = nn.Sequential(
+            nn.Linear(features, width, bias=not normalise),
+            *[nn.BatchNorm1d(width)] * normalise,
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),
-            nn.Linear(width, CLASSES),
         )
+        self.output = nn.Linear(width, CLASSES)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, features) -> logits (N, 10)."""
-        return self.layers(features)
+    def forward(self, features: Tensor, with_hidden: bool = False) -> Any:
+        """(N, features) -> logits (N, 10); or before them the last hidden layer (N, width) too."""
+        hidden = self.hidden(features)
+        logits = self.output(hidden)
+        return (hidden, logits) if with_hidden else logits
 
 
 class Classifier(Method):
@@ -87,29 +97,42 @@ class Classifier(Method):
 
     def evaluate(self, data: Domain | Adaptation) -> dict[str, float]:
         """Accuracy on labelled validation images."""
-        return {"accuracy": self.accuracy(data.validation)}
+        return {"accuracy": self.accuracy(data.validation, source=True)}
 
-    def logits(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, 3, 32, 32) in 0..1 -> F's output, L's last hidden layer, logits (N, 10)."""
+        features = self.extractor(images)
+        return features, *self.classifier(features, with_hidden=True)
+
+    def represent(self, images: Tensor, source: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, for images of one domain.
+
+        Here and below, `source` is for methods that treat the source's images in their own way.
+        """
+        return self(images)
+
+    def logits(self, images: Tensor, source: bool = False) -> Tensor:
         """(N, 3, 32, 32) in 0..1 -> (N, 10)."""
-        return self.classifier(self.extractor(images))
+        return self.represent(images, source)[2]
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, source: bool = False) -> Tensor:
         """(N, 3, 32, 32) uint8 -> labels (N,) int64 on the CPU."""
-        return self.over(lambda chunk: self.logits(chunk).argmax(1), images)
+        return self.over(lambda chunk: self.logits(chunk, source).argmax(1), images)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(N, 3, 32, 32) uint8 -> F's output (N, size) float on the CPU."""
-        return self.over(self.extractor, images)
+    def features(self, images: Tensor, source: bool = False) -> Tensor:
+        """(N, 3, 32, 32) uint8 -> L's last hidden layer (N, width) float on the CPU."""
+        return self.over(lambda chunk: self.represent(chunk, source)[1], images)
 
-    def accuracy(self, data: LabelledImages) -> float:
+    def accuracy(self, data: LabelledImages, source: bool = False) -> float:
         """Share of correctly classified images, 0 to 1."""
-        return (self.predict(data.images) == data.labels).float().mean().item()
+        return (self.predict(data.images, source) == data.labels).float().mean().item()
 
 
 def networks(settings: ClassifierSettings) -> tuple[FeatureExtractor, LabelClassifier]:
     """F and L with these settings."""
     extractor = FeatureExtractor(settings.channels, settings.instance_norm)
-    return extractor, LabelClassifier(extractor.size, settings.classifier_width)
+    sizes = extractor.size, settings.classifier_width
+    return extractor, LabelClassifier(*sizes, settings.normalise_classifier)
 
 
 def learned(class_loss: Tensor) -> Tensor:

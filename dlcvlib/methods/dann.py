@@ -1,7 +1,7 @@
 """DANN, chapter 3: features that separate the digits but not the domains.
 
-A domain classifier D predicts from F's features which domain an image comes from; F is trained so
-that the label classifier L succeeds and D fails:
+A domain classifier D predicts from the networks' features which domain an image comes from; the
+feature extractor F and the label classifier L are trained so that L succeeds and D fails:
 
     L and F minimise  class loss - weight * domain loss,   D minimises  domain loss
 
@@ -9,27 +9,36 @@ where the class loss is the cross-entropy on the source's labels and the domain 
 cross-entropy on images of both domains. A gradient reversal layer does both in one step. In the
 papers F, L, D and the weight are G_f, G_y, G_d and lambda; the domain label 1 is the source here.
 
+In [1] and [2] D looks at F's output. In [3] (CDAN) it looks at L's last hidden layer times L's
+prediction, so that it compares the domains class by class; `domain_input` chooses. BatchNorm
+normalises both domains by joint statistics, as in the original's code, or each by its own, with
+common scale and shift ([4]); in evaluation by the running statistics of the image's domain.
+
 References:
     [1] Ganin, Lempitsky: Unsupervised Domain Adaptation by Backpropagation. ICML 2015.
         arXiv:1409.7495
     [2] Ganin et al.: Domain-Adversarial Training of Neural Networks. JMLR 2016. arXiv:1505.07818
+    [3] Long et al.: Conditional Adversarial Domain Adaptation. NeurIPS 2018. arXiv:1705.10667
+    [4] Li et al.: Revisiting Batch Normalization for Practical Domain Adaptation. ICLR 2017
+        Workshop. arXiv:1603.04779
 
-Both domains' images pass through F in one batch, as in the original's code, so that BatchNorm sees
-their mixture in training and, through its running statistics, in evaluation too. Departure from
-the original: the two domains are drawn independently, so that an epoch does not end with the
-shorter one. Departure from the papers: a "patient" schedule (a label warm-up), because D separates
-the domains almost immediately, and its reversed gradient can flatten the features before L has
-learned any digit.
+Departure from the original: the two domains are drawn independently, so that an epoch does not end
+with the shorter one. Departure from the papers: a "patient" schedule (a label warm-up), because D
+separates the domains almost immediately, and its reversed gradient can flatten the features before
+L has learned any digit.
 """
 
 import math
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dlcvlib.config.schema import DANNSettings
-from dlcvlib.data.types import Adaptation
+from dlcvlib.data.types import CLASSES, Adaptation
 from dlcvlib.methods.classifier import TwoDomains, learned
 from dlcvlib.training.method import Batch, update
 
@@ -50,25 +59,36 @@ def rising(progress: float) -> float:
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
+def multilinear(hidden: Tensor, logits: Tensor) -> Tensor:
+    """Products of each unit with each class probability ([3], eq. 4): (N, D), (N, C) -> (N, C * D).
+
+    As in the code of [3], no gradient reaches the probabilities.
+    """
+    probabilities = logits.softmax(1).detach()
+    return (probabilities[:, :, None] * hidden[:, None]).flatten(1)
+
+
 class DomainClassifier(nn.Module):
-    """D: fully connected layers with BatchNorm and ReLU, then a logit of being from the source.
+    """D: fully connected layers with ReLU, then a logit of being from the source.
 
     Args:
-        features: length of F's output.
-        settings: `domain_width`, of the hidden layers; `domain_layers`, their number.
+        inputs: length of what it looks at.
+        settings: `domain_width`, of the hidden layers; `domain_layers`, their number;
+            `normalise_domain`, BatchNorm before each ReLU.
     """
 
-    def __init__(self, features: int, settings: DANNSettings) -> None:
+    def __init__(self, inputs: int, settings: DANNSettings) -> None:
         super().__init__()
-        width = settings.domain_width
+        width, normalise = settings.domain_width, settings.normalise_domain
         blocks: list[nn.Module] = []
-        for in_features in [features, *[width] * (settings.domain_layers - 1)]:
-            blocks += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        for size in [inputs, *[width] * (settings.domain_layers - 1)]:
+            norm = [nn.BatchNorm1d(width)] if normalise else []
+            blocks += [nn.Linear(size, width, bias=not normalise), *norm, nn.ReLU()]
         self.layers = nn.Sequential(*blocks, nn.Linear(width, 1), nn.Flatten(0))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, features) -> logits (N,)."""
-        return self.layers(features)
+    def forward(self, seen: Tensor) -> Tensor:
+        """(N, inputs) -> logits (N,)."""
+        return self.layers(seen)
 
 
 class DANN(TwoDomains):
@@ -79,23 +99,36 @@ class DANN(TwoDomains):
     def __init__(self, settings: DANNSettings) -> None:
         super().__init__(settings)
         self.trains["domain"] = ["domain"]
-        self.domain = DomainClassifier(self.extractor.size, settings)
+        width = settings.classifier_width
+        sizes = {"features": self.extractor.size, "hidden": width, "conditional": CLASSES * width}
+        # With separate statistics, those of F and L are the target's, and these the source's.
+        own = dict(self.named_buffers()) if settings.batch_statistics == "separate" else {}
+        self.of_source = {name: "source_" + name.replace(".", "_") for name in own}
+        for name, statistic in own.items():
+            self.register_buffer(self.of_source[name], statistic.clone())
+        self.domain = DomainClassifier(sizes[settings.domain_input], settings)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One joint step of F, L and D.
 
-        "alternating" first trains D alone, with F fixed.
+        "alternating" first trains D alone, with F and L fixed.
         """
         x_s, y_s, x_t = batch
-        features = self.extractor(torch.cat([x_s, x_t]))
-        is_source = torch.arange(len(features), device=features.device) < len(x_s)
+        # 1. F and L on both domains, and what D sees of it, the source's part first.
+        on_source, on_target = self._represent_both(x_s, x_t)
+        seen = torch.cat([self.seen_by_domain(*on_source), self.seen_by_domain(*on_target)])
+        is_source = torch.arange(len(seen), device=seen.device) < len(x_s)
+        # 2. D alone.
         if self.settings.domain_update == "alternating":
-            domain_logits = self.domain(features.detach())
+            domain_logits = self.domain(seen.detach())
             domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
             update(domain_loss, [self.optimizers["domain"]])
-        class_loss = F.cross_entropy(self.classifier(features[: len(x_s)]), y_s)
+        # 3. All three, with the gradient reversed between D and the others.
+        class_loss = F.cross_entropy(on_source[2], y_s)
         weight = self.domain_weight(class_loss)
-        domain_logits = self.domain(reverse_gradient(features, weight))
+        # Without a weight nothing would reach F and L: the target's backward pass is saved.
+        reverses = self.settings.domain_weight > 0
+        domain_logits = self.domain(reverse_gradient(seen, weight) if reverses else seen.detach())
         domain_loss = F.binary_cross_entropy_with_logits(domain_logits, is_source.float())
         update(class_loss + domain_loss, self.optimizers.values())
         return {
@@ -104,6 +137,24 @@ class DANN(TwoDomains):
             "domain_accuracy": ((domain_logits > 0) == is_source).float().mean(),
             "domain_weight": weight,
         }
+
+    def seen_by_domain(self, features: Tensor, hidden: Tensor, logits: Tensor) -> Tensor:
+        """What D looks at (`domain_input`): (N, inputs)."""
+        if self.settings.domain_input == "conditional":
+            return multilinear(hidden, logits)
+        return hidden if self.settings.domain_input == "hidden" else features
+
+    def represent(self, images: Tensor, source: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Classifier.represent`, each domain normalised by its own statistics if separate."""
+        # In training, these are then updated in place, and the networks' own stay as they are.
+        used = {name: self.get_buffer(own) for name, own in self.of_source.items() if source}
+        return functional_call(self, used, images)
+
+    def _represent_both(self, x_s: Tensor, x_t: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        if self.settings.batch_statistics == "separate":
+            return self.represent(x_s, source=True), self.represent(x_t)
+        parts = self.represent(torch.cat([x_s, x_t]))
+        return zip(*(part.split([len(x_s), len(x_t)]) for part in parts), strict=True)
 
     def domain_weight(self, class_loss: Tensor) -> Tensor:
         """The weight of the reversed gradient at the current step: scalar.
@@ -122,9 +173,16 @@ class DANN(TwoDomains):
     def evaluate(self, data: Adaptation) -> dict[str, float]:
         """Accuracy on the source's validation images, and D's; no target label is used.
 
-        D's accuracy is the mean of those on both domains' images; 0.5 is chance.
+        D's accuracy and cross-entropy are means over both domains, whatever their sizes; at chance
+        they are 0.5 and ln 2.
         """
-        images = data.validation.images, data.target_validation
-        logits = [self.over(lambda x: self.domain(self.extractor(x)), some) for some in images]
-        correct = (logits[0] > 0).float().mean() + (logits[1] <= 0).float().mean()
-        return super().evaluate(data) | {"domain_accuracy": correct.item() / 2}
+
+        def logits(images: Tensor, source: bool) -> Tensor:
+            return self.domain(self.seen_by_domain(*self.represent(images, source)))
+
+        on_source = self.over(partial(logits, source=True), data.validation.images)
+        on_target = self.over(partial(logits, source=False), data.target_validation)
+        correct = (on_source > 0).float().mean() + (on_target <= 0).float().mean()
+        loss = F.softplus(-on_source).mean() + F.softplus(on_target).mean()
+        measured = {"domain_accuracy": correct.item() / 2, "domain": loss.item() / 2}
+        return super().evaluate(data) | measured

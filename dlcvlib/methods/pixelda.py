@@ -12,18 +12,26 @@ References:
     [1] Bousmalis et al.: Unsupervised Pixel-Level Domain Adaptation with Generative Adversarial
         Networks. CVPR 2017. arXiv:1612.05424
     [2] Mao et al.: Least Squares Generative Adversarial Networks. ICCV 2017. arXiv:1611.04076
+    [3] Heusel et al.: GANs Trained by a Two Time-Scale Update Rule. NIPS 2017. arXiv:1706.08500
+    [4] Sønderby et al.: Amortised MAP Inference for Image Super-resolution. ICLR 2017.
+        arXiv:1610.04490 (instance noise)
 
 T is the network of chapter 3, whereas the original gives it D's architecture; source and generated
 images pass through it in one batch, so that BatchNorm sees both. Under strong augmentation, G and D
 see only the geometric part and T the photometric part too, since G should not learn to imitate
 augmented colours. Half of the source images that T sees keep their own colours; without them, T can
 stay at chance for most of a short run. Generated images are augmented again before T sees them, so
-that G and T cannot agree on patterns that are not digits. Departures from [1]: with `patient` (a
-label warm-up), generated images train T only as far as it has `learned` the source's labels; G's
-early images, which show no digit, would keep it from learning. The task loss is the mean of those
-on source and generated images, where [1] adds them: our `task_weight` is twice that of [1]. Two
-implementation errors of the original homework's code are parameters, off by default: a Softmax
-before a cross-entropy that contains one, and T in G's optimiser, where [1] updates it with D.
+that G and T cannot agree on patterns that are not digits.
+
+Departures from [1], all of them parameters, because D otherwise overpowers G within a few hundred
+steps: a "residual" G that begins as the identity, with coarse noise; learning rates of their own
+for G and D ([3]); noise on D's input that falls to 0 ([4]); a content loss that lets G change the
+colours and invert them. With `patient` (a label warm-up), the adversarial loss counts in G's only
+as far as T has `learned` the source's labels: before, nothing would keep the digits. The task loss
+is the mean of those on source and generated images, where [1] adds them: our `task_weight` is twice
+that of [1]. `classifier_with_generator` updates T in the step of G, as the original homework's code
+does; in [1] it is updated with D, which takes a second pass through T. `softmax_twice` is an
+implementation error of that code: a Softmax before a cross-entropy that contains one.
 """
 
 import itertools
@@ -57,33 +65,48 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
+COARSE = 4
+"""Side of the residual generator's noise maps, which are enlarged to that of the image."""
+
+
 class Generator(nn.Module):
     """G: noise mapped to three channels beside the image's, then residual blocks and Tanh.
 
+    "direct" maps the noise to full size, as in [1]. "residual" maps it to `COARSE` maps, enlarged
+    and smoothed, and adds the last convolution, 0 at first, to the source's logits: G begins as
+    the identity.
+
     Args:
-        settings: `latent_dim`, length of the noise vector; `generator_channels`, width of the
-            residual blocks; `residual_blocks`, their number.
+        settings: `generator`, one of these; `latent_dim`, length of the noise vector;
+            `generator_channels`, width of the residual blocks; `residual_blocks`, their number.
     """
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__()
-        channels = settings.generator_channels
+        channels, self.residual = settings.generator_channels, settings.generator == "residual"
+        side = COARSE if self.residual else IMAGE_SIZE
+        # Not by bilinear interpolation, whose gradient on a GPU depends on the order of its sums.
+        smooth = nn.AvgPool2d(IMAGE_SIZE // COARSE - 1, 1, 3, count_include_pad=False)
         self.spread = nn.Sequential(
-            nn.Linear(settings.latent_dim, 3 * IMAGE_SIZE**2),
-            nn.Unflatten(1, (3, IMAGE_SIZE, IMAGE_SIZE)),
+            nn.Linear(settings.latent_dim, 3 * side**2),
+            nn.Unflatten(1, (3, side, side)),
+            *[nn.Upsample(IMAGE_SIZE), smooth] * self.residual,
         )
         self.layers = nn.Sequential(
             nn.Conv2d(6, channels, 3, padding=1),
             nn.ReLU(),
             *(ResidualBlock(channels) for _ in range(settings.residual_blocks)),
-            nn.Conv2d(channels, 3, 3, padding=1),
-            nn.Tanh(),
+            nn.Conv2d(channels, 3, 3, padding=1, bias=not self.residual),
         )
+        if self.residual:
+            nn.init.zeros_(self.layers[-1].weight)
 
     def forward(self, images: Tensor, z: Tensor) -> Tensor:
         """Images (N, 3, 32, 32) in 0..1 and noise (N, latent_dim) -> images in 0..1, float32."""
         joined = torch.cat([2 * images - 1, self.spread(z)], 1)
-        return (self.layers(joined).float() + 1) / 2
+        # Tanh of half the logit is 2 * images - 1; limited, so that no logit is infinite.
+        start = images.logit(0.02) / 2 if self.residual else 0.0
+        return ((self.layers(joined).float() + start).tanh() + 1) / 2
 
 
 class Discriminator(nn.Module):
@@ -136,13 +159,19 @@ def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Te
 
 
 def content_loss(images: Tensor, others: Tensor) -> Tensor:
-    """Pairwise mean squared error of images (N, 3, H, W) and others: scalar ([1], eq. 5).
+    """1 minus the squared correlation of grey values, image by image: scalar, 0 to 1.
 
-    A difference that is constant over an image costs nothing. The paper masks the background;
-    these digits have no mask.
+    It is in place of the masked pairwise squared error of [1], eq. 5: these digits have no mask,
+    and a translation may invert them. Colours, contrast and inversion cost nothing.
+
+    Args:
+        images: (N, 3, H, W).
+        others: (N, 3, H, W).
     """
-    difference = (images - others).flatten(1)
-    return (difference.square().mean(1) - difference.mean(1).square()).mean()
+    greys = (batch.mean(1).flatten(1) for batch in (images, others))
+    x, y = (grey - grey.mean(1, keepdim=True) for grey in greys)
+    products, squares = (x * y).sum(1), x.square().sum(1) * y.square().sum(1)
+    return (1 - products.square() / (squares + 1e-3)).mean()
 
 
 class PixelDA(TwoDomains):
@@ -153,6 +182,8 @@ class PixelDA(TwoDomains):
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
         self.trains |= {"generator": ["generator"], "discriminator": ["discriminator"]}
+        self.rates["generator"] = settings.generator_rate
+        self.rates["discriminator"] = settings.discriminator_rate
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
 
     @property
@@ -167,33 +198,36 @@ class PixelDA(TwoDomains):
         fake = self.generator(x_s, self.noise(len(x_s), x_s.device))
         terms = self._train_discriminator(x_t, fake.detach())
         if not self.settings.classifier_with_generator:
-            self._train_classifier(x_s, y_s, fake.detach())
+            losses = self._task_losses(x_s, y_s, fake.detach())
+            update(sum(losses) / 2, [self.optimizers["classifier"]])
         return terms | self._train_generator(x_s, y_s, fake)
 
     def _train_discriminator(self, x_t: Tensor, fake: Tensor) -> dict[str, Tensor]:
         kind = self.settings.adversarial_loss
-        on_target, on_fake = self.discriminator(x_t), self.discriminator(fake)
+        on_target, on_fake = self._discriminate(x_t), self._discriminate(fake)
         loss = adversarial_loss(kind, on_target, True) + adversarial_loss(kind, on_fake, False)
         update(loss, [self.optimizers["discriminator"]])
         middle = 0.5 if kind == "least_squares" else 0.0
         correct = (on_target > middle).float().mean() + (on_fake <= middle).float().mean()
-        return {"discriminator": loss, "discriminator_accuracy": correct / 2}
+        outputs = {"d_real": on_target.mean(), "d_fake": on_fake.mean()}
+        return {"discriminator": loss, "discriminator_accuracy": correct / 2} | outputs
 
-    def _train_classifier(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> None:
-        on_source, on_fake = self._task_logits(x_s, fake)
-        weight = learned(F.cross_entropy(on_source, y_s)) if self.settings.patient else 1.0
-        loss = self._task_loss(on_source, y_s) + weight * self._task_loss(on_fake, y_s)
-        update(loss / 2, [self.optimizers["classifier"]])
+    def _discriminate(self, images: Tensor) -> Tensor:
+        """D's logits of images with the instance noise of this step."""
+        if std := self.settings.instance_noise * (1 - self.step / self.settings.steps):
+            images = images + std * torch.randn_like(images)
+        return self.discriminator(images)
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
         settings, updated = self.settings, [self.optimizers["generator"]]
         if settings.classifier_with_generator:
             updated.append(self.optimizers["classifier"])
-        adversarial = adversarial_loss(settings.adversarial_loss, self.discriminator(fake), True)
-        on_source, on_fake = (self._task_loss(z, y_s) for z in self._task_logits(x_s, fake))
+        adversarial = adversarial_loss(settings.adversarial_loss, self._discriminate(fake), True)
+        on_source, on_fake = self._task_losses(x_s, y_s, fake)
         content = content_loss(x_s, fake)
+        weight = learned(on_source) if settings.patient else 1.0
         loss = (
-            settings.adversarial_weight * adversarial
+            weight * settings.adversarial_weight * adversarial
             + settings.task_weight * (on_source + on_fake) / 2
             + settings.content_weight * content
         )
@@ -205,15 +239,14 @@ class PixelDA(TwoDomains):
             "content": content,
         }
 
-    def _task_logits(self, x_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """T's logits of source and generated images, augmented."""
+    def _task_losses(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """T's losses on source and generated images, augmented."""
         if self.settings.augmentation == "strong":
             recoloured = torch.rand(len(x_s), 1, 1, 1, device=x_s.device) < 0.5
             x_s, fake = torch.where(recoloured, photometric(x_s), x_s), strong(fake)
-        return self.logits(torch.cat([x_s, fake])).chunk(2)
-
-    def _task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return task_loss(logits, labels, self.settings.softmax_twice)
+        on_source, on_fake = self.logits(torch.cat([x_s, fake])).chunk(2)
+        twice = self.settings.softmax_twice
+        return task_loss(on_source, y_s, twice), task_loss(on_fake, y_s, twice)
 
     def noise(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """z, uniform in -1..1: (count, latent_dim)."""

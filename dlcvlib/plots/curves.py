@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, GREY, TARGET, WIDTH, with_values
+from dlcvlib.plots.style import CYCLE, GREY, TARGET, WIDTH, pair_name, with_values
 
 SPARSE = 30
 """Curves with fewer points than this have markers."""
@@ -120,7 +120,11 @@ def forest(table: pd.DataFrame) -> Figure:
             ax.hlines(at, own["low"], own["high"], color=color, linewidth=1.6)
             ax.plot(own["difference"], at, "o", color=color, markersize=4)
         ax.axvline(0, color=GREY, linewidth=0.8)
-        ax.set(yticks=heights, yticklabels=rows["claim"], xlabel=f"difference in {measure}")
+        ax.set(
+            yticks=heights,
+            yticklabels=rows["claim"].map(pair_name),
+            xlabel=f"difference in {measure}",
+        )
         ax.set_ylim(len(rows) - 0.4, -0.6)  # the first claim on top
         ax.grid(axis="y", visible=False)
     drawn = {name: color for name, color in VERDICT_COLORS.items() if name in set(table["verdict"])}

@@ -24,7 +24,7 @@ GREY, DARK = "#888888", "#222222"
 SOURCE, TARGET = CYCLE[0], "#CC3311"
 """Blue and red, as in the original; they differ in lightness too."""
 METHOD_COLORS = {
-    "source only": "#BBBBBB", "target only": "#777777",
+    "source only": "#CCCCCC", "AdaBN": "#999999", "target only": "#666666",
     "DANN": CYCLE[0], "PixelDA": CYCLE[2], "AdaMatch": CYCLE[3],
 }  # fmt: skip
 CLASS_COLORS = (

@@ -96,8 +96,8 @@ def fit(
             seed_step(settings.seed, method.step * state.num_processes + state.process_index)
             factor = learning_rate_factor(schedule, method.step / steps)
             learning_rate = factor * settings.learning_rate
-            for optimizer in method.optimizers.values():
-                optimizer.param_groups[0]["lr"] = learning_rate
+            for name, optimizer in method.optimizers.items():
+                optimizer.param_groups[0]["lr"] = learning_rate * method.rates.get(name, 1.0)
             losses = method.training_step(_share(batch(method.step)))
             terms = losses | gradient_norms(method.optimizers)
             progress.pending.append(torch.stack([x.detach().float() for x in terms.values()]))

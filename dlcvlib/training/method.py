@@ -50,6 +50,7 @@ class Method(nn.Module):
     Attributes:
         name: first part of the run's folder name.
         trains: optimiser -> names of the networks that it trains; "" is all of them.
+        rates: optimiser -> factor of its learning rate, if other than 1.
         snapshots: names of the networks that are saved at each validation, besides checkpoints.
         batches: data and device -> the batch of each step, as a function of the step, on the
             device; each method defines it.
@@ -69,6 +70,7 @@ class Method(nn.Module):
         self.settings = settings
         self.step = 0
         self.trains = {"adam": [""]}
+        self.rates: dict[str, float] = {}
 
     @cached_property
     def optimizers(self) -> dict[str, Optimizer]:
