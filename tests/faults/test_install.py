@@ -10,6 +10,7 @@ from pathlib import Path
 
 import packaging
 import pytest
+import yaml
 
 from dlcvlib.config.paths import ROOT
 
@@ -38,6 +39,13 @@ import venv
 venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
 """
 """Creates a venv without installing the real pip, which would take seconds."""
+CONDA = """#!/bin/sh
+case "$1" in
+    create) echo "$@" >conda && exec python3 -m venv env ;;
+    run) [ -x env/bin/python ] && shift 3 && PATH="env/bin:$PATH" exec "$@" ;;
+esac
+"""
+"""Has one environment, a venv, and notes how it was made."""
 PROJECT = """
 [project]
 name = "stand-in"
@@ -159,7 +167,12 @@ def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkou
 
 
 @pytest.mark.parametrize("driver", [False, True])
-def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driver):
+@pytest.mark.parametrize("conda", [None, "conda", "mamba"])
+def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driver, conda):
+    """With conda too, whose environment has what environment.yml names."""
+    if conda:
+        (checkout / "stand-ins" / "bin" / conda).write_text(CONDA)
+        (checkout / "stand-ins" / "bin" / conda).chmod(0o755)
     if driver:
         (checkout / "stand-ins" / "bin" / "nvidia-smi").symlink_to("/bin/true")
     elif Path("/proc/driver/nvidia").exists() or Path("/dev/dxg").exists():
@@ -169,6 +182,13 @@ def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driv
     assert (asked.read_text() if asked.exists() else "") == (
         "" if driver else "torch==2.1+cpu torchvision==0.2+cpu"
     )
+    assert run(checkout) == ("has 1.0\n", "", 0)
+    assert (checkout / ".venv").exists() != bool(conda)
+    if conda:
+        whole = yaml.safe_load((ROOT / "environment.yml").read_text())
+        made_of = [each for each in whole["dependencies"] if isinstance(each, str)]
+        made = f"create -y -n {whole['name']} -c {whole['channels'][0]} {' '.join(made_of)}\n"
+        assert (checkout / "conda").read_text() == made
 
 
 def test_it_can_be_sourced_and_called_from_anywhere(checkout):
