@@ -286,7 +286,8 @@ def test_neither_start_up_files_nor_the_backend_of_the_user_count(small, monkeyp
     plot = "from matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.show()"
     bar = "import sys, warnings\nfrom tqdm import tqdm\nfor _ in tqdm([1]): pass\n"
     warn = "print('1%\\r2%\\rdone')\nwarnings.warn('careful')"
-    small.write(p1_1=["assert 'DATA' not in globals()", plot, bar + warn])
+    wait = "print('runs/x is being trained by process 1; waiting for it\\nafter', file=sys.stderr)"
+    small.write(p1_1=["assert 'DATA' not in globals()", plot, bar + warn, wait])
     assert small.make()
     (path,) = (small.out / "notebooks").glob("*.ipynb")
     shown = [o for c in nbformat.read(path, 4).cells[1:] for o in c.outputs]
@@ -294,6 +295,8 @@ def test_neither_start_up_files_nor_the_backend_of_the_user_count(small, monkeyp
     text = "".join(o.text for o in shown if "text" in o)
     assert "careful" in text
     assert "done" in text
+    assert text.endswith("after\n")
+    assert "waiting" not in text
     assert "%" not in text.replace("%\\r", "")
 
 
