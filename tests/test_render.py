@@ -11,6 +11,7 @@ import pandas as pd
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
+from nbconvert.filters import ansi
 from PIL import Image
 
 from dlcvlib.report import provenance, render
@@ -168,7 +169,7 @@ def test_ordinary_output_is_shown(tmp_path):
         ({"image/gif": "R0lGODlhAQABAAAAACw="}, ".failed"),
         ({"image/svg+xml": "<svg"}, ".failed"),
         ({"text/latex": r"\begin{align}a&=b\end{align}"}, "math"),
-        ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre"),
+        ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre .ansi-red-fg"),
         ({"application/vnd.plotly.v1+json": {}}, "pre"),
     ],
 )
@@ -180,6 +181,146 @@ def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path, data, see
     assert "\x1b" not in found.get_text()
     assert found.name != "pre" or found.get_text().strip()
     assert made.pdf()
+
+
+TYPED = {
+    "\x1b[1;31mE\x1b[0m: x\n": ("E: x", {"ansi-red-intense-fg ansi-bold": "E"}),
+    "\x1b[38;2;1;2;3;4mE\x1b[m": ("E", {"ansi-underline": "E"}),
+    "\x1b[7m\x1b[48;5;196mE": ("E", {"ansi-default-inverse-bg": "E"}),
+    "\x1b[32m<b>&amp;\n": ("<b>&amp;", {"ansi-green-fg": "<b>&amp;"}),
+    '\x1b[31m"><script>x()\x1b[38;5;1;"mz</script>': (
+        '"><script>x()z</script>',
+        {"ansi-red-fg": '"><script>x()z</script>'},
+    ),
+    "\x1b]8;;http://x.y\x1b\\link\x1b]8;;\x07 \x1b(B\x1b[2K\x1b[3;4Hz\x1b7\x1b": ("link z", {}),
+    "a\x08b\x00\x07\x1bPq#0\x1b\\c\x1b[?25l\x1b[>4;2md\x1b[<u\x1b]0;open": ("abcd0;open", {}),
+    "```\n\x1b[34m`x`\n": ("```\n`x`", {"ansi-blue-fg": "`x`"}),
+    'style="color\x1b[0m': ('style="color', {}),
+    "\x1b[0m\n": None,
+}
+"""What is printed -> what is shown of it, and its colours; None if it is nothing."""
+
+
+@pytest.mark.parametrize("kind", ["stream", "plain", "traceback", "html"])
+def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path, kind):
+    """As text beside HTML that shows nothing, too."""
+    cells = [shown("", {"text/plain": typed}) for typed in TYPED]
+    for cell, typed in zip(cells, TYPED, strict=True):
+        if kind == "html":
+            cell.outputs[0].data["text/html"] = "<script>x()</script>"
+        elif kind == "stream":
+            cell.outputs = [nbformat.v4.new_output("stream", text=typed)]
+        elif kind == "traceback":
+            error = {"ename": "", "evalue": "", "traceback": [typed]}
+            cell.outputs = [nbformat.v4.new_output("error", **error)]
+    made = Made(tmp_path, p1_1=cells)
+    blocks = [block for block in made.soup.select("#nb-1-1 pre") if block.get_text().strip()]
+    found = [
+        (
+            block.get_text().strip(),
+            {" ".join(span.get("class", [])): span.get_text().strip() for span in block("span")},
+        )
+        for block in blocks
+    ]
+    assert found == [seen for seen in TYPED.values() if seen]
+    assert not made.soup.select("script, pre b")
+    assert "\x1b" not in made.html
+    printed = made.pdf()
+    assert all(line in printed for text, _ in found for line in text.split("\n"))
+    assert not re.search("[\x00-\x08\x1b]", printed)
+
+
+def test_colours_can_be_read_in_light_and_dark_mode():
+    """All of nbconvert's, by the contrast that WCAG 2 (1.4.3) asks of text."""
+    css = (render.TEMPLATE / "report.html").read_text()
+    named = re.findall(r"\.ansi-[a-z]+(?:-intense)?-fg", css)
+    assert {name[1:-3] for name in named} == set(ansi._ANSI_COLORS)
+    for mode in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        for name in ("ink", "soft", "red", "green", "yellow", "blue", "magenta", "cyan"):
+            darker, lighter = sorted(luminance(colours[each]) for each in (name, "wash"))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (name, mode)
+
+
+def luminance(colour):
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (byte / 255 for byte in bytes.fromhex(colour[1:]))
+    ]
+    return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_long_line_is_broken_in_print(tmp_path):
+    cell = shown("", {"text/plain": "x" * 300 + "\nshort"})
+    lines = Made(tmp_path, p1_1=[cell]).pdf().split("\n")
+    broken = [line for line in lines if "xxx" in line]
+    assert sum(line.count("x") for line in broken) == 300
+    assert max(map(len, broken)) < 120
+    assert "short" in lines
+
+
+GRIDS = {
+    "<table><tr><td>1<td>2</table>": [["1", "2"]],
+    "<TABLE><TR><TD>1<TD>2<TR><TD>3<TD>4</TABLE>": [["1", "2"], ["3", "4"]],
+    "<table><tr><td>1</td><td>2</td><tr><td>3</td><td>4</td></table>": [["1", "2"], ["3", "4"]],
+    "<table><caption>c<thead><tr><th>a<th>b<tbody><tr><td>1<td>2": [["a", "b"], ["1", "2"]],
+    "<table><tr><td colspan=2>1<tr><td>3<td>4</table>": [["1"], ["3", "4"]],
+    "<table><td>1<td title='a>b'>2 < 3</table>": [["1", "2 < 3"]],
+    "<table><tr><td>\n\n<p>1<p>one\n<td><ul><li>2<li>3</ul>\n</table>": [["1 one", "2 3"]],
+    "<div><table><tr><td>1<td><!-- <td> --><script>'<td>'</script>2</table>": [["1", "2"]],
+    "<table><tr><td>1<td><table><tr><td>x<td>y</table><tr><td>3<td>4": [
+        *(["1", "x y"], ["x", "y"], ["3", "4"]),
+    ],
+}
+"""Tables that leave out tags -> their rows."""
+
+
+@pytest.mark.parametrize("kind", ["cell", "output"])
+def test_tables_may_leave_out_tags(tmp_path, kind):
+    cells = [text(html) if kind == "cell" else shown("", {"text/html": html}) for html in GRIDS]
+    made = Made(tmp_path, p1_1=cells)
+    rows = [
+        [" ".join(td.get_text(" ").split()) for td in row.find_all(["td", "th"], recursive=False)]
+        for row in made.soup.select("#nb-1-1 tr")
+    ]
+    assert rows == [row for grid in GRIDS.values() for row in grid]
+    assert made.soup.select("#nb-1-1 [colspan='2']")
+    assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
+
+
+def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
+    heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
+    made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
+    printed = render._written(made.tree, "typst", "report.typ")
+    assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
+
+
+def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
+    """Its headings, formulas, pictures and links."""
+    source = "## Sizes\n\n[to it](#sizes) $x<1$ ![p](attachment:x.png) ![q](gone.png)\n\n"
+    cell = text(source + "<table><tr><td>1<td>2</table>")
+    cell.attachments = {"x.png": {"image/png": CODED}}
+    section = Made(tmp_path, p1_1=[cell]).soup.select_one("#nb-1-1")
+    assert section.select_one("#sizes h3").get_text() == "Sizes"
+    assert section.a["href"] == "#sizes"
+    assert len(section.select("math, img, td")) == 4
+    assert "no picture in this project: gone.png" in section.get_text()
+
+
+def test_a_title_beside_a_table_is_the_notebooks(tmp_path):
+    book = nbformat.v4.new_notebook(cells=[text("# One\n\n<table><tr><td>1</table>\n\n## Two")])
+    page = render.Page("1-1", book, {}, tmp_path)
+    tree = render.parsed("".join(page.parts), {"1-1": page})
+    soup = BeautifulSoup(render.to_html(tree, tmp_path), "html.parser")
+    assert [each["id"] for each in soup.select("section")] == ["nb-1-1", "two"]
+
+
+def test_headings_of_an_output_are_below_the_notebooks(tmp_path):
+    cell = shown("", {"text/html": "<h1>Big</h1><table><tr><td>1</table>"})
+    section = Made(tmp_path, p1_1=[cell, text("After")]).soup.select_one("#nb-1-1")
+    assert section.h3.get_text() == "Big"
+    assert "After" in section.get_text()
 
 
 def test_a_warning_and_a_traceback_are_shown(tmp_path):
