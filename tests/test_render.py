@@ -164,6 +164,7 @@ def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
 
 
 TABLE = "<table onclick='x()'><tr><td colspan=2><b>1</b></td></tr></table>"
+# Outputs, and what a page shows of them.
 KINDS = [
     ({"text/html": TABLE}, "table strong"),
     ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
@@ -178,7 +179,6 @@ KINDS = [
     ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre"),
     ({"application/vnd.plotly.v1+json": {}}, "pre"),
 ]
-"""Outputs, and what a page has instead."""
 
 
 def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path):

@@ -1,6 +1,7 @@
 """`run_all.sh` is killed while it installs, and started twice at once; with a stand-in for pip."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from dlcvlib.config.paths import ROOT
 
+# Installs nothing if it finds a word of its command in the file `refused`.
 PIP = """
 import pathlib, sys, sysconfig
 if "-e" not in sys.argv:
@@ -30,14 +32,13 @@ package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
 package.mkdir()
 package.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: needed\\nVersion: 1.0\\n")
 """
-"""Installs nothing if it finds a word of its command in the file `refused`."""
+# Creates a venv without installing the real pip, which would take seconds.
 VENV = """
 import pathlib, sys
 sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
 import venv
 venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
 """
-"""Creates a venv without installing the real pip, which would take seconds."""
 PROJECT = """
 [project]
 name = "stand-in"
@@ -146,12 +147,47 @@ def test_folders_of_others_are_never_removed(checkout):
     assert (elsewhere / "new" / "pyvenv.cfg").is_file()
 
 
-def test_other_versions_are_installed_if_the_tested_ones_are_unavailable(checkout):
-    """From another shell, which hands over to bash."""
-    (checkout / "refused").write_text("-c")
-    out, said, _ = run(checkout, "./run_all.sh", script="sh")
-    assert out == "has 1.0\n"
-    assert "Not all versions of constraints.txt are available here" in said
+CDPATH = "mkdir -p x ../x; cd ..; export CDPATH=$OLDPWD; x/../run_all.sh train vae"
+
+
+@pytest.mark.parametrize(
+    ("typed", "out", "said"),
+    [
+        ("../run_all.sh smoke --jobs 1", "{here} report --profile smoke --jobs 1\n", ""),
+        ("../run_all.sh train vae", "{here} train vae\n", ""),
+        ("../run_all.sh params gan --seed=1", "{here} params gan --seed=1\n", ""),
+        # A sourced script must not end the shell; CDPATH must not lead elsewhere.
+        ("source ../run_all.sh train vae; echo on", "{here} train vae\non\n", ""),
+        (CDPATH, "{root} train vae\n", ""),
+        # Another shell hands over to bash.
+        ("echo -n -c >../refused; sh ../run_all.sh", "", ".*Not all versions of constraints.txt"),
+    ],
+)
+def test_from_anywhere_and_from_each_shell(checkout, typed, out, said):
+    """Arguments are passed on, and paths are relative to the start."""
+    here = checkout / "else where"
+    found = run(checkout, "-c", typed, script="bash", cwd=here)
+    assert found[0] == "has 1.0\n" + out.format(here=here, root=checkout)
+    assert re.match(said, found[1], re.DOTALL)
+
+
+WINDOWS = "uname() { echo MINGW64_NT-10.0; }; export -f uname; ./run_all.sh"
+
+
+@pytest.mark.parametrize(
+    ("typed", "out", "said", "status"),
+    [
+        ("./run_all.sh --help", "Sets up .*smoke|quick|full|original", "", 0),
+        ("./run_all.sh quik", "", "run_all.sh: unknown command 'quik'; did you mean 'quick'.", 2),
+        (WINDOWS, "", "run_all.sh: on Windows, use it in WSL", 2),
+    ],
+)
+def test_what_is_said_before_anything_is_installed(checkout, typed, out, said, status):
+    found = run(checkout, "-c", typed, script="bash")
+    assert re.match(out, found[0], re.DOTALL)
+    assert re.match(said, found[1])
+    assert found[2] == status
+    assert not (checkout / ".venv").exists()
 
 
 @pytest.mark.parametrize("driver", [False, True])
@@ -163,42 +199,6 @@ def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driv
     assert run(checkout)[0] == "has 1.0\n"
     asked = [path.read_text() for path in checkout.glob("torch")]
     assert asked == ([] if driver else ["torch==2.1+cpu torchvision==0.2+cpu"])
-
-
-def test_it_can_be_sourced_and_called_from_anywhere(checkout):
-    """A sourced script must not end the shell; CDPATH must not lead elsewhere."""
-    elsewhere = checkout / "else where"
-    command = 'source ../run_all.sh params vae; echo "still here"'
-    out = run(checkout, "-c", command, script="bash", cwd=elsewhere)[0]
-    assert out == f"has 1.0\n{elsewhere} params vae\nstill here\n"
-    (elsewhere / checkout.name).mkdir()
-    outside = {"script": f"{checkout.name}/run_all.sh", "cwd": checkout.parent}
-    out = run(checkout, "report", "-x", **outside, CDPATH=str(elsewhere))[0]
-    assert out.endswith(" report -x\n")
-
-
-def test_windows_shells_are_shown_the_way(checkout):
-    (checkout / "stand-ins" / "bin" / "uname").write_text("#!/bin/sh\necho MINGW64_NT-10.0\n")
-    (checkout / "stand-ins" / "bin" / "uname").chmod(0o755)
-    _, said, status = run(checkout)
-    assert (said.startswith("run_all.sh: on Windows, use it in WSL"), status) == (True, 2)
-
-
-def test_arguments_are_passed_on_and_paths_are_relative_to_the_start(checkout):
-    elsewhere = checkout / "else where"
-    there = {"script": "../run_all.sh", "cwd": elsewhere}
-    assert "smoke|quick|full|original" in run(checkout, "--help", **there)[0]
-    _, said, status = run(checkout, "quik", **there)
-    assert said.startswith("run_all.sh: unknown command 'quik'; did you mean 'quick'? (commands: ")
-    assert status == 2
-    assert not (checkout / ".venv").exists()  # all this is said before anything is installed
-    for typed, passed_on in (
-        ("smoke --jobs 1", "report --profile smoke --jobs 1"),
-        ("train vae", "train vae"),
-        ("params gan --seed=1", "params gan --seed=1"),
-    ):
-        out = run(checkout, *typed.split(), **there)[0]
-        assert out == f"has 1.0\n{elsewhere} {passed_on}\n"
 
 
 def test_two_at_once_install_once(checkout):
