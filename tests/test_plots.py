@@ -98,11 +98,10 @@ def test_rows_are_stacked_pairs_separated_and_missing_digits_grey():
     ax = images.image_rows(rows * 2, list("abcd"), over=images.DIGITS, blocks=2)
     assert [label.get_text() for label in ax.get_yticklabels()] == list("abcd")
     assert [label.get_text() for label in ax.get_xticklabels()] == images.DIGITS
-    gaps = np.diff(ax.get_yticks()) - 32
-    assert gaps[1] > 4 * gaps[0] == 4 * images.GAP
+    first, between, last = np.diff(ax.get_yticks()) - 32
+    assert between > 4 * first == 4 * last
     sheet = ax.images[0].get_array()[16, :, 0]
     assert sheet[::34].tolist() == [128 if digit == 4 else 20 * digit for digit in range(10)]
-    assert (sheet[32::34] == 255).all()
 
 
 @pytest.mark.parametrize("losses", [[0.1, 0.2, 0.3], [0.5, 0, -0.4]])

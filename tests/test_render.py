@@ -116,23 +116,20 @@ def test_the_pdf_has_a_font_for_chinese_japanese_and_korean(tmp_path):
 
 
 def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
-    cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), table("1-1-t", FRAME)]
-    made = Made(tmp_path, p1_1=cells)
-    shape = made.soup.select_one("#fig-a figure")
-    assert shape.img["alt"] == 'A "quoted" line.'
-    assert shape.figcaption.get_text() == "Figure 1-1.1. The a; see Table 1-1.1."
-    assert made.soup.select_one("#tbl-1-1-t td").get_text() == "0.500"
-    assert made.files == {"1-1.1-a.svg": SVG.encode(), "1-1.1-a.csv": b"x\n1\n"}
-    assert Made(tmp_path, p1_1=cells).html == made.html
-
-
-def test_pictures_are_embedded_in_their_natural_width(tmp_path):
+    """Pictures are embedded in their natural width."""
     pixels = {"image/png": base64.b64encode(png(dpi=(200, 200))).decode()}
-    made = Made(tmp_path, p1_1=[figure("a", "fig-b"), figure("b", "fig-a", **pixels)])
-    assert [(img["src"][:14], img["style"]) for img in made.soup.select("img")] == [
-        ("data:image/svg", "max-width: 29%"),
-        ("data:image/png", "max-width: 7%"),
-    ]
+    cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), figure("b", "fig-a", **pixels)]
+    cells.append(table("1-1-t", FRAME))
+    made = Made(tmp_path, p1_1=cells)
+    first, second = made.soup.select("figure")
+    assert first.img["alt"] == 'A "quoted" line.'
+    assert first.figcaption.get_text() == "Figure 1-1.1. The a; see Table 1-1.1."
+    assert made.soup.select_one("#tbl-1-1-t td").get_text() == "0.500"
+    assert made.files.keys() == {"1-1.1-a.svg", "1-1.1-a.csv", "1-1.2-b.png"}
+    assert made.files["1-1.1-a.csv"] == b"x\n1\n"
+    widths = [(img["src"][:14], img["style"]) for img in (first.img, second.img)]
+    assert widths == [("data:image/svg", "max-width: 29%"), ("data:image/png", "max-width: 7%")]
+    assert Made(tmp_path, p1_1=cells).html == made.html
 
 
 def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):

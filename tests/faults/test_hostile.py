@@ -18,21 +18,12 @@ from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 
-class Payload:
-    """Pickled, it creates a file when it is loaded."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return exec, (f"open({str(self.mark)!r}, 'w')",)
-
-
 @pytest.fixture
 def malicious(tmp_path):
     """A pickle that leaves a file when it is loaded, and the check that it was not."""
     mark = tmp_path / "was-here"
-    pickled = pickle.dumps(Payload(mark))
+    command = f"open({str(mark)!r}, 'w')"
+    pickled = f"cbuiltins\nexec\n(S{command!r}\ntR.".encode()
     pickle.loads(pickled)
     mark.unlink()  # it would work
     yield pickled
