@@ -143,6 +143,8 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):
     message = "<b>*bold* `x` #panic() ```"
     small.write(p1_1=["print('started')", f"raise ValueError('{message}')"], p1_2=[GOOD])
     assert not small.make()
+    kept = small.out / "notebooks" / "1-1-test.failed.ipynb"
+    assert kept.exists()
     page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
     cover, notice = page.select(".failed")
     assert cover.select_one("a")["href"] == "#nb-1-1"
@@ -158,5 +160,6 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):
     small.write(p1_1=[GOOD])
     assert small.make()
     assert "failed" not in small.results()["1-1"]
-    left = [path.name for path in small.out.rglob("*") if re.search("old|failed|tmp", path.name)]
-    assert left == []
+    assert not kept.exists()
+    assert not list((small.out / "figures").iterdir())
+    assert not list(small.out.glob(".tmp*"))
