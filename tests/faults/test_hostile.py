@@ -122,6 +122,7 @@ FALSE = {
     "outside": safetensors({"a": tensor(0, 2**40)} | META),
     "no body": safetensors({"a": tensor(0, 8)} | META, body=b""),
     "no meta": safetensors({"a": tensor(0, 8)}),
+    "other meta": safetensors({"a": tensor(0, 8), "__metadata__": {"other": "{}"}}),
     "bad meta": safetensors({"a": tensor(0, 8), "__metadata__": {"meta": "{"}}),
     "deep": safetensors(b"[" * 10_000),
     "empty": b"",
