@@ -1,10 +1,12 @@
-"""Subprocesses: results, errors and end; what they load; how they use memory; kernels."""
+"""Time by kind of work; subprocesses: results, errors, end; how they use memory; kernels."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -14,6 +16,26 @@ from dlcvlib.report import execute
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
+from dlcvlib.utils.stopwatch import timed
+
+
+def test_inner_work_counts_once_and_errors_count_too(monkeypatch):
+    """With a clock that the test controls."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stopwatch.take()
+    with timed("training"):
+        now[0] += 3
+        with timed("evaluation"):
+            now[0] += 1
+            with timed("t-SNE"):
+                now[0] += 5
+        with contextlib.suppress(ValueError), timed("evaluation"):
+            now[0] += 1
+            raise ValueError
+        now[0] += 4
+    assert stopwatch.take() == {"training": 7, "evaluation": 2, "t-SNE": 5}
+    assert stopwatch.take() == {}
 
 
 def test_it_answers_from_another_process_whose_time_counts():

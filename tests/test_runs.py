@@ -97,10 +97,8 @@ def test_data_and_versions_determine_a_run(monkeypatch, package):
         ("methods/classifier", {"classifier", "dann", "pixelda", "adamatch"}),
         ("data/batches", set(METHODS)),
         ("training/loop", set(METHODS)),
-        ("training/checkpoint", set(METHODS)),
         ("config/schema", set()),
         ("evaluation/features", set()),
-        ("report/notebook", set()),
         ("utils/storage", set()),
     ],
 )

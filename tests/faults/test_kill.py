@@ -18,13 +18,7 @@ from dlcvlib.utils import storage
 KILLS = 12
 PROBLEMS = "1-2,2-2,3-2,4-1"
 """One per method; their output contains no times."""
-STEPS = {
-    "vae.steps": 40,
-    "gan.steps": 24,
-    "dann.steps": 40,
-    "pixelda.steps": 24,
-    "pixelda.adamatch_steps": 24,
-}
+STEPS = ("vae.steps", "gan.steps", "dann.steps", "pixelda.steps", "pixelda.adamatch_steps")
 CUSTOM = """
 import signal
 from importlib.machinery import SourceFileLoader
@@ -46,15 +40,17 @@ SourceFileLoader.exec_module = exec_module
 def start(base, *words):
     """Start the command line, with `CUSTOM` and a folder of runs."""
     (storage.make_dir(base / "site") / "sitecustomize.py").write_text(CUSTOM)
-    words += ("--profile=smoke", "--set=vae.precision=fp32", f"--runs-dir={base / 'runs'}")
-    return subprocess.Popen(
-        [sys.executable, "-m", "dlcvlib", *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{base / 'site'}{os.pathsep}{ROOT}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [
+        sys.executable,
+        "-m",
+        "dlcvlib",
+        *words,
+        "--profile=smoke",
+        f"--runs-dir={base}/runs",
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{base}/site{os.pathsep}{ROOT}"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **output)
 
 
 def run(base, timeout=None):
@@ -62,8 +58,9 @@ def run(base, timeout=None):
 
     SIGKILL to the process, its workers and its kernels at once, as in a power failure.
     """
-    words, started = [f"--set={name}={value}" for name, value in STEPS.items()], time.monotonic()
-    process = start(base, "report", f"--only={PROBLEMS}", f"--out={base / 'report'}", *words)
+    words = [f"--only={PROBLEMS}", f"--out={base}/report", "--set=vae.precision=fp32"]
+    started = time.monotonic()
+    process = start(base, "report", *words, *(f"--set={name}=30" for name in STEPS))
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -52,10 +52,11 @@ def test_two_reports_in_one_checkout(tmp_path):
     """Both wait for a lock that the test holds; after its release both succeed and run once."""
     out, runs = tmp_path / "report", tmp_path / "runs"
     words = ["report", "--out", out, "--only", "1-2", "--profile", "smoke", "--runs-dir", runs]
+    words += ["--set=vae.drawn_train=70", "--set=vae.drawn_test=32", "--set=vae.steps=4"]
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "held"):
         both = [start("-m", "dlcvlib", *words) for _ in range(2)]
         for process in both:
-            assert f"{out}/.report is being " in line_with("waiting for it", process.stderr)
+            assert "waiting for it" in line_with(f"{out}/.report is being ", process.stderr)
     told = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("1-2 unchanged" in output for output in told) == 1
