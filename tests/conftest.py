@@ -75,9 +75,8 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-KINDS = [vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier]
-KINDS += [dann.DANN, pixelda.PixelDA, adamatch.AdaMatch]
-METHODS = {kind.name: kind for kind in KINDS}
+NETWORKS = (vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier)
+METHODS = {m.name: m for m in (*NETWORKS, dann.DANN, pixelda.PixelDA, adamatch.AdaMatch)}
 
 
 @cache
@@ -344,20 +343,16 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def flip(path):
-    """Flip one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    """Truncate a file."""
-    data = path.read_bytes()
-    path.write_bytes(data[: -max(1, len(data) // 4)])
-
-
-@pytest.fixture(params=[flip, cut])
+@pytest.fixture(params=["flipped", "truncated"])
 def damage(request):
-    """Each way to damage a file."""
-    return request.param
+    """Damage a file: flip a bit in its middle, or truncate it."""
+
+    def harm(path):
+        data = bytearray(path.read_bytes())
+        if request.param == "flipped":
+            data[len(data) // 2] ^= 1
+        else:
+            del data[-max(1, len(data) // 4) :]
+        path.write_bytes(data)
+
+    return harm
