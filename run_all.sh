@@ -98,7 +98,9 @@ environment() {
     conda=$(command -v mamba || command -v conda || true)
     if [ -n "$conda" ]; then
         local name=${DLCV_ENV:-dlcv-report}
-        "$conda" run -n "$name" python -c "" 2>/dev/null || "$conda" env create -y -n "$name" -f environment.yml >&2
+        # The rest of environment.yml is `install`, which takes torch's CPU build where that is enough.
+        "$conda" run -n "$name" python -c "" 2>/dev/null ||
+            "$conda" create -y -n "$name" -c conda-forge python=3.12 pip >&2 || exit 1
         python=$("$conda" run -n "$name" python -c 'import sys; print(sys.executable)')
         satisfies "$python" || install "$python" || exit 1
         echo "$python"

@@ -7,7 +7,7 @@ import os
 import resource
 import tempfile
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import nbformat
@@ -19,7 +19,7 @@ from PIL import Image
 
 from dlcvlib.config import profiles
 from dlcvlib.config.schema import AttributeSettings, TrainingSettings
-from dlcvlib.data import types
+from dlcvlib.data import decode, types
 from dlcvlib.data.synthetic import faces as drawn_faces
 from dlcvlib.methods import adamatch, attributes, classifier, dann, dcgan, pixelda, vae
 from dlcvlib.report import cli, execute, uptodate
@@ -34,7 +34,6 @@ os.environ.pop("TORCH_HOME", None)  # with Inception's weights faces would be me
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))
-HW3_DATA = ROOT.parent / "shared" / "data" / "hw3_data"
 
 
 @pytest.fixture
@@ -46,14 +45,9 @@ def smoke():
 @pytest.fixture(scope="session")
 def drawn():
     """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
-
-    people = [drawn_faces.draw_face(0, number) for number in range(60)]
-    images = np.stack([picture.transpose(2, 0, 1) for picture, _ in people])
-    attributes = {
-        name: torch.tensor([values[name] for _, values in people], dtype=torch.uint8)
-        for name in people[0][1]
-    }
-    return torch.from_numpy(images), attributes
+    images = torch.empty(60, 3, 64, 64, dtype=torch.uint8)
+    columns = decode.fill(partial(drawn_faces.draw_face, 0), range(60), images.numpy(), "faces")
+    return images, {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
 @pytest.fixture
@@ -69,24 +63,20 @@ def faces(drawn):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data folder in the homework's layout, with odd sizes and modes among its pictures."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / "data"
+    """Faces in the homework's layout: shades from 5, odd ones male, multiples of 3 young.
+
+    Picture 1 of each split is not square, 2 is grey.
+    """
     for split, count in (("train", 12), ("test", 6)):
-        (root / "face" / split).mkdir(parents=True)
-        rows = []
-        for i in range(count):
-            shape = (90, 70, 3) if i == 1 else (64, 64) if i == 2 else (64, 64, 3)
-            pixels = rng.integers(0, 255, shape, np.uint8)
-            Image.fromarray(pixels).save(root / "face" / split / f"{i}.png")
-            rows.append((f"{i}.png", i % 2, f"{float(i % 3 == 0)}"))
-        write_csv(root / "face" / f"{split}.csv", ["image_name", "Male", "Young"], rows)
-    return root
+        place, shades = tmp_path / "data" / "face" / split, range(5, 5 + count)
+        write_pictures(place, shades, Male=lambda s: s % 2, Young=lambda s: float(s % 3 == 0))
+        Image.open(place / "1.png").resize((70, 90)).save(place / "1.png")
+        Image.open(place / "2.png").convert("L").save(place / "2.png")
+    return tmp_path / "data"
 
 
-KINDS = [vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier]
-KINDS += [dann.DANN, pixelda.PixelDA, adamatch.AdaMatch]
-METHODS = {kind.name: kind for kind in KINDS}
+NETWORKS = (vae.VAE, attributes.AttributeClassifier, dcgan.DCGAN, classifier.Classifier)
+METHODS = {m.name: m for m in (*NETWORKS, dann.DANN, pixelda.PixelDA, adamatch.AdaMatch)}
 
 
 @cache
@@ -146,25 +136,35 @@ def params(tmp_path):
 
 
 def write_csv(path, header, rows):
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file).writerows([header, *rows])
 
 
-def digit_folder(root, domains, train=20, test=10):
-    """Digits in the homework's layout.
+def shaded(shade, *shape, seed=0):
+    """A nearly flat picture: 15 times a shade, and up to 9 more."""
+    return 15 * shade + np.random.default_rng(seed).integers(0, 10, shape, np.uint8)
 
-    Each image is nearly flat, of the shade 20 times its label and up to 9 more.
-    """
-    rng = np.random.default_rng(0)
-    for domain in domains:
-        for split, count in (("train", train), ("test", test)):
-            folder = root / "digits" / domain / split
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = 20 * (i % 10) + rng.integers(0, 10, (28, 28, 3), np.uint8)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-            rows = [(f"{i}.png", i % 10) for i in range(count)]
-            write_csv(folder.with_suffix(".csv"), ["image_name", "label"], rows)
+
+def shades(images):
+    """The shades of nearly flat pictures."""
+    return (images.float().mean((1, 2, 3)) // 15).int().tolist()
+
+
+def write_pictures(place, shades, side=64, **columns):
+    """Pictures 0.png, … of some shades, and their list; its columns are functions of the shade."""
+    place.mkdir(parents=True)
+    for i, shade in enumerate(shades):
+        pixels = shaded(shade, side, side, 3, seed=[i, len(shades)])
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    rows = [(f"{i}.png", *(of(s) for of in columns.values())) for i, s in enumerate(shades)]
+    write_csv(place.with_suffix(".csv"), ["image_name", *columns], rows)
+
+
+def digit_folder(root, domains, train=20, test=10):
+    """Digits in the homework's layout, whose shades are their labels."""
+    for domain, split in itertools.product(domains, ("train", "test")):
+        labels = [i % 10 for i in range({"train": train, "test": test}[split])]
+        write_pictures(root / "digits" / domain / split, labels, side=28, label=int)
     return root
 
 
@@ -343,20 +343,16 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def flip(path):
-    """Flip one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    """Truncate a file."""
-    data = path.read_bytes()
-    path.write_bytes(data[: -max(1, len(data) // 4)])
-
-
-@pytest.fixture(params=[flip, cut])
+@pytest.fixture(params=["flipped", "truncated"])
 def damage(request):
-    """Each way to damage a file."""
-    return request.param
+    """Damage a file: flip a bit in its middle, or truncate it."""
+
+    def harm(path):
+        data = bytearray(path.read_bytes())
+        if request.param == "flipped":
+            data[len(data) // 2] ^= 1
+        else:
+            del data[-max(1, len(data) // 4) :]
+        path.write_bytes(data)
+
+    return harm

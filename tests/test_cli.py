@@ -1,16 +1,16 @@
 """The command line: help, errors, exit statuses, and that help is fast."""
 
 import os
-import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
 import dlcvlib.utils.process
-from dlcvlib.config import paths, profiles
+from dlcvlib.config import profiles
 from dlcvlib.config.paths import NOTEBOOKS, PARAMS, ROOT
 from dlcvlib.report import cli, provenance
 from dlcvlib.report.cli import main
@@ -52,10 +52,7 @@ def test_jobs_and_seconds_are_at_least_one(option, capsys):
     ("words", "message"),
     [
         (["--set", "vae.kld_wieght=1"], "did you mean 'kld_weight'"),
-        (["--set", "vae.steps=-1"], "'steps'"),
-        (["--set", "steps=1"], "expected CHAPTER.NAME=VALUE"),
         (["--only", ""], "unknown problem '' (there are: 1-1, "),
-        (["--only", "1-33"], "unknown problem '1-33'"),
         (["--out", "{taken}"], "report.pdf is no report's"),
         (["--out", "{taken}/report.pdf"], "report.pdf is not a folder that can be written to"),
         (["--out", "{taken}/report.pdf/new"], "report.pdf is not a folder that can be written to"),
@@ -73,15 +70,6 @@ def test_bad_arguments_give_one_line_and_status_2(words, message, capsys, tmp_pa
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [("folder:/nowhere", "no folder /nowhere"), ("cats", "is not one of embedded")],
-)
-def test_missing_data_are_named(data, message, capsys, tmp_path):
-    assert main(["report", "--out", str(tmp_path / "report"), "--only=1", "--data", data]) == 2
-    assert message in capsys.readouterr().err
-
-
 # --- parameters -------------------------------------------------------------------------------
 
 
@@ -95,17 +83,14 @@ def test_paths_are_relative_to_where_they_were_typed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = ["--data=folder:mine", "--set=vae.data=torchvision:~/mine", "--set=gan.data=embedded"]
     found = chapters_of(*words, "--runs-dir=models", "--set=gan.runs_dir=made")
-    assert found["dann"].data == found["dann"].model_dump()["data"] == f"folder:{tmp_path / 'mine'}"
-    assert found["pixelda"].dann.data == found["dann"].data
+    assert found["dann"].data == found["pixelda"].dann.data == f"folder:{tmp_path / 'mine'}"
     assert found["vae"].data == f"torchvision:{tmp_path / 'home' / 'mine'}"
     assert found["gan"].vae.data == "embedded"
     assert Path(found["vae"].runs_dir) == tmp_path / "models"
     assert Path(found["gan"].runs_dir) == ROOT / "made"  # as in a notebook
-    assert Path(chapters_of()["vae"].runs_dir) == ROOT / "runs"
-    parse = cli.parser().parse_args
-    assert Path(parse(["report", "--out=made"]).out) == tmp_path / "made"
-    assert Path(parse(["report", "--out=~/made"]).out) == tmp_path / "home" / "made"
-    assert Path(parse(["report"]).out) == ROOT / "report"
+    for typed, meant in (("made", tmp_path / "made"), ("~/made", tmp_path / "home" / "made")):
+        assert Path(cli.parser().parse_args(["report", "--out", typed]).out) == meant
+    assert Path(cli.parser().parse_args(["report"]).out) == ROOT / "report"
 
 
 def test_params_shows_values_and_meaning_and_can_be_read_back(capsys):
@@ -125,63 +110,45 @@ def test_changes_to_a_chapter_reach_the_chapters_that_use_it():
     assert found["pixelda"].settings(3).channels == [4, 8]
 
 
-def test_changes_by_a_profile_to_chapter_1_are_kept(monkeypatch, tmp_path):
-    shutil.copytree(PARAMS, tmp_path / "params")
-    profile = tmp_path / "params" / "smoke" / "gan.yaml"
-    profile.write_text(profile.read_text() + "\nvae_changes: {kld_weight: 0.5}\n")
-    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
-    vae = chapters_of("--profile=smoke", "--set=vae.latent_dim=7")["gan"].vae
-    assert (vae.kld_weight, vae.latent_dim) == (0.5, 7)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kld_wieght", "1e-2", "unknown parameter 'kld_wieght': did you mean 'kld_weight'?"),
+        ("data", "folder:../mine", "there is no folder {}/mine"),
+    ],
+)
+def test_papermill_runs_a_notebook_by_itself(tmp_path, name, value, message):
+    """Paths of data are of where it was typed, but runs lie where the project keeps them.
 
-
-def test_papermill_refuses_an_unknown_parameter(tmp_path):
-    """As in the README: one notebook by itself; papermill would only warn."""
+    Of an unknown parameter papermill would only warn.
+    """
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
-    words = [notebook, tmp_path / "out.ipynb", "-f", PARAMS / "smoke" / "vae.yaml"]
-    words += ["-p", "kld_wieght", "1e-2", "-p", "runs_dir", tmp_path / "runs"]
-    done = python("-m", "papermill", *words)
-    assert done.returncode != 0
-    assert "unknown parameter 'kld_wieght': did you mean 'kld_weight'?" in done.stderr
-    assert not (tmp_path / "runs").exists()
-
-
-def test_papermills_paths_are_of_where_it_was_typed(tmp_path):
-    """But runs lie where the project keeps them."""
-    (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
-    words = [notebook, "out.ipynb", "-p", "data", "folder:../mine"]
+    words = [notebook, "out.ipynb", "-f", PARAMS / "smoke" / "vae.yaml", "-p", name, value]
     done = python("-m", "papermill", *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert f"there is no folder {tmp_path.parent / 'mine'}" in done.stderr
+    assert done.returncode != 0
+    assert message.format(tmp_path.parent) in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 # --- train ------------------------------------------------------------------------------------
 
-ONE_PAIR = ("--set={}.pairs=[usps->mnistm]", "--set={}.seeds=[0]")
+# Chapter -> method -> models that `train` trains per pair and seed.
 MODELS = {
-    "vae": {"vae": 1},
     "gan": {"dcgan": 1},
     "dann": {"dann": 1, "classifier": 2},
     "pixelda": {"dann": 1, "classifier": 2, "pixelda": 1, "adamatch": 1},
 }
-"""Chapter -> method -> models that `train` trains per pair and seed."""
 
 
 def train(chapter, folder):
     words = ["train", chapter, "--profile=smoke", f"--runs-dir={folder}"]
-    words += [f"--set={chapter}.precision=fp32"]
-    return words + [w.format(chapter) for w in ONE_PAIR if chapter in ("dann", "pixelda")]
+    words.append(f"--set={chapter}.precision=fp32")
+    if chapter != "gan":
+        words += [f"--set={chapter}.pairs=[usps->mnistm]", f"--set={chapter}.seeds=[0]"]
+    return words
 
 
-@pytest.mark.parametrize("chapter", MODELS)
-def test_train_trains_a_chapters_main_runs_once(chapter, tmp_path, monkeypatch, capsys):
-    for _ in range(2):
-        assert main(train(chapter, tmp_path)) == 0
-        kinds = [path.parent.name.split("-")[0] for path in tmp_path.glob("*/model.safetensors")]
-        assert {kind: kinds.count(kind) for kind in MODELS[chapter]} == MODELS[chapter]
-        assert capsys.readouterr().out.count(" steps in ") == sum(MODELS[chapter].values())
-        monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
-
-
+# Several processes without GPUs, which `accelerate` assumes.
 ON_CPU = """
 import sys
 from pathlib import Path
@@ -197,24 +164,25 @@ threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), f"{threads} may abort this process at its end"
 sys.exit(status)
 """
-"""Several processes without GPUs, which `accelerate` assumes."""
 
 
-@pytest.mark.parametrize("chapter", ["vae", "gan", "pixelda"])
-def test_several_processes_train_one_run(chapter, tmp_path, monkeypatch):
-    """As with `accelerate launch`; a single process then loads what they have trained."""
+@pytest.mark.parametrize(("chapter", "processes"), [("gan", 2), ("dann", 1), ("pixelda", 2)])
+def test_train_trains_a_chapters_main_runs_once(chapter, processes, tmp_path, monkeypatch, capsys):
+    """Also with `accelerate launch`; a single process then loads what several have trained."""
     program = tmp_path / "on_cpu.py"
     program.write_text(ON_CPU)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words += ["--local-addr=127.0.0.1", program]  # the host's own name may lead nowhere
     words += train(chapter, tmp_path)
     done = python(*words, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    records = [storage.read_sealed(path) for path in tmp_path.glob("*-*/provenance.json")]
-    assert records
-    assert {record["processes"] for record in records} == {2}
+    records = {path.parent.name: storage.read_sealed(path) for path in tmp_path.glob("*-*/prov*")}
+    assert {record["processes"] for record in records.values()} == {processes}
+    kinds = Counter(name.split("-")[0] for name in records)
+    assert MODELS[chapter].items() <= kinds.items()
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained again"))
     assert main(train(chapter, tmp_path)) == 0
+    assert capsys.readouterr().out.count(" steps in ") == sum(MODELS[chapter].values())
 
 
 # --- the environment --------------------------------------------------------------------------
@@ -231,9 +199,8 @@ def test_missing_or_untested_packages_are_named(monkeypatch):
     assert line.startswith("pandas 99.1 (tested with ==")
 
 
-@pytest.mark.parametrize("words", [["params", "vae"], ["report"], ["--help"]])
-def test_a_python_without_the_packages_says_how_to_get_them(words):
-    done = python("-S", "-m", "dlcvlib", *words, PYTHONPATH="")
+def test_a_python_without_the_packages_says_how_to_get_them():
+    done = python("-S", "-m", "dlcvlib", "--help", PYTHONPATH="")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {sys.executable} lacks ")
     assert "use ./run_all.sh" in done.stderr
@@ -245,19 +212,15 @@ def test_the_commit_is_of_the_project_itself(tmp_path, monkeypatch):
     root = tmp_path / "around" / "project"
     root.mkdir(parents=True)
     monkeypatch.setattr(provenance, "ROOT", root)
-    no_hooks = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
 
     def git(folder, *words):
-        command = ["git", *no_hooks, "-C", str(folder), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", folder, *words]
+        return subprocess.check_output(command, text=True)
 
     git(root.parent, "init")
     git(root.parent, "commit", "--allow-empty", "--message", "around")
     assert provenance._commit().startswith("not under version control")
-    (root / ".git").mkdir()
-    assert provenance._commit().startswith("unknown")
     git(root, "init")
-    assert provenance._commit() == "no commit yet"
     git(root, "commit", "--allow-empty", "--message", "own")
     own = git(root, "rev-parse", "--short=12", "HEAD").strip()
     monkeypatch.setenv("GIT_DIR", str(root.parent / ".git"))

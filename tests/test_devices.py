@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, built, flip, same, weights
+from conftest import ROOT, built, same, weights
 
 from dlcvlib.data.batches import memory_format
 from dlcvlib.training import device
@@ -35,29 +35,27 @@ def trials(monkeypatch, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("requested", ["bf16", "fp32"])
-def test_a_requested_precision_is_taken(requested):
-    assert device.choose(built("vae", precision=requested), None) == (requested, "requested")
-
-
 @pytest.mark.parametrize("has", [True, False])
-@pytest.mark.parametrize("accelerator", ["none", "cuda", "mps"])
-def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, accelerator, has):
-    """An accelerator other than CUDA does not get the CPU's precision."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator != "none")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
+@pytest.mark.parametrize("trainer", ["cpu", "several", "cuda", "mps"])
+def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, trainer, has):
+    """An accelerator other than CUDA does not get the CPU's precision.
+
+    Several processes run no trial: its steps would wait for those that are waiting for the trial.
+    """
+    several = SimpleNamespace(num_processes=2 if trainer == "several" else 1)
+    monkeypatch.setattr(device, "PartialState", lambda: several)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: trainer in ("cuda", "mps"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: trainer == "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    chosen = "bf16" if has and accelerator != "mps" else "fp32"
+    chosen = "bf16" if has and trainer != "mps" else "fp32"
     assert device.choose(untrained, None)[0] == chosen
-    assert len(trials) == (has and accelerator == "none")
+    assert len(trials) == (has and trainer == "cpu")
 
 
-def test_a_trial_is_made_once_per_machine_and_network(
-    trials, untrained, tmp_path, disk_full_beyond
-):
-    """Unless its outcome is damaged or cannot be kept."""
+def test_a_trial_is_made_once_per_machine_and_network(trials, untrained, disk_full_beyond):
+    """Unless its outcome cannot be kept."""
 
     def choose(method=untrained):
         assert device.choose(method, None) == ("bf16", "bf16 is 2 times as fast as fp32")
@@ -66,17 +64,7 @@ def test_a_trial_is_made_once_per_machine_and_network(
     with disk_full_beyond(0):
         assert choose() == 1
     assert [choose(), choose()] == [2, 2]
-    (outcome,) = tmp_path.glob("cache/*.json")
-    flip(outcome)
-    assert [choose(), choose()] == [3, 3]
-    assert choose(built("vae", precision="auto", latent_dim=9)) == 4
-
-
-def test_several_processes_run_no_trial(monkeypatch, trials, untrained):
-    """Each of its steps would wait for processes that are waiting for the trial."""
-    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    assert device.choose(untrained, None)[0] == "bf16"
-    assert trials == []
+    assert choose(built("vae", precision="auto", latent_dim=9)) == 3
 
 
 def test_a_trial_does_not_change_the_method(untrained):
@@ -86,61 +74,58 @@ def test_a_trial_does_not_change_the_method(untrained):
     assert same(untrained, before)
 
 
-def test_precisions_alternate_in_one_process():
-    for precision, dtype in [("bf16", torch.bfloat16), ("fp32", torch.float32)] * 2:
-        net, seen = built("classifier").to(device.default()), []
-        device.prepare(net, precision)
+def test_requested_precisions_alternate_in_one_process():
+    for requested, dtype in [("bf16", torch.bfloat16), ("fp32", torch.float32)] * 2:
+        net, seen = built("classifier", precision=requested).to(device.default()), []
+        device.prepare(net, device.choose(net, None)[0])
         net.extractor.layers[0].register_forward_hook(lambda *call, s=seen: s.append(call[2].dtype))
         features = net.extractor(torch.rand(2, 3, 32, 32, device=net.device))
         assert (seen, features.dtype) == ([dtype], torch.float32)
 
 
 IMPORTS = """
-import os, pkgutil, sys
+import pkgutil, sys
 from importlib import import_module
 
-import matplotlib, pandas, torch
+import joblib, matplotlib, pandas, torch
 
 import dlcvlib
 
 
 def state():
     cudnn = torch.backends.cudnn
-    return {
-        "cudnn": (cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "threads": torch.get_num_threads(),
-        "generator": torch.random.get_rng_state().tolist(),
-        "rcParams": dict(matplotlib.rcParams),
-        "width": pandas.get_option("display.width"),
-    }
+    flags = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
+    others = torch.random.get_rng_state().tolist(), pandas.get_option("display.width")
+    return flags, others, dict(matplotlib.rcParams)
 
 
 torch.set_num_threads(500)
 before = state()
 modules = [module.name for module in pkgutil.walk_packages(dlcvlib.__path__, "dlcvlib.")]
-for name in modules:
-    if name != "dlcvlib.__main__":
-        import_module(name)
+for name in {*modules} - {"dlcvlib.__main__"}:
+    import_module(name)
 assert len(modules) > 40
-assert [name for name, value in state().items() if value != before[name]] == []
+assert state() == before
 
 sys.path.append("tests")
 from conftest import METHODS, built
+from dlcvlib.evaluation import features
 from dlcvlib.training import device
 
 methods = [built(name) for name in METHODS]
-assert "torch._dynamo" not in sys.modules
+features.inception()
+assert not {"torchvision", "torch._dynamo"} & set(sys.modules)
 assert all(method.optimizers for method in methods)
 assert "torch._dynamo" in sys.modules  # else there is nothing to put off any more
 
 device.setup()
 assert torch.backends.cudnn.deterministic
 assert not torch.backends.cudnn.allow_tf32
-assert torch.get_num_threads() <= os.cpu_count()
+assert torch.get_num_threads() <= joblib.cpu_count()
 """
 
 
 def test_importing_the_library_changes_no_global_state():
-    """Nor does it load torch's compiler, which the first optimiser loads: seconds, and 150 MB."""
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=ROOT, env=os.environ)
+    """Nor does it load torchvision or torch's compiler, which the first optimiser loads: 150 MB."""
+    environment = os.environ | {"TORCH_HOME": "/nowhere"}
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=ROOT, env=environment)

@@ -34,12 +34,9 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
     long = '#| label: tbl-1-1-b-c\n#| tbl-cap: >\n#|   One: "two"\n#|   three.\n1'
     first = book("1", FIGURE.format("a", "f"), long, FIGURE.format("d", ""))
     found = check({"1-2": book(FIGURE.format("e", "")), "1-1": first})
-    assert {label: (e.number, exhibits.name_of(label)) for label, e in found.items()} == {
-        "fig-a": ("Figure 1-1.1", "a"),
-        "tbl-1-1-b-c": ("Table 1-1.1", "b_c"),
-        "fig-d": ("Figure 1-1.2", "d"),
-        "fig-e": ("Figure 1-2.1", "e"),
-    }
+    numbers = ["Figure 1-1.1", "Table 1-1.1", "Figure 1-1.2", "Figure 1-2.1"]
+    assert [exhibit.number for exhibit in found.values()] == numbers
+    assert [exhibits.name_of(label) for label in found] == ["a", "b_c", "d", "e"]
     assert (found["fig-a"].caption, found["fig-a"].alt) == ("The a.", "Lines.")
     assert found["tbl-1-1-b-c"].caption == 'One: "two" three.'
 
@@ -50,8 +47,7 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
         ("#| lable: fig-a", "unknown option 'lable': did you mean 'label'"),
         ("#| label: fig-a\n#| fig-cap: A: b", "not YAML .*quotes"),
         ("#| - label", "not a YAML mapping"),
-        ("#| label: figure-a", "'figure-a' is not fig-… or tbl-…"),
-        ("#| label: fig-a b", "'fig-a b' is not"),
+        ("#| label: fig-a b", "'fig-a b' is not fig-… or tbl-…"),
         ("#| label: fig-a\n#| fig-cap: A.", "fig-a has no fig-alt"),
         ("#| label: fig-a\n#| fig-alt: A.", "fig-a has no fig-cap"),
         ("#| label: tbl-a\n#| tbl-cap: ' '", "tbl-a has no tbl-cap"),
@@ -59,7 +55,6 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
         (FIGURE.format("there", ""), "label fig-there is taken by notebook 1-1"),
         (">See @fig-their.", "@fig-their refers to no exhibit: did you mean 'fig-there'"),
         ("say('see @tbl-x')", "@tbl-x refers to no exhibit"),
-        ("#| label: tbl-a\n#| tbl-cap: As @fig-x.", "@fig-x refers to no exhibit"),
     ],
 )
 def test_a_mistake_gives_one_error_that_names_its_cell(cell, message):
@@ -90,31 +85,20 @@ def test_columns_have_their_formats_headings_and_alignment():
 def test_a_styler_departs_from_them_where_it_says_so():
     frame = pd.DataFrame({"kid": [0.5, None], "rule": ["a", "b"], "n": [1, 2], "mse": [-2.0, 1e3]})
     styler = frame.style.format({"kid": "{:+.0%}", "rule": str.upper}).hide(["n"], axis="columns")
-    assert as_text(styler).to_dict("list") == {
-        "KID": ["+50%", "–"],
-        "measure": ["A", "B"],
-        "squared error": ["−2.0", "1000.0"],
-    }
-    renamed = frame.style.format_index(lambda name: name.upper(), axis="columns").hide([1])
-    assert as_text(renamed).to_dict("list") == {
-        "KID": ["0.500"],
-        "RULE": ["a"],
-        "N": ["1"],
-        "MSE": ["−2.0"],
-    }
+    assert list(as_text(styler)) == ["KID", "measure", "squared error"]
+    assert as_text(styler).to_numpy().tolist() == [["+50%", "A", "−2.0"], ["–", "B", "1000.0"]]
+    renamed = as_text(frame.style.format_index(str.upper, axis="columns").hide([1]))
+    assert list(renamed) == ["KID", "RULE", "N", "MSE"]
+    assert renamed.to_numpy().tolist() == [["0.500", "a", "1", "−2.0"]]
 
 
 def test_an_index_that_says_something_becomes_columns():
     frame = pd.DataFrame({"m": list("uvuv"), "pair": list("aabb"), "accuracy": [0.5, 2, 3, 4]})
     pivot = frame.pivot_table(index="pair", columns="m", values=["accuracy"])
     plain, styled = as_text(pivot), as_text(pivot.style.format("{:.3f}"))
-    assert plain.to_dict("list") == {
-        "pair": ["a", "b"],
-        "accuracy u": ["0.5", "3"],
-        "accuracy v": ["2", "4"],
-    }
-    assert styled["accuracy u"].tolist() == ["0.500", "3.000"]
-    assert list(styled) == list(plain)
+    assert list(styled) == list(plain) == ["pair", "accuracy u", "accuracy v"]
+    assert plain.to_numpy().tolist() == [["a", "0.5", "2"], ["b", "3", "4"]]
+    assert styled.to_numpy().tolist() == [["a", "0.500", "2.000"], ["b", "3.000", "4.000"]]
 
 
 # --- the kernel's side --------------------------------------------------------------------------
@@ -151,14 +135,14 @@ def test_a_figure_is_shown_once_with_its_values(kernel):
     cell = FIGURE.format("a", f"{PLOT}{FRAME}\nfigure.values = frame[['kid']].head(1)\nax")
     (data,), (again,) = kernel(cell), kernel(cell)
     assert "<svg" in data["image/svg+xml"]
-    assert "image/png" not in data
+    assert data["image/svg+xml"] == again["image/svg+xml"]
     assert (data[MIME]["kind"], data[MIME]["csv"]) == ("figure", f"kid\n{1 / 3}\n")
     assert plt.get_fignums() == []
-    assert data["image/svg+xml"] == again["image/svg+xml"]
 
 
 def test_pixels_are_png(kernel):
     (pixels,) = kernel(f"{PLOT}\nax.imshow([[0, 1]])\nfigure")
+    assert "image/svg+xml" not in pixels
     assert base64.b64decode(pixels["image/png"]).startswith(b"\x89PNG")
     assert MIME not in pixels
 
@@ -177,16 +161,12 @@ def test_a_frame_is_an_exhibit_only_under_a_label(kernel):
     assert data[MIME]["values"] == {"t": {"kid": [1 / 3, None], "b_c": ["x", None]}}
     assert data["text/markdown"].splitlines()[0] == "| KID |"
     assert "<td>0.333</td>" in data["text/html"]
+    again = TABLE.format("t", "display(frame)\nframe")
+    assert [MIME in data for data in kernel(again)] == [True, False]
     plain, styled = kernel(f"{FRAME}\nframe", "frame.style.format('{:.1f}', subset=['kid'])")
     assert "0.333333" in plain["text/html"]
     assert ">0.3</td>" in styled["text/html"]
     assert not {MIME, "text/markdown"} & (plain.keys() | styled.keys())
-
-
-def test_a_label_stands_for_one_exhibit_of_its_kind(kernel):
-    cell = f"{FRAME}{PLOT}\ndisplay(frame)\ndisplay(figure)\ndisplay(frame)"
-    kinds = [data.get(MIME, {}).get("kind") for data in kernel(TABLE.format("t", cell))]
-    assert kinds == ["table", None, None]
 
 
 def test_headline_rows_keep_their_names_and_values(kernel):
@@ -204,18 +184,19 @@ def test_values_become_plain_and_others_are_refused(kernel):
         notebook.record(x=object())
 
 
-def test_prose_is_markdown_but_values_are_escaped_and_have_a_true_minus(kernel):
-    template = "*{:.0%}* {} {} {:+.1f} {:.0e} {}"
-    (data,) = kernel(f"say('{template}', 0.25, '<b> @fig-x', -1, -0.5, 1e-5, '-2±1, x-1')")
-    assert data["text/markdown"] == r"*25%* \<b\> \@fig-x −1 −0.5 1e-05 −2±1, x-1"
-
-
-def test_a_number_that_is_undefined_is_a_dash_in_prose(kernel):
-    values = "float('-inf'), np.float64('nan'), torch.tensor(torch.nan), 'nan'"
-    (data,) = kernel(
-        f"import torch\nimport numpy as np\nsay('{{}} {{:+.1%}} {{:.2f}} {{}}', {values})"
-    )
-    assert data["text/markdown"] == "– – – nan"
+@pytest.mark.parametrize(
+    ("template", "values", "shown"),
+    [
+        ("*{:.0%}* {}", "0.25, '<b> @fig-x'", r"*25%* \<b\> \@fig-x"),
+        ("{} {:+.1f} {:.0e} {}", "-1, -0.5, 1e-5, '-2±1, x-1'", "−1 −0.5 1e-05 −2±1, x-1"),
+        ("{} {:+.1%} {}", "float('-inf'), np.float64('nan'), 'nan'", "– – nan"),
+        ("{:.2f}", "torch.tensor(torch.nan)", "–"),
+    ],
+)
+def test_prose_is_markdown_but_values_are_escaped(kernel, template, values, shown):
+    """They have a true minus, and a number that is undefined is a dash."""
+    (data,) = kernel(f"import torch\nimport numpy as np\nsay({template!r}, {values})")
+    assert data["text/markdown"] == shown
 
 
 # --- parameters ---------------------------------------------------------------------------------
@@ -242,11 +223,7 @@ def test_parameters_are_those_of_their_cell_and_papermills():
         (["# Parameters\nseed = 1", parameters_cell()], "papermill's comes before"),
         ([parameters_cell(), "# Parameters\nsteep = 1"], "'steep': did you mean 'steps'"),
         ([parameters_cell(steps=-1)], "'steps'"),
-        (
-            [parameters_cell(), "# Parameters\nvae = {'steps': 1}", "import vae"],
-            "'vae'; .*themselves",
-        ),
-        ([parameters_cell(), "# Parameters\n_steps = 1"], "'_steps': did you mean 'steps'"),
+        ([parameters_cell(), "# Parameters\nvae = {}", "import vae"], "'vae'; .*themselves"),
         ([parameters_cell(), "# Parameters\nö = 1"], "'ö'"),
     ],
 )

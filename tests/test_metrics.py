@@ -109,6 +109,7 @@ def test_tsne_keeps_neighbours(tmp_path):
     assert latent.tsne(torch.randn(60, 1), 10, 0, tmp_path).shape == (60, 2)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "features",
     [

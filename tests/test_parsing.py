@@ -1,7 +1,5 @@
 """Any typed text or file content is understood, or one clear error says what is wrong."""
 
-import csv
-import io
 import re
 import string
 import unicodedata
@@ -9,24 +7,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcvlib.config import profiles
-from dlcvlib.config.schema import PAIRS
 from dlcvlib.data import folder
+from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150)
 settings.load_profile("fixed")
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+PLAIN = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(), LEAVES, max_size=3)
 NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=20)
 
 
@@ -47,8 +41,7 @@ def attempt(function, named):
 def test_an_assignment_is_parsed_as_yaml(chapter, name, value):
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
     found = profiles.parse_assignments([f"{chapter}.{name}={text}"])
-    assert found[chapter] == {name: value}
-    assert not any(found[other] for other in profiles.CHAPTERS if other != chapter)
+    assert found == {key: {} for key in profiles.CHAPTERS} | {chapter: {name: value}}
 
 
 @given(st.text(max_size=60))
@@ -63,34 +56,27 @@ def test_any_assignment_is_understood_or_refused(text):
 @pytest.mark.parametrize("chapter", profiles.CHAPTERS)
 @given(data=st.data())
 def test_any_value_is_accepted_or_named(chapter, data):
-    fields = profiles.CHAPTERS[chapter].model_fields
-    name = data.draw(st.sampled_from(sorted(fields)))
+    name = data.draw(st.sampled_from(sorted(profiles.CHAPTERS[chapter].model_fields)))
     value = data.draw(PLAIN)
-    chosen = attempt(
-        lambda: profiles.load("smoke", chapter, {name: value}), "profile smoke, chapter"
-    )
+    chosen = attempt(lambda: profiles.load("smoke", chapter, {name: value}), name)
     assert chosen is None or type(chosen).parse(chosen.model_dump(), "again") == chosen
-
-
-@given(st.lists(st.sampled_from(PAIRS) | st.text(max_size=15), max_size=4))
-def test_pairs(pairs):
-    good = bool(pairs) and set(pairs) <= set(PAIRS) and len(set(pairs)) == len(pairs)
-    chosen = attempt(lambda: profiles.load("smoke", "dann", {"pairs": pairs}), "pair")
-    assert (chosen is not None) == good
-    assert not good or chosen.pairs == pairs
 
 
 # --- image lists ------------------------------------------------------------------------------
 
 
+def with_files(folder, names):
+    """A folder for the pictures of a list, and the list's path."""
+    for name in names:
+        storage.make_dir((folder / name).parent)
+        (folder / name).touch()
+    return folder, folder.with_suffix(".csv")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder with three files, and the list beside it."""
-    folder = tmp_path_factory.mktemp("images") / "train"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.png").touch()
-    return folder
+    """A folder with three files."""
+    return with_files(tmp_path_factory.mktemp("images") / "train", ["0.png", "1.png", "2.png"])[0]
 
 
 COLUMNS = st.text(
@@ -103,27 +89,22 @@ COLUMNS = st.text(
     st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=3, max_size=3),
 )
 def test_a_good_list_comes_back(images, names, values):
-    path = images.with_suffix(".csv")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = [[f"{n}.png", *row[: len(names)]] for n, row in enumerate(values)]
-        csv.writer(file).writerows([["image_name", *names], *rows])
+    path, values = images.with_suffix(".csv"), [row[: len(names)] for row in values]
+    rows = [[f"{n}.png", *row] for n, row in enumerate(values)]
+    write_csv(path, ["image_name", *names], rows)
     table, _ = folder.read_list(path, images, range(2))
     assert list(table) == names
-    assert [Path(file).name for file in table.index] == ["0.png", "1.png", "2.png"]
-    assert table.to_numpy().tolist() == [row[: len(names)] for row in values]
+    assert list(table.index) == [f"{images}/{row[0]}" for row in rows]
+    assert table.to_numpy().tolist() == values
 
 
-CELLS = st.sampled_from(
-    ["0.png", "1.png", "2.png", "../x.png", "", "0", "1", "7", "-1", "1.5", "x"]
-)
+CELLS = st.sampled_from(["0.png", "1.png", "2.png", "../x.png", "", "0", "7", "-1", "1.5", "x"])
 
 
 @given(st.lists(st.lists(CELLS | st.text(max_size=6), max_size=4), max_size=5))
 def test_any_list_is_read_or_refused(images, rows):
     path = images.with_suffix(".csv")
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([["image_name", "label"], *rows])
-    path.write_text(text.getvalue(), encoding="utf-8", errors="replace", newline="")
+    write_csv(path, ["image_name", "label"], rows)
     found = attempt(lambda: folder.read_list(path, images, range(10), ["label"]), str(path))
     if found is not None:
         table, _ = found
@@ -139,7 +120,7 @@ def test_any_bytes_for_a_list_are_read_or_refused(images, content):
     attempt(lambda: folder.read_list(path, images, range(2), ["label"]), str(path))
 
 
-NAMES = ["0.png", "1.PNG", "a/2.png", "\u00e9.png"]
+FILES = ["0.png", "1.PNG", "a/2.png", "\u00e9.png"]
 """Of files, whose attributes in the lists below are 0, 1, 0 and 1."""
 PLAIN_LIST = "image_name,Male\n0.png,0\n1.PNG,1\na/2.png,0\n\u00e9.png,1\n"
 
@@ -154,7 +135,6 @@ PLAIN_LIST = "image_name,Male\n0.png,0\n1.PNG,1\na/2.png,0\n\u00e9.png,1\n"
         (lambda text: text.replace(",", ";"), None),
         (lambda text: text.replace(",", "\t"), None),
         (lambda text: text + ",\n,\n", None),
-        (lambda text: text.replace("\n", ",\n").replace("Male,", "Male"), None),
         (lambda text: text.replace("\n", ";\n").replace(",", ";"), None),
         (lambda text: text.replace("\n", ", ,\n"), None),
         (lambda text: text.replace("\n", ",\n").replace(",\n", ",Note\n", 1), "not read: 'Note'"),
@@ -167,7 +147,6 @@ PLAIN_LIST = "image_name,Male\n0.png,0\n1.PNG,1\na/2.png,0\n\u00e9.png,1\n"
         (lambda text: text.replace("image_name", "image_id"), "'image_id' is taken for image_name"),
         (lambda text: text.replace("image_name", ""), "'Unnamed: 0' is taken for image_name"),
         (lambda text: prefixed(text, "./"), "4 .*'./0.png' for '0.png'"),
-        (lambda text: prefixed(text, "train/"), "4 names in"),
         (lambda text: prefixed(text, "face\\train\\"), "4 names in"),
         (lambda text: prefixed(text, "/home/me/data/face/train/"), "4 names in"),
         (lambda text: prefixed(text, "../train/"), "4 names in"),
@@ -178,17 +157,12 @@ PLAIN_LIST = "image_name,Male\n0.png,0\n1.PNG,1\na/2.png,0\n\u00e9.png,1\n"
 )
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_what_people_write_is_understood(tmp_path, change, note, form):
-    place = tmp_path / "d" / "face" / "train"
-    (place / "a").mkdir(parents=True)
-    for name in NAMES:
-        (place / unicodedata.normalize(form, name)).touch()
-    path = place.with_suffix(".csv")
+    names = [unicodedata.normalize(form, name) for name in FILES]
+    place, path = with_files(tmp_path / "face" / "train", names)
     text = change(unicodedata.normalize(form, PLAIN_LIST))
     path.write_text(text, encoding="utf-8", newline="")
     table, notes = folder.read_list(path, place, range(2), zero=-1)
-    expected = [str(place / unicodedata.normalize(form, name)) for name in NAMES]
-    assert (list(table), list(table.index)) == (["Male"], expected)
-    assert table["Male"].tolist() == [0, 1, 0, 1]
+    assert table.to_dict() == {"Male": {f"{place}/{n}": i % 2 for i, n in enumerate(names)}}
     if form == "NFC":
         assert bool(notes) == bool(note)
         assert not note or re.search(note, " ".join(notes)), notes
@@ -207,11 +181,8 @@ def prefixed(text, prefix):
 
 @pytest.mark.parametrize("name", ["2.png", "a/0.png", "../test/0.png", "/0.png", "x", "x.gif", ""])
 def test_names_without_a_single_meaning_are_refused(tmp_path, name):
-    place = tmp_path / "train"
-    place.mkdir()
-    for file in ("0.png", "x.png", "x.jpg", "X.gif", "x.GIF"):
-        (place / file).touch()
-    path = place.with_suffix(".csv")
+    files = "0.png", "x.png", "x.jpg", "X.gif", "x.GIF"
+    place, path = with_files(tmp_path / "train", files)
     path.write_text(f"image_name,Male\n0.png,1\n{name},0\n")
     with pytest.raises(UserError, match="names files that are not in"):
         folder.read_list(path, place, range(2))

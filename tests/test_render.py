@@ -4,13 +4,14 @@ import base64
 import io
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 
 import nbformat
 import pandas as pd
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
+from nbconvert.filters import ansi
 from PIL import Image
 
 from dlcvlib.report import provenance, render
@@ -26,10 +27,7 @@ HOSTILE = [
     "[x](javascript:alert(1))",
     "![x](http://x.y/z.png){share=1}",
     "= heading *b* _i_ @ref <lab>",
-    "== two",
     "- item",
-    "+ item",
-    "1. item",
     "/ term: x",
 ]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
@@ -90,10 +88,9 @@ class Made:
         about = provenance.describe({}, {}, {}, ABOUT)
         document = render.document(pages=pages, failures={}, provenance=about, params={})
         self.tree = render.parsed(document, pages)
-        for page in pages.values():
-            for name, content in page.files.items():
-                (folder / "figures" / name).write_bytes(content)
         self.files = {name: c for page in pages.values() for name, c in page.files.items()}
+        for name, content in self.files.items():
+            (folder / "figures" / name).write_bytes(content)
         self.html = render.to_html(self.tree, folder)
         self.soup = BeautifulSoup(self.html, "html.parser")
         self.folder = folder
@@ -103,35 +100,37 @@ class Made:
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
+def in_sections(folder, cells):
+    """A report of cells under headings of their own, and a section for each."""
+    headed = [each for n, cell in enumerate(cells) for each in (text(f"## Case {n}"), cell)]
+    made = Made(folder, p1_1=headed)
+    return made, [made.soup.find(id=f"case-{n}") for n in range(len(cells))]
+
+
 def test_the_pdf_has_a_font_for_chinese_japanese_and_korean(tmp_path):
     """Other scripts that no font here covers end in no error."""
     tree = render.parsed(render.part("性别 めがね 안경 नमस्ते 😀 `眼鏡`"), {})
     pdf = pypdf.PdfReader(io.BytesIO(render.to_pdf(tree, tmp_path)))
-    fonts = [
-        str(font.get_object()["/BaseFont"]) for font in pdf.pages[0]["/Resources"]["/Font"].values()
-    ]
-    assert any("NotoSansCJK" in name for name in fonts)
+    fonts = pdf.pages[0]["/Resources"]["/Font"].values()
+    assert any("NotoSansCJK" in font.get_object()["/BaseFont"] for font in fonts)
     assert "性别" in pdf.pages[0].extract_text()
 
 
 def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
-    cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), table("1-1-t", FRAME)]
-    made = Made(tmp_path, p1_1=cells)
-    shape = made.soup.select_one("#fig-a figure")
-    assert shape.img["alt"] == 'A "quoted" line.'
-    assert shape.figcaption.get_text() == "Figure 1-1.1. The a; see Table 1-1.1."
-    assert made.soup.select_one("#tbl-1-1-t td").get_text() == "0.500"
-    assert made.files == {"1-1.1-a.svg": SVG.encode(), "1-1.1-a.csv": b"x\n1\n"}
-    assert Made(tmp_path, p1_1=cells).html == made.html
-
-
-def test_pictures_are_embedded_in_their_natural_width(tmp_path):
+    """Pictures are embedded in their natural width."""
     pixels = {"image/png": base64.b64encode(png(dpi=(200, 200))).decode()}
-    made = Made(tmp_path, p1_1=[figure("a", "fig-b"), figure("b", "fig-a", **pixels)])
-    assert [(img["src"][:14], img["style"]) for img in made.soup.select("img")] == [
-        ("data:image/svg", "max-width: 29%"),
-        ("data:image/png", "max-width: 7%"),
-    ]
+    cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), figure("b", "fig-a", **pixels)]
+    cells.append(table("1-1-t", FRAME))
+    made = Made(tmp_path, p1_1=cells)
+    first, second = made.soup.select("figure")
+    assert first.img["alt"] == 'A "quoted" line.'
+    assert first.figcaption.get_text() == "Figure 1-1.1. The a; see Table 1-1.1."
+    assert made.soup.select_one("#tbl-1-1-t td").get_text() == "0.500"
+    assert made.files.keys() == {"1-1.1-a.svg", "1-1.1-a.csv", "1-1.2-b.png"}
+    assert made.files["1-1.1-a.csv"] == b"x\n1\n"
+    widths = [(img["src"][:14], img["style"]) for img in (first.img, second.img)]
+    assert widths == [("data:image/svg", "max-width: 29%"), ("data:image/png", "max-width: 7%")]
+    assert Made(tmp_path, p1_1=cells).html == made.html
 
 
 def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
@@ -144,53 +143,191 @@ def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
     assert "a picture" in made.pdf()
 
 
-def test_ordinary_output_is_shown(tmp_path):
-    cell = shown("1", {"text/plain": "```\n<b>plain</b>"})
-    cell.outputs.append(nbformat.v4.new_output("stream", text="printed\n"))
-    made = Made(tmp_path, p1_1=[cell, shown("", {"text/plain": " "})])
-    texts = [pre.get_text().strip() for pre in made.soup.select("section section pre")]
-    assert texts == ["1", "```\n<b>plain</b>", "printed"]
-    assert "printed" in made.pdf()
+def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
+    new = nbformat.v4.new_output
+    warning = new("stream", name="stderr", text="UserWarning: w\n")
+    traceback = ["\x1b[31mValueError\x1b[0m: v"]
+    cell = shown("1", {"text/plain": "```\n<b>plain</b>"}, {"text/plain": " "})
+    cell.outputs += [new("stream", text="printed\n"), warning, new("error", traceback=traceback)]
+    silent = shown("#| warning: false\nf()")
+    silent.outputs.append(warning)
+    cells = [cell, silent]
+    for option in ("echo", "output", "include"):
+        cells.append(shown(f"#| {option}: false\ncode()", {"text/plain": "out"}))
+    made = Made(tmp_path, p1_1=cells)
+    texts = [pre.get_text().strip() for pre in made.soup.select("#nb-1-1 pre")]
+    printed = ["printed", "UserWarning: w", "ValueError: v"]
+    assert texts == ["1", "```\n<b>plain</b>", *printed, "f()", "out", "code()"]
+    assert all(each in made.pdf() for each in printed)
 
 
-@pytest.mark.parametrize(
-    ("data", "seen"),
-    [
-        (
-            {"text/html": "<table onclick='x()'><tr><td colspan=2><b>1</b></td></tr></table>"},
-            "table strong",
-        ),
-        ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
-        ({"text/html": "<script>alert(1)</script>", "text/plain": "<plot>"}, "pre"),
-        ({"text/html": "<svg><script>1</script></svg>"}, "img[src^='data:image/svg']"),
-        ({"text/html": "<b>a</b>", "image/png": CODED}, "img[src^='data:image/png']"),
-        ({"image/jpeg": CODED}, "img[src^='data:image/png']"),  # what it is, not what it says
-        ({"image/gif": "R0lGODlhAQABAAAAACw="}, ".failed"),
-        ({"image/svg+xml": "<svg"}, ".failed"),
-        ({"text/latex": r"\begin{align}a&=b\end{align}"}, "math"),
-        ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre"),
-        ({"application/vnd.plotly.v1+json": {}}, "pre"),
-    ],
-)
-def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path, data, seen):
-    made = Made(tmp_path, p1_1=[shown("", data)])
-    section = made.soup.select_one("#nb-1-1")
-    (found,) = section.select(seen)
-    assert not section.select("script, [onclick]")
-    assert "\x1b" not in found.get_text()
-    assert found.name != "pre" or found.get_text().strip()
+TABLE = "<table onclick='x()'><tr><td colspan=2><b>1</b></td></tr></table>"
+# Outputs, and what a page shows of them.
+KINDS = [
+    ({"text/html": TABLE}, "table strong"),
+    ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
+    ({"text/html": "<script>alert(1)</script>", "text/plain": "<plot>"}, "pre"),
+    ({"text/html": "<svg><script>1</script></svg>"}, "img[src^='data:image/svg']"),
+    ({"text/html": "<b>a</b>", "image/png": CODED}, "img[src^='data:image/png']"),
+    ({"image/svg+xml": SVG}, "img[src^='data:image/svg']"),
+    ({"image/jpeg": CODED}, "img[src^='data:image/png']"),  # what it is, not what it says
+    ({"image/gif": "R0lGODlhAQABAAAAACw="}, ".failed"),
+    ({"image/svg+xml": "<svg"}, ".failed"),
+    ({"text/latex": r"\begin{align}a&=b\end{align}"}, "math"),
+    ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre .ansi-red-fg"),
+    ({"application/vnd.plotly.v1+json": {}}, "pre"),
+]
+
+
+def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path):
+    made, sections = in_sections(tmp_path, [shown("", data) for data, _ in KINDS])
+    for (data, selector), section in zip(KINDS, sections, strict=True):
+        found = section.select(selector)
+        assert len(found) == 1, (data, section)
+        assert not section.select("script, [onclick]"), data
+        assert "\x1b" not in found[0].get_text()
+        assert found[0].name != "pre" or found[0].get_text().strip(), data
     assert made.pdf()
 
 
-def test_a_warning_and_a_traceback_are_shown(tmp_path):
-    warning = nbformat.v4.new_output("stream", name="stderr", text="UserWarning: w\n")
-    traceback = ["\x1b[31mValueError\x1b[0m: v"]
-    error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=traceback)
-    silent, cell = shown("#| warning: false\nf()"), shown("g()")
-    silent.outputs, cell.outputs = [warning], [warning, error]
-    made = Made(tmp_path, p1_1=[silent, cell])
-    texts = [pre.get_text().strip() for pre in made.soup.select("#nb-1-1 pre")]
-    assert texts == ["f()", "g()", "UserWarning: w", "ValueError: v"]
+TYPED = {
+    "\x1b[1;31mE\x1b[0m: x\n": ("E: x", {"ansi-red-intense-fg ansi-bold": "E"}),
+    "\x1b[38;2;1;2;3;4mE\x1b[m": ("E", {"ansi-underline": "E"}),
+    "\x1b[7m\x1b[48;5;196mE": ("E", {"ansi-default-inverse-bg": "E"}),
+    "\x1b[32m<b>&amp;\n": ("<b>&amp;", {"ansi-green-fg": "<b>&amp;"}),
+    '\x1b[31m"><script>x()\x1b[38;5;1;"mz</script>': (
+        '"><script>x()z</script>',
+        {"ansi-red-fg": '"><script>x()z</script>'},
+    ),
+    "\x1b]8;;http://x.y\x1b\\link\x1b]8;;\x07 \x1b(B\x1b[2K\x1b[3;4Hz\x1b7\x1b": ("link z", {}),
+    "a\x08b\x00\x07\x1bPq#0\x1b\\c\x1b[?25l\x1b[>4;2md\x1b[<u\x1b]0;open": ("abcd0;open", {}),
+    "```\n\x1b[34m`x`\n": ("```\n`x`", {"ansi-blue-fg": "`x`"}),
+    'style="color\x1b[0m': ('style="color', {}),
+    "\x1b[0m\n": None,
+}
+"""What is printed -> what is shown of it, and its colours; None if it is nothing."""
+
+
+@pytest.mark.parametrize("kind", ["stream", "plain", "traceback", "html"])
+def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path, kind):
+    """As text beside HTML that shows nothing, too."""
+    cells = [shown("", {"text/plain": typed}) for typed in TYPED]
+    for cell, typed in zip(cells, TYPED, strict=True):
+        if kind == "html":
+            cell.outputs[0].data["text/html"] = "<script>x()</script>"
+        elif kind == "stream":
+            cell.outputs = [nbformat.v4.new_output("stream", text=typed)]
+        elif kind == "traceback":
+            error = {"ename": "", "evalue": "", "traceback": [typed]}
+            cell.outputs = [nbformat.v4.new_output("error", **error)]
+    made = Made(tmp_path, p1_1=cells)
+    blocks = [block for block in made.soup.select("#nb-1-1 pre") if block.get_text().strip()]
+    found = [
+        (
+            block.get_text().strip(),
+            {" ".join(span.get("class", [])): span.get_text().strip() for span in block("span")},
+        )
+        for block in blocks
+    ]
+    assert found == [seen for seen in TYPED.values() if seen]
+    assert not made.soup.select("script, pre b")
+    assert "\x1b" not in made.html
+    printed = made.pdf()
+    assert all(line in printed for text, _ in found for line in text.split("\n"))
+    assert not re.search("[\x00-\x08\x1b]", printed)
+
+
+def test_colours_can_be_read_in_light_and_dark_mode():
+    """All of nbconvert's, by the contrast that WCAG 2 (1.4.3) asks of text."""
+    css = (render.TEMPLATE / "report.html").read_text()
+    named = re.findall(r"\.ansi-[a-z]+(?:-intense)?-fg", css)
+    assert {name[1:-3] for name in named} == set(ansi._ANSI_COLORS)
+    for mode in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        for name in ("ink", "soft", "red", "green", "yellow", "blue", "magenta", "cyan"):
+            darker, lighter = sorted(luminance(colours[each]) for each in (name, "wash"))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (name, mode)
+
+
+def luminance(colour):
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (byte / 255 for byte in bytes.fromhex(colour[1:]))
+    ]
+    return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_long_line_is_broken_in_print(tmp_path):
+    cell = shown("", {"text/plain": "x" * 300 + "\nshort"})
+    lines = Made(tmp_path, p1_1=[cell]).pdf().split("\n")
+    broken = [line for line in lines if "xxx" in line]
+    assert sum(line.count("x") for line in broken) == 300
+    assert max(map(len, broken)) < 120
+    assert "short" in lines
+
+
+GRIDS = {
+    "<table><tr><td>1<td>2</table>": [["1", "2"]],
+    "<TABLE><TR><TD>1<TD>2<TR><TD>3<TD>4</TABLE>": [["1", "2"], ["3", "4"]],
+    "<table><tr><td>1</td><td>2</td><tr><td>3</td><td>4</td></table>": [["1", "2"], ["3", "4"]],
+    "<table><caption>c<thead><tr><th>a<th>b<tbody><tr><td>1<td>2": [["a", "b"], ["1", "2"]],
+    "<table><tr><td colspan=2>1<tr><td>3<td>4</table>": [["1"], ["3", "4"]],
+    "<table><td>1<td title='a>b'>2 < 3</table>": [["1", "2 < 3"]],
+    "<table><tr><td>\n\n<p>1<p>one\n<td><ul><li>2<li>3</ul>\n</table>": [["1 one", "2 3"]],
+    "<div><table><tr><td>1<td><!-- <td> --><script>'<td>'</script>2</table>": [["1", "2"]],
+    "<table><tr><td>1<td><table><tr><td>x<td>y</table><tr><td>3<td>4": [
+        *(["1", "x y"], ["x", "y"], ["3", "4"]),
+    ],
+}
+"""Tables that leave out tags -> their rows."""
+
+
+@pytest.mark.parametrize("kind", ["cell", "output"])
+def test_tables_may_leave_out_tags(tmp_path, kind):
+    cells = [text(html) if kind == "cell" else shown("", {"text/html": html}) for html in GRIDS]
+    made = Made(tmp_path, p1_1=cells)
+    rows = [
+        [" ".join(td.get_text(" ").split()) for td in row.find_all(["td", "th"], recursive=False)]
+        for row in made.soup.select("#nb-1-1 tr")
+    ]
+    assert rows == [row for grid in GRIDS.values() for row in grid]
+    assert made.soup.select("#nb-1-1 [colspan='2']")
+    assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
+
+
+def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
+    heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
+    made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
+    printed = render._written(made.tree, "typst", "report.typ")
+    assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
+
+
+def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
+    """Its headings, formulas, pictures and links."""
+    source = "## Sizes\n\n[to it](#sizes) $x<1$ ![p](attachment:x.png) ![q](gone.png)\n\n"
+    cell = text(source + "<table><tr><td>1<td>2</table>")
+    cell.attachments = {"x.png": {"image/png": CODED}}
+    section = Made(tmp_path, p1_1=[cell]).soup.select_one("#nb-1-1")
+    assert section.select_one("#sizes h3").get_text() == "Sizes"
+    assert section.a["href"] == "#sizes"
+    assert len(section.select("math, img, td")) == 4
+    assert "no picture in this project: gone.png" in section.get_text()
+
+
+def test_a_title_beside_a_table_is_the_notebooks(tmp_path):
+    book = nbformat.v4.new_notebook(cells=[text("# One\n\n<table><tr><td>1</table>\n\n## Two")])
+    page = render.Page("1-1", book, {}, tmp_path)
+    tree = render.parsed("".join(page.parts), {"1-1": page})
+    soup = BeautifulSoup(render.to_html(tree, tmp_path), "html.parser")
+    assert [each["id"] for each in soup.select("section")] == ["nb-1-1", "two"]
+
+
+def test_headings_of_an_output_are_below_the_notebooks(tmp_path):
+    cell = shown("", {"text/html": "<h1>Big</h1><table><tr><td>1</table>"})
+    section = Made(tmp_path, p1_1=[cell, text("After")]).soup.select_one("#nb-1-1")
+    assert section.h3.get_text() == "Big"
+    assert "After" in section.get_text()
 
 
 # --- what an author writes ------------------------------------------------------------------------
@@ -200,12 +337,8 @@ def test_a_warning_and_a_traceback_are_shown(tmp_path):
 def web():
     """An address at which nothing may be asked for; the test fails if something was."""
     asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    # What asks is told nothing.
+    server = HTTPServer(("127.0.0.1", 0), lambda request, *_: asked.append(request.recv(1000)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -260,29 +393,29 @@ def test_nothing_in_a_cell_runs_or_loads(tmp_path, web):
     assert [a["href"] for a in section.select("a")] == [web]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "```python\n# unclosed",
-        "::: {.note}\nopen",
-        "---\ntitle: a: b\n---",
-        "<div><details><b>open",
-        "$$\nx",
-        "<!-- open",
-        "% title",
-        "[^1] [l]\n\n[^1]: One\n\n[l]: http://one",
-        "> quoted\n- a\n  1. b",
-        "| a |\n|--",
-        "\x00\x1e{}\x1b",
-    ],
-)
-def test_what_a_cell_leaves_open_ends_with_it(tmp_path, source):
-    after = text("## After\n\n[^1] [l]\n\n[^1]: Two\n\n[l]: http://two")
-    made = Made(tmp_path, p1_1=[text(source), after, figure("a", "fig-a")])
-    heading = made.soup.find(id="after")
-    assert heading.h3.get_text() == "After"
-    assert [a["href"] for a in heading.select("a[href^=http]")] == ["http://two"]
-    assert made.soup.select_one("#fig-a figure img")
+OPEN = [
+    "```python\n# unclosed",
+    "::: {.note}\nopen",
+    "---\ntitle: a: b\n---",
+    "<div><details><b>open",
+    "$$\nx",
+    "<!-- open",
+    "% title",
+    "[^1] [l]\n\n[^1]: One\n\n[l]: http://one",
+    "> quoted\n- a\n  1. b",
+    "| a |\n|--",
+    "\x00\x1e{}\x1b",
+]
+
+
+def test_what_a_cell_leaves_open_ends_with_it(tmp_path):
+    after = text("[^1] [l]\n\n[^1]: Two\n\n[l]: http://two")
+    made, sections = in_sections(tmp_path, [*map(text, OPEN), after, figure("a", "fig-a")])
+    headings = [section.h3.get_text() for section in sections]
+    assert headings == [f"Case {n}" for n in range(len(sections))]
+    *_, after, last = sections
+    assert [a["href"] for a in after.select("a[href^=http]")] == ["http://two"]
+    assert last.select_one("#fig-a figure img")
     assert "Two" in made.pdf()
 
 
@@ -295,34 +428,13 @@ def test_headings_have_names_of_their_own(tmp_path):
     assert "Same" in made.pdf()
 
 
-@pytest.mark.parametrize(
-    ("cell", "seen"),
-    [
-        (text(r"$\llbracket x\rrbracket$"), r"\llbracket x\rrbracket"),  # Typst's
-        (text(r"$\nosuch{x}$"), r"\nosuch{x}"),  # pandoc's
-        (shown("", {"image/svg+xml": "<x/>"}), "cannot be printed"),
-        (text("![x](data:image/svg+xml,<x/>)"), "cannot be printed"),
-    ],
-)
-def test_what_cannot_be_printed_costs_only_itself(tmp_path, cell, seen):
-    printed = Made(tmp_path, p1_1=[text("Before"), cell, text("$x^2$ after")]).pdf()
-    assert all(each in printed for each in (seen, "Before", "after"))
-
-
-def test_a_picture_without_a_label_is_shown(tmp_path):
-    section = Made(tmp_path, p1_1=[shown("plot()", {"image/svg+xml": SVG})]).soup
-    (picture,) = section.select("section section img")
-    assert picture["src"].startswith("data:image/svg")
-
-
-@pytest.mark.parametrize(
-    ("option", "seen"),
-    [("echo", ["out"]), ("output", ["code()"]), ("include", [])],
-)
-def test_code_and_output_can_be_left_out(tmp_path, option, seen):
-    cell = shown(f"#| {option}: false\ncode()", {"text/plain": "out"})
-    made = Made(tmp_path, p1_1=[cell])
-    assert [pre.get_text().strip() for pre in made.soup.select("section section pre")] == seen
+def test_what_cannot_be_printed_costs_only_itself(tmp_path):
+    unknown = [r"$\llbracket x\rrbracket$", r"$\nosuch{x}$"]  # to Typst, to pandoc
+    cells = [shown("", {"image/svg+xml": "<x/>"}), text("![x](data:image/svg+xml,<x/>)")]
+    cells = [text("Before"), *map(text, unknown), *cells, text("$x^2$ after")]
+    printed = Made(tmp_path, p1_1=cells).pdf()
+    assert all(each in printed for each in ("Before", *(u.strip("$") for u in unknown), "after"))
+    assert printed.count("cannot be printed") == 2
 
 
 def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):

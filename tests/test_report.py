@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from conftest import PROBLEMS, ROOT, digit_folder
 
 from dlcvlib.evaluation.significance import mean_text
-from dlcvlib.report import uptodate
+from dlcvlib.report import cli, uptodate
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -35,12 +35,6 @@ def test_every_exhibit_is_numbered_and_described(page):
             assert len(shown.img["src"]) > 1500
 
 
-def test_a_deviation_is_shown_with_its_mean(page):
-    text = "\n".join(each.get_text() for each in page.select("td, caption, figcaption, p"))
-    assert "±" in text
-    assert not re.search(" ±|± ", text)
-
-
 def test_the_page_loads_nothing(page):
     assert not page.select("script, link, iframe")
     assert all(tag["src"].startswith("data:") for tag in page.find_all(src=True))
@@ -56,19 +50,14 @@ def test_links_lead_to_what_the_page_has_once(page):
     assert len(ids) == len(set(ids))
     links = {a["href"] for a in page.find_all("a", href=True)}
     assert links <= {f"#{name}" for name in ids}
-    notebooks = "".join(path.read_text() for path in uptodate.NOTEBOOKS.glob("*.ipynb"))
-    referred = set(re.findall(r"@((?:fig|tbl)-[\w-]*\w)", notebooks))
-    assert len(referred) > 5
-    assert {f"#{label}" for label in referred} <= links
+    assert len([link for link in links if link.startswith(("#fig-", "#tbl-"))]) > 5
 
 
 def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.find("math")
-    folds = page.select("details.code")
-    assert all("open" not in details.attrs for details in folds)
+    assert page.select("details.code")
     # Cells that show nothing between them share a fold.
-    assert not page.select("details.code + details.code")
-    assert any(len(details.select("pre")) > 1 for details in folds)
+    assert not page.select("details.code[open], details.code + details.code")
 
 
 def test_first_page_has_abstract_main_table_and_provenance(page):
@@ -91,20 +80,15 @@ def test_pdf(smoke_report):
 
 def test_results(results):
     assert results["version"] == 3
-    assert len(results["1-3"]["mse_sum"]) == 10
     ten = results["1-3"]["ten_errors"]["mean"]
     assert ten == pytest.approx([sum(results["1-3"]["mse_sum"]) / 10, 91.29515], rel=1e-4)
     assert len(results["2-3"]["claims"]) == 4 + 8
-    assert results["2-4"]["kid"].keys() == {"VAE", "VAE, fitted", "GAN"}
-
-
-def test_provenance(results):
     provenance = results["provenance"]
     assert {"torch", "python"} <= provenance["versions"].keys()
     assert set(provenance["notebooks"]) == set(PROBLEMS)
     spent = provenance["seconds_by_work"]
     rest = "evaluation, figures, starting"
-    assert {"data", "training: vae", "t-SNE", rest, "writing PDF"} <= set(spent)
+    assert {"data", "training: vae", "t-SNE", rest, "writing PDF"} <= spent.keys()
     assert all(seconds > 0 for seconds in spent.values())
 
 
@@ -138,54 +122,43 @@ def test_figures_are_written_beside_the_report(smoke_report):
 
 def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
     """As in the homework's shared data: the only pair that can be run is run."""
-    from dlcvlib.report.cli import main
-
     root = digit_folder(tmp_path / "mine", ["usps", "mnistm"], train=60, test=20)
-    arguments = ["report", "--profile", "smoke", "--only", "3-6,4-4", "--data", f"folder:{root}"]
-    arguments += ["--set", "dann.validation_size=20", "--set", "pixelda.validation_size=20"]
-    arguments += ["--out", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
-    assert main(arguments) == 0, capsys.readouterr()
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {"3-6", "4-4"} <= results.keys()
+    arguments = ["report", "--profile=smoke", "--only=3-6,4-4", f"--data=folder:{root}"]
+    arguments += ["--set=dann.validation_size=20", "--set=pixelda.validation_size=20"]
+    arguments += [f"--out={tmp_path / 'out'}", f"--runs-dir={tmp_path / 'runs'}"]
+    assert cli.main(arguments) == 0, capsys.readouterr()
+    assert {"3-6", "4-4"} <= json.loads((tmp_path / "out" / "results.json").read_text()).keys()
 
 
 # --- small notebooks of our own ---------------------------------------------------------------
 
 GOOD = [
-    "from dlcvlib.report import notebook\nnotebook.show_exhibits()",
-    """\
-#| label: tbl-N-M-numbers
-#| tbl-cap: A caption.
-import pandas as pd
-notebook.record(b=2)
-pd.DataFrame({"a": [1.5]})""",
+    "from dlcvlib.report import notebook\nnotebook.show_exhibits()\nnotebook.record(b=2)",
+    "#| label: tbl-N-M-t\n#| tbl-cap: A.\nimport pandas as pd\npd.DataFrame({'a': [1.5]})",
 ]
 
 
-def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small, capsys):
+def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):
     message = "<b>*bold* `x` #panic() ```"
-    small.write(p1_1=["print('started')", f"raise ValueError('{message}')", "'never'"])
-    small.write(p1_2=[GOOD])
+    small.write(p1_1=["print('started')", f"raise ValueError('{message}')"], p1_2=[GOOD])
     assert not small.make()
-    error = capsys.readouterr().err
-    assert f"1-1 failed: the cell \"raise ValueError('{message}')\"" in error
     kept = small.out / "notebooks" / "1-1-test.failed.ipynb"
-    assert str(kept) in error
+    assert kept.exists()
     page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
     cover, notice = page.select(".failed")
     assert cover.select_one("a")["href"] == "#nb-1-1"
     assert f"ValueError: {message}" in notice.pre.text
-    assert page.find(id="tbl-1-2-numbers")
+    assert page.find(id="tbl-1-2-t")
     text = "\n".join(p.extract_text() for p in pypdf.PdfReader(small.out / "report.pdf").pages)
     assert "This notebook failed" in text
     assert "#panic()" in text
     assert "ValueError" in small.results()["1-1"]["failed"]
-    assert small.results()["1-2"]["b"] == 2
-    small.write(p1_1=[GOOD])
+    assert small.results()["1-2"] == {"b": 2, "t": {"a": [1.5]}}
     # What an earlier report had and this one has not is removed.
-    (small.out / "figures" / "old.png").write_bytes(b"x")
+    (small.out / "figures" / "old.png").touch()
+    small.write(p1_1=[GOOD])
     assert small.make()
-    assert not kept.exists()
     assert "failed" not in small.results()["1-1"]
+    assert not kept.exists()
     assert not list((small.out / "figures").iterdir())
     assert not list(small.out.glob(".tmp*"))

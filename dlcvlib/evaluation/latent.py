@@ -83,12 +83,12 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
 
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
-        reduced = PCA(min(PCA_DIMENSIONS, *features.shape), random_state=seed)
-        with np.errstate(invalid="ignore"):  # shares of a variance of 0
-            rows = reduced.fit_transform(features.numpy())
         # PCA's layout needs two dimensions, and is divided by the spread along the first: of
         # features that are all equal scikit-learn makes NaN, and crashes the process.
-        spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
+        rows, spread = features.numpy(), False
+        if np.ptp(rows, axis=0).any():
+            rows = PCA(min(PCA_DIMENSIONS, *rows.shape), random_state=seed).fit_transform(rows)
+            spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
         layout = TSNE(
             init="pca" if spread else "random",
             perplexity=min(perplexity, (len(features) - 1) / 3),

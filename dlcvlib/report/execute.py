@@ -43,9 +43,9 @@ MARK = ".dlcv-report"
 PAGE_SECONDS = 300.0
 """Time between two pages on the way, each of which takes some seconds to write."""
 PROGRESS = re.compile(
-    r"^(?:[^\n]*\r(?!\n))?(?:[^\n]*(?:\d%\|[^\n]*/\d+|\dit) \[\d\d:\d\d[^\n]*\n?)?", re.MULTILINE
+    r"(?m)^(.*\r(?!\n))?(.*((\d%\|.*/\d+|\dit) \[\d\d:\d\d.*| is being .*; waiting for it)\n?)?"
 )
-"""What a line of a terminal no longer shows, and a bar of tqdm."""
+"""What a line of a terminal no longer shows, a bar of tqdm, and that another process is awaited."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""

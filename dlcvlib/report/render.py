@@ -7,14 +7,13 @@ pandoc turns it into HTML, and into Typst's markup for the PDF.
 """
 
 import base64
-import copy
-import functools
 import io
 import json
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +25,8 @@ import nbformat
 import pandas as pd
 import pypandoc
 import typst
+from bleach import html5lib_shim as html5lib
+from nbconvert.filters import ansi2html, strip_ansi
 from nbformat import NotebookNode
 from noto_cjk_sans_otc import FONT_PATH
 from PIL import Image
@@ -45,8 +46,10 @@ FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
 PART = "\x1e"
 """What a part of the document begins with."""
-TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
-"""Colours, and whatever else a terminal is told within a text."""
+TERMINAL = re.compile(
+    r"\x1b(?!\[[\d;]*m)(\[[ -?]*[@-~]|[]PX^_][^\a\x1b]*(\a|\x1b\\)|[ -/]*[0-~])?|[\0-\b\v-\x1a]"
+)
+"""What a text tells a terminal, such as a link's address, but for colours: `ESC [ number; … m`."""
 PIXELS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """Formats of pictures; the page shows the first three, and the others as PNG."""
 RESULTS_VERSION = 3
@@ -198,7 +201,7 @@ class Page:
         plain = TERMINAL.sub("", plain or data.get("text/plain", only_live)).strip("\n").rstrip()
         if "text/html" in data:
             return {"text": data["text/html"], "format": "html", "plain": plain}
-        return {"text": fenced(plain) if plain else ""}
+        return {"text": fenced(plain) if strip_ansi(plain).strip() else ""}
 
     def _exhibit(
         self, exhibit: Exhibit, data: Mapping[str, str], payload: Mapping[str, Any]
@@ -262,8 +265,8 @@ class Page:
 
 def _content(data: Mapping[str, str]) -> bytes:
     """The picture in a MIME bundle, if there is one."""
-    kinds = sorted((kind for kind in data if kind.startswith("image/")), reverse=True)
-    text = data[kinds[0]] if kinds else ""  # SVG before PNG
+    kinds = sorted(data, reverse=True)  # SVG before PNG
+    text = next((data[kind] for kind in kinds if kind.startswith("image/")), "")
     return text.encode() if text.lstrip()[:1] == "<" else base64.b64decode(text)
 
 
@@ -291,13 +294,8 @@ def document(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "fenced": fenced,
-        "part": part,
-        "frame": _frame,
-        "json": functools.partial(json.dumps, ensure_ascii=False),
-        "table": table,
-    }
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters |= {"fenced": fenced, "part": part, "frame": _frame, "table": table}
     return environment.get_template("report.md.j2").render(values, title=TITLE)
 
 
@@ -327,7 +325,12 @@ def parsed(text: str, pages: Mapping[str, Page]) -> dict[str, Any]:
     """
     tree = json.loads(_pandoc(text, str(TEMPLATE / "parts.lua"), "json"))
     for div in tree["blocks"]:
-        how = json.loads(dict(div["c"][0][2])["how"])
+        found = dict(div["c"][0][2])
+        how = json.loads(found["how"])
+        if "html" in found:
+            again = part(**how | {"text": _whole(found["html"]), "again": found["title"]})
+            div["c"] = parsed(again, pages)["blocks"][0]["c"]
+            continue
         for node in _nodes(div):
             match node:
                 case {"t": "Image", "c": [attributes, _, target]} if "page" in how:
@@ -335,6 +338,13 @@ def parsed(text: str, pages: Mapping[str, Page]) -> dict[str, Any]:
                 case [str(), [*_], [*attributes]]:
                     node[2] = [pair for pair in attributes if pair[0] in ("alt", "share", "width")]
     return tree
+
+
+def _whole(html: str) -> str:
+    """HTML with the tags that its author may leave out, without which pandoc sees no table."""
+    tree = html5lib.HTMLParser(namespaceHTMLElements=False).parseFragment(html)
+    writer = html5lib.HTMLSerializer(omit_optional_tags=False, quote_attr_values="always")
+    return writer.render(html5lib.getTreeWalker("etree")(tree))
 
 
 def _nodes(tree: Any) -> Iterator[Any]:
@@ -353,11 +363,10 @@ def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> N
         return
     try:
         file, share = page.picture(address, cell)
-    except Exception:  # missing, damaged, or no picture that this page may show
-        target[:] = ["", address[:100]]
-    else:
         attributes[2].append(["share", f"{share:.2f}"])
         target[:] = [f"{FIGURES}/{file}", ""]
+    except Exception:  # missing, damaged, or no picture that this page may show
+        target[:] = ["", address[:100]]
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------
@@ -367,21 +376,26 @@ def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> N
 def to_html(tree: Mapping[str, Any], folder: Path) -> str:
     """One self-contained page: pictures, which lie in `folder`, as data URIs, formulas MathML."""
     more = ["--mathml", "--toc", "--toc-depth=2", "--section-divs", "--embed-resources"]
-    return _written(tree, "html5", "report.html", *more, f"--resource-path={folder}")
+    page = _written(tree, "html5", "report.html", *more, f"--resource-path={folder}")
+    return re.sub(r"(?<=<code>)[^<]*\x1b[^<]*", _coloured, page)
+
+
+def _coloured(code: re.Match[str]) -> str:
+    """A terminal's colours as spans; what is a number there is made readable by report.html."""
+    return ansi2html(unescape(code[0])).replace('style="color', 'style="--colour')
 
 
 @timed("writing PDF")
-def to_pdf(tree: Mapping[str, Any], folder: Path) -> bytes:
+def to_pdf(tree: dict[str, Any], folder: Path) -> bytes:
     """The printed report; its pictures lie in `folder`.
 
     Formulas that Typst refuses are shown as they were typed, and a notice stands in the place of
-    any other part that it refuses.
+    any other part that it refuses; both are changed in the tree.
     """
-    tree = copy.deepcopy(tree)
     # The font for Chinese, Japanese and Korean comes from its package.
     where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}
     while True:
-        source = _written(tree, "typst", "report.typ")
+        source = strip_ansi(_written(tree, "typst", "report.typ"))
         try:
             return typst.compile(source.encode(), **where)
         except typst.TypstError as error:
@@ -406,17 +420,9 @@ def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError)
 
 
 def _written(tree: Mapping[str, Any], to: str, template: str, *more: str) -> str:
-    return _pandoc(
-        json.dumps(tree),
-        "json",
-        to,
-        "--standalone",
-        "--wrap=none",
-        f"--template={TEMPLATE / template}",
-        f"--lua-filter={TEMPLATE / 'report.lua'}",
-        f"--metadata=pagetitle:{TITLE}",
-        *more,
-    )
+    options = ["--standalone", "--wrap=none", f"--metadata=pagetitle:{TITLE}", *more]
+    options += [f"--template={TEMPLATE / template}", f"--lua-filter={TEMPLATE / 'report.lua'}"]
+    return _pandoc(json.dumps(tree), "json", to, *options)
 
 
 def _pandoc(text: str, format: str, to: str, *more: str) -> str:

@@ -2,12 +2,13 @@
 
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pkgutil import resolve_name
 
 import pytest
 
 from dlcvlib.methods import vae
-from dlcvlib.report import execute
+from dlcvlib.report import cli, execute
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
@@ -35,11 +36,10 @@ def full_at(monkeypatch, disk_full_beyond):
 def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path, before_step, disk_full_beyond):
     """The disk fills up after step 9; once there is space, the run ends as if undisturbed."""
     whole = train("vae", "whole", steps=20)
-    with ExitStack() as stack:
-        stack.enter_context(
-            before_step(vae.VAE, 9, lambda: stack.enter_context(disk_full_beyond(20_000)))
-        )
-        with pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors")):
+    failing = pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors"))
+    with ExitStack() as disk:
+        fill = partial(disk.enter_context, disk_full_beyond(20_000))
+        with before_step(vae.VAE, 9, fill), failing:
             train("vae", "full", steps=20)
     folder = tmp_path / "full" / whole.name
     pointer = storage.read_sealed(folder / "checkpoint.json")
@@ -47,21 +47,19 @@ def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path, before_step, d
     storage.read_tensors(folder / pointer["file"], pointer["sha256"])
     assert not list(folder.glob(f"{storage.TEMPORARY}*"))
     resumed = train("vae", "full", steps=20)
-    files = [run.folder / "model.safetensors" for run in (whole, resumed)]
-    assert storage.sha256(files[0]) == storage.sha256(files[1])
+    assert resumed.provenance["files"] == whole.provenance["files"]
 
 
 def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
-    from dlcvlib.report.cli import main
-
-    arguments = ["train", "vae", "--profile", "smoke", "--runs-dir", str(tmp_path)]
+    arguments = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
+    arguments += ["--set=vae.drawn_train=40", "--set=vae.drawn_test=4"]
     with disk_full_beyond(5000):
-        assert main(arguments) == 2
+        assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert re.search("error: " + NEEDS.format("images"), error)
     assert "Traceback" not in error
     assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
-    assert main(arguments) == 0
+    assert cli.main(arguments) == 0
 
 
 @pytest.mark.usefixtures("unrendered")

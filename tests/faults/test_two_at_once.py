@@ -8,66 +8,55 @@ from conftest import ROOT
 from dlcvlib.utils import storage
 
 MAKE = """
-import sys
+import os, sys
 from pathlib import Path
 from dlcvlib.utils import storage
-path = Path(sys.argv[1])
+
 def make():
-    (path.parent / f"made-by-{sys.argv[2]}").touch()
     print("making", flush=True)
     sys.stdin.readline()
-    import torch
-    return {"a": torch.zeros(3)}, {}
-print(storage.cached(path, make)[0]["a"].tolist())
+    return {}, {"by": os.getpid()}
+
+print(storage.cached(Path(sys.argv[1]), make)[1]["by"])
 """
 """Creates a file as soon as it is told to on standard input."""
 
 
 def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
-def read_until(stream, text):
-    """The output of a process up to the line that contains a text."""
-    lines = []
-    for line in stream:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"{text!r} was never printed: {lines}")
+def line_with(text, stream):
+    """The first line of a process's output that contains a text."""
+    return next(line for line in stream if text in line)
 
 
 def test_the_second_waits_for_a_living_first_and_uses_its_result(tmp_path):
     path = tmp_path / "thing.safetensors"
-    dead = start("-c", MAKE, path, "dead")
-    read_until(dead.stdout, "making")
+    dead = start("-c", MAKE, path)
+    line_with("making", dead.stdout)
     dead.kill()
     dead.communicate()
-    first = start("-c", MAKE, path, "first")
-    read_until(first.stdout, "making")
-    second = start("-c", MAKE, path, "second")
-    waiting = read_until(second.stderr, "waiting for it")
+    first = start("-c", MAKE, path)
+    line_with("making", first.stdout)
+    second = start("-c", MAKE, path)
+    waiting = line_with("waiting for it", second.stderr)
     assert f"is being made by process {first.pid} since " in waiting
     told = [process.communicate("go\n", timeout=120) for process in (first, second)]
-    assert told == [("[0.0, 0.0, 0.0]\n", "")] * 2
-    assert {mark.name for mark in tmp_path.glob("made-by-*")} == {"made-by-dead", "made-by-first"}
+    assert told == [(f"{first.pid}\n", "")] * 2
 
 
 def test_two_reports_in_one_checkout(tmp_path):
     """Both wait for a lock that the test holds; after its release both succeed and run once."""
     out, runs = tmp_path / "report", tmp_path / "runs"
     words = ["report", "--out", out, "--only", "1-2", "--profile", "smoke", "--runs-dir", runs]
+    words += ["--set=vae.drawn_train=70", "--set=vae.drawn_test=32", "--set=vae.steps=4"]
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "held"):
         both = [start("-m", "dlcvlib", *words) for _ in range(2)]
         for process in both:
-            assert "waiting for it" in read_until(process.stderr, f"{out}/.report is being ")
+            assert "waiting for it" in line_with(f"{out}/.report is being ", process.stderr)
     told = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("1-2 unchanged" in output for output in told) == 1

@@ -13,30 +13,38 @@ local function read(text, format)
   return pandoc.read(text, format, { columns = 72 }, {}) -- in a sandbox, by the last argument
 end
 
-local function parsed(text, format)
-  if format == "html" then return read(text, "html") end
-  if format ~= "cell" then return read(text, MARKDOWN) end
+-- A part's document, and the HTML that it was read from, if any. What has a table is read `again`
+-- (see render.py): pandoc does not see it where its author has left out tags, as HTML allows. The
+-- second time it has the notebook's title if it had it the first time.
+local function parsed(text, how)
+  if how.again then return read(text, how.format == "html" and "html" or HTML) end
+  if how.format == "html" then return read(text, "html"), text end
+  if how.format ~= "cell" then return read(text, MARKDOWN) end
   -- An environment by itself is a formula.
   text = ("\n\n" .. text):gsub("\n\n(\\begin(%b{}).-\\end%2)", "\n\n$$%1$$")
   local doc = read(text, CELL)
   if not text:find("<", 1, true) then return doc end
-  return read(pandoc.write(doc, "html", { html_math_method = "mathjax", highlight_method = "none" }), HTML)
+  local html = pandoc.write(doc, "html", { html_math_method = "mathjax", highlight_method = "none" })
+  return read(html, HTML), html
 end
 
 function Reader(input)
   local blocks, named = pandoc.List(), {}
   for line, text in tostring(input):gmatch("\30([^\n]*)\n([^\30]*)") do
     local how = pandoc.json.decode(line)
-    local ok, doc = pcall(parsed, text, how.format)
+    local ok, doc, html = pcall(parsed, text, how)
     if not ok then doc = pandoc.Pandoc({ pandoc.CodeBlock(text) }) end
+    local title = ""
     doc = doc:walk({
       RawBlock = function() return {} end,
       RawInline = function() return {} end,
       Header = function(header)
         local name = "nb-" .. (how.page or "")
-        if how.page and not named[name] then header.identifier = name end -- where its links lead
+        if how.page and not named[name] and how.again ~= "" then -- where its links lead
+          header.identifier, title = name, name
+        end
         named[name] = true
-        if how.format == "cell" then header.level = header.level + 1 end
+        header.level = header.level + (({ cell = 1, html = 2 })[how.format] or 0)
         return header
       end,
     })
@@ -46,7 +54,8 @@ function Reader(input)
     local seen = false
     doc:walk({ Str = function() seen = true end, Image = function() seen = true end })
     if not seen and how.plain then doc.blocks = { pandoc.CodeBlock(how.plain) } end
-    blocks:insert(pandoc.Div(doc.blocks, { how = line }))
+    if not ok or not html or not html:lower():find("<table", 1, true) then html = nil end
+    blocks:insert(pandoc.Div(doc.blocks, { how = line, html = html, title = title }))
   end
   return pandoc.Pandoc(blocks)
 end

@@ -91,13 +91,28 @@ local function Blocks(blocks)
   return found
 end
 
--- A wide table scrolls by itself, so that a phone's page does not.
+local function bold(block)
+  block.content = { pandoc.Strong(block.content) }
+  return block
+end
+
+-- A wide table scrolls by itself, so that a phone's page does not. In print, a short one is on one
+-- page, an exhibit with what follows it; only a head is set apart.
 local function Table(tbl)
   if typst then
-    local rows = 0
-    for _, body in ipairs(tbl.bodies) do rows = rows + #body.body end
-    if rows > 15 then return nil end
-    return { pandoc.RawBlock("typst", "#block(breakable: false, sticky: true)["), tbl, pandoc.RawBlock("typst", "]") }
+    local rows, head, bodies = 0, tbl.head, tbl.bodies
+    local heads = pandoc.List(head.rows)
+    for _, body in ipairs(bodies) do
+      rows = rows + #body.body
+      heads = heads .. body.head
+    end
+    for _, row in ipairs(heads) do
+      for _, cell in ipairs(row.cells) do cell.contents = cell.contents:walk({ Plain = bold, Para = bold }) end
+    end
+    tbl.head, tbl.bodies = head, bodies
+    local open = rows > 15 and "#[" or "#block(breakable: false, sticky: " .. tostring(#tbl.caption.long > 0) .. ")["
+    if #heads == 0 then open = open .. "#set table(stroke: (..) => (bottom: 0.3pt + luma(200)))" end
+    return { pandoc.RawBlock("typst", open), tbl, pandoc.RawBlock("typst", "]") }
   end
   if not html then return nil end
   return { pandoc.RawBlock("html", '<div class="scroll" tabindex="0">'), tbl, pandoc.RawBlock("html", "</div>") }
