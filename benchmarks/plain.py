@@ -28,6 +28,7 @@ from dlcvlib.config.schema import (
     PixelDASettings,
     VAESettings,
 )
+from dlcvlib.data.types import CLASSES
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
 from dlcvlib.methods.classifier import FeatureExtractor, LabelClassifier
 
@@ -124,13 +125,14 @@ def train_dcgan(settings: GANSettings, faces: Path) -> Iterator[None]:
 def networks(settings: ClassifierFields) -> tuple[FeatureExtractor, LabelClassifier]:
     """F and L."""
     extractor = FeatureExtractor(settings.channels).to(DEVICE)
-    return extractor, LabelClassifier(extractor.size, settings.classifier_width).to(DEVICE)
+    sizes = extractor.size, settings.classifier_width
+    return extractor, LabelClassifier(*sizes, settings.normalise_classifier).to(DEVICE)
 
 
 def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[None]:
-    """fungtion/DANN: the source's pass, then the target's."""
+    """fungtion/DANN: the source's pass, then the target's; D sees what it sees in `quick`."""
     extractor, classifier = networks(settings)
-    domain = dann.DomainClassifier(extractor.size, settings)
+    domain = dann.DomainClassifier(CLASSES * settings.classifier_width, settings)
     domain.to(DEVICE)
     optimizer = adam(settings, extractor, classifier, domain)
     pairs = zip(
@@ -143,10 +145,11 @@ def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[N
         optimizer.zero_grad()
         losses = []
         for images, is_source in ((x_s, True), (x_t, False)):
-            features = extractor(images)
+            hidden, predicted = classifier(extractor(images), with_hidden=True)
             if is_source:
-                losses.append(F.cross_entropy(classifier(features), y_s))
-            logits = domain(dann.reverse_gradient(features, weight))
+                losses.append(F.cross_entropy(predicted, y_s))
+            seen = dann.multilinear(hidden, predicted)
+            logits = domain(dann.reverse_gradient(seen, weight))
             truth = torch.full_like(logits, float(is_source))
             losses.append(F.binary_cross_entropy_with_logits(logits, truth))
         sum(losses).backward()

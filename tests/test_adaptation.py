@@ -14,6 +14,7 @@ from conftest import built, class_of, settings_of
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import LabelledImages, Pair
 from dlcvlib.evaluation import adaptation, latent
+from dlcvlib.methods import adabn
 from dlcvlib.training.runs import train_or_load
 
 USPS, BACK = "usps->mnistm", "mnistm->usps"
@@ -114,13 +115,49 @@ def test_gap_closed_on_a_small_example():
     assert found["closed"].tolist() == pytest.approx([0.4, -0.25, math.nan], nan_ok=True)
 
 
-def test_a_claim_is_tested_pair_by_pair():
-    worse, better = [0.5, 0.52, 0.8, 0.82, 0.1, 0.9], [0.7, 0.72, 0.5, 0.52, 0.2, 0.9]
-    frame = scores(np.repeat(["a->b", "b->c", "c->a"], 2), source=worse, DANN=better)
-    found = adaptation.verdicts(frame, [("source only", "DANN")])
-    assert found["verdict"].tolist() == ["supported", "contradicted", "inconclusive"]
-    assert found["claim"].iloc[0] == "DANN is better than source only on a->b"
-    assert found["difference"].iloc[0] == pytest.approx(0.2)  # in the error rate
+def test_a_claim_is_tested_pair_by_pair(digits):
+    """On differences per seed; the test images' own interval is that of their mean difference."""
+    labels = {name: pair.target.test.labels for name, pair in digits.pairs.items()}
+
+    def run(name, correct):
+        wrong = torch.arange(len(labels[name])) >= correct
+        return SimpleNamespace(
+            method=SimpleNamespace(predict=lambda images: (labels[name] + wrong) % 10)
+        )
+
+    accuracies = {"source only": [20, 21, 22], "DANN": [40, 42, 41]}
+    runs = {
+        (method, name, seed): run(name, n if name == USPS else 60 - n)
+        for method, values in accuracies.items()
+        for name in (USPS, BACK)
+        for seed, n in enumerate(values)
+    }
+    found = adaptation.verdicts(runs, digits, [("source only", "DANN")])
+    assert found["verdict"].tolist() == ["supported", "contradicted"]
+    assert found["claim"].iloc[0] == f"DANN is more accurate than source only on {USPS}"
+    assert found["difference"].tolist() == pytest.approx([1 / 3, -1 / 3])
+    assert found["test_low"].iloc[0] < 1 / 3 < found["test_high"].iloc[0]
+    judged = adaptation.verdicts(runs, digits, [("source only", "DANN")], least=5)
+    assert set(judged["verdict"]) == {"not judged"}
+
+
+def test_gains_are_paired_by_seed():
+    values = {"variant": list("abba"), "seed": [0, 1, 0, 1], "accuracy": [0.1, 0.5, 0.3, 0.4]}
+    found = adaptation.gains(pd.DataFrame(values), "a", "b")
+    assert found.to_dict() == pytest.approx({0: 0.2, 1: 0.1})
+
+
+def test_adabn_changes_only_the_statistics_and_only_for_the_target(train, pair):
+    alone = train("classifier").method
+    found = adabn.AdaBN(alone, pair.target.train.images)
+    assert all(torch.equal(w, found.get_parameter(k)) for k, w in alone.named_parameters())
+    source, target = pair.source.test.images, pair.target.test.images
+    assert torch.equal(found.features(source, source=True), alone.features(source))
+    assert not torch.equal(found.features(target), alone.features(target))
+    images = (pair.target.train.images.float() / 255) * 2 - 1
+    maps = alone.extractor.layers[0](images)
+    mean = found.extractor.layers[1].running_mean
+    torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
 def test_accuracies_are_shown_beside_reported_ones():
@@ -133,22 +170,13 @@ def test_accuracies_are_shown_beside_reported_ones():
 
 def test_a_dann_is_measured_on_the_target_and_at_its_end(train, pair):
     run = train("dann")
-    at_the_end = run.method.evaluate(pair.adaptation())["domain_accuracy"]
+    at_the_end = run.method.evaluate(pair.adaptation())
     assert adaptation.dann_measures(run, pair) == {
         "accuracy": run.method.accuracy(pair.target.test),
-        "source": run.method.accuracy(pair.source.validation),
-        "domain_accuracy": pytest.approx(at_the_end),
+        "source": run.method.accuracy(pair.source.validation, source=True),
+        "domain_accuracy": pytest.approx(at_the_end["domain_accuracy"]),
+        "domain_loss": pytest.approx(at_the_end["domain"]),
     }
-
-
-def test_plateaus_last_until_the_loss_is_below_chance():
-    def run(*losses):
-        return SimpleNamespace(history=pd.DataFrame({"step": [10, 20], "class": losses}))
-
-    ours = {("source only", "a->b", 0): run(2.3, 1.0), ("source only", "b->c", 0): run(2.3, 2.3)}
-    found = adaptation.plateaus(ours | {("DANN", "a->b", 0): run(1.0, 1.0)})
-    assert found["pair"].tolist() == ["b->c", "a->b"]
-    assert found["steps"].tolist() == pytest.approx([math.nan, 20], nan_ok=True)
 
 
 # --- feature spaces ---------------------------------------------------------------------------
