@@ -36,6 +36,10 @@ PCA_DIMENSIONS = 50
 ITERATIONS = 500
 """Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
+DRAWS = 3
+"""Latent vectors per training image that a density is fitted to: with one, several Gaussians
+overfit."""
+
 
 def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFrame]:
     """What several notebooks use of a run's latent space: computed once, cached in its `latents`.
@@ -45,14 +49,18 @@ def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFram
         `methods.vae.fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
         log_likelihood (nats) of validation images' z for each number of components.
     """
-    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint]
+    code = fingerprints.hashes([Path(__file__)])
+    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, code]
     name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
 
     @timed("fitted densities")
     def make() -> tuple[dict[str, Tensor], dict]:
         seed, parts = run.settings.seed, (faces.train, faces.validation)
         posteriors = [run.method.posterior(part.images) for part in parts]
-        z = [mean + (v / 2).exp() * prior_samples(*v.shape, seed) for mean, v in posteriors]
+        z = []
+        for times, (mean, log_variance) in zip((DRAWS, 1), posteriors, strict=True):
+            means, deviations = (x.repeat(times, 1) for x in (mean, (log_variance / 2).exp()))
+            z.append(means + deviations * prior_samples(*means.shape, seed))
         draws, likelihood = fitted_samples(*z, COMPARED, seed)
         return {"mean": posteriors[0][0], "fitted": draws}, {"rows": list(likelihood.items())}
 

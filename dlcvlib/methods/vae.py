@@ -44,10 +44,10 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 ROUNDING = 1 / (12 * 255**2)
 """Variance of rounding to 8 bits: the least that a calibrated decoder can have."""
 
-FITTED = 10_000
+FITTED = 30_000
 """Maximum number of latents that a density is fitted to: more would take gigabytes."""
 
-COMPONENTS = (1, 2, 5, 10, 20)
+COMPONENTS = (1, 2, 5, 10)
 """Numbers of Gaussians that a fitted density is chosen from."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
