@@ -281,7 +281,7 @@ def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
     classifier = attribute_classifier(params("gan"), faces).method
     found = marginals(classifier, {"test": faces.test.images})["test"]
     for name in faces.train.attributes:
-        probability = classifier.probability(faces.test.images, name)
+        probability = classifier.probabilities(faces.test.images)[name]
         assert found[name.replace("_", " ")] == pytest.approx((probability > 0.5).float().mean())
 
 
