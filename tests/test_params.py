@@ -65,6 +65,7 @@ def test_original_has_the_homeworks_settings():
         ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
         ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
         ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
+        ("dann", {"pairs": []}, "'pairs'"),
         ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
         ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
     ],

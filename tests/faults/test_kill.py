@@ -88,12 +88,10 @@ def test_killed_at_random_moments(tmp_path):
     early, the remaining range is shorter.
     """
     whole, killed, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    longest, begun = run(whole), set()
+    longest = run(whole)
     for moment in rng.sample(range(KILLS), KILLS):
         longest = run(killed, (moment + rng.random()) / KILLS * longest) or longest
-        begun |= {*killed.glob("runs/*/checkpoint.json")}
     run(killed)
-    assert begun, "no kill has met a run"
     assert made(killed) == made(whole)
     patterns = (f"{storage.TEMPORARY}*", "checkpoint*", "*.damaged", "*.failed.ipynb")
     assert [path for pattern in patterns for path in killed.rglob(pattern)] == []
