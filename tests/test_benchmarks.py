@@ -3,6 +3,7 @@
 import itertools
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -26,22 +27,15 @@ def folders(tmp_path_factory):
     return base
 
 
-def test_pngs_carry_their_labels(folders):
-    images, labels = next(plain.batches(folders / "digits", 20, plain.v2.Compose(plain.TO_TENSOR)))
-    drawn = (255 * images).round()[:, None] == IMAGES
-    order = drawn.flatten(2).all(2).int().argmax(1)
-    assert labels.tolist() == LABELLED.labels[order].tolist()
-
-
 @pytest.mark.parametrize("name", ["vae", "dcgan", "dann", "pixelda", "adamatch"])
 def test_plain_loops_update_the_weights(folders, monkeypatch, name):
-    made = []
-    adam = plain.adam
-    monkeypatch.setattr(plain, "adam", lambda s, *m: made.extend(m) or adam(s, *m))
+    adam = Mock(wraps=plain.adam)
+    monkeypatch.setattr(plain, "adam", adam)
     files = ["faces"] if name in ("vae", "dcgan") else ["digits", "digits"]
     train = getattr(plain, f"train_{name}")
     loop = train(settings_of(name, batch_size=8), *(folders / file for file in files))
     next(loop)
+    made = itertools.chain(*(call.args[1:] for call in adam.call_args_list))
     parameters = [p for module in made for p in module.parameters()]
     before = [p.clone() for p in parameters]
     next(loop)

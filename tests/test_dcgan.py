@@ -10,7 +10,7 @@ from conftest import built, close, gradients, same, settings_of, updated, weight
 from torch import nn
 
 from dlcvlib.data.batches import to_float
-from dlcvlib.evaluation import gan_health, layers
+from dlcvlib.evaluation import gan_health
 from dlcvlib.evaluation.features import measured
 from dlcvlib.methods import averaging, dcgan
 from dlcvlib.methods.diffaugment import augment
@@ -42,17 +42,13 @@ def test_initial_weights(norm):
             assert value.mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_spectral_norms_are_one_and_their_layers_are_counted(images):
+def test_spectral_norms_are_one(images):
     gan = gan_of(discriminator_norm="spectral", learning_rate=4e-4)
     for _ in range(30):
         gan.training_step((images,))
     for layer in gan.discriminator.layers[::2]:  # LeakyReLU alone is between the convolutions
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert largest.item() == pytest.approx(1, abs=0.05)
-    frame = layers.layers(gan.discriminator, (1, 3, 64, 64))
-    plain = layers.layers(gan_of().discriminator, (1, 3, 64, 64))
-    assert (frame["layer"] == "Conv 4×4, stride 2").sum() == 4
-    assert frame["mult_adds"].max() == pytest.approx(plain["mult_adds"].max(), rel=0.02)
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -200,15 +196,11 @@ def test_averaging_does_not_touch_training(train):
     assert same(*(gan.generator for gan in with_and_without))
 
 
-def test_samples_come_from_the_average_unless_requested_otherwise(images):
-    gan = gan_of(ema_decay=0.9)
-    for _ in range(3):
-        gan.training_step((images,))
-    z = torch.randn(5, 8)
-    found = gan.sample(z, averaged=False), gan.sample(z)
-    for samples, generator in zip(found, (gan.generator, gan.averaged.module), strict=True):
-        torch.testing.assert_close(samples, ((generator.eval()(z) + 1) / 2).detach())
-    assert not torch.equal(*found)
+def test_samples_come_from_the_average_unless_requested_otherwise():
+    gan, z = gan_of(ema_decay=0.9), torch.randn(5, 8)
+    nn.init.constant_(gan.averaged.module.blocks[-2].bias, 100.0)
+    assert (gan.sample(z) == 1).all()
+    assert gan.sample(z, averaged=False).mean().item() == pytest.approx(0.5, abs=0.1)
 
 
 # --- what is measured along a run -------------------------------------------------------------
