@@ -138,7 +138,6 @@ def test_inceptions_weights_give_features_and_are_not_downloaded(monkeypatch, tm
     extract = features.inception()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     found = extract(images)
-    assert found.shape == (2, 2048)
     # A generated picture is rounded like a real one, and the margin is seen too.
     assert torch.equal(extract(images.float() / 255 + 0.001), found)
     images[:, :, :2] = 0

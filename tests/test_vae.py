@@ -51,13 +51,11 @@ def test_images_are_encoded_and_reconstructed_a_chunk_at_a_time(faces):
 
 
 def test_validation_is_the_mean_over_all_images(faces):
-    """In chunks of unequal size; but for the draw of z, with which it decodes."""
+    """In chunks of unequal size."""
     method, images = built("vae"), torch.cat([faces.train.images, faces.test.images])
     found = method.evaluate(replace(faces, validation=ImageSet(images, {})))
     kld = vae.kl_divergence(*method.posterior(images)).mean().item()
     assert found["kld"] == pytest.approx(kld, rel=1e-4)
-    errors = vae.reconstruction_error(to_float(images), method.reconstruct(images))
-    assert found["mse"] == pytest.approx(errors.mean().item(), rel=0.1)
 
 
 def test_fitted_samples_follow_the_latents():
