@@ -29,7 +29,6 @@ def test_kid_separates_sets():
     same, error = metrics.kid(a, b)
     assert abs(same) < 6 * error + 0.05
     assert metrics.kid(a, b + 1)[0] > 10 * abs(same)
-    assert metrics.kid(a, b) == (same, error)
     whole = metrics.squared_mmd(a[:60].double(), b[:60].double()).item()
     assert metrics.kid(a[:60], b[:60]) == pytest.approx((whole, math.nan), nan_ok=True)
 
@@ -43,22 +42,22 @@ def test_fid_in_closed_form():
     assert metrics.fid(a, 3 * a + 2) == pytest.approx(12 + 4 * variance, rel=1e-6)
 
 
+def measured(real, **sets):
+    """Distances by the means of the three colours: one row per set."""
+    means = {"means": lambda images: images.float().flatten(2).mean(2)}
+    return metrics.distances(means, real, sets).set_index("images")
+
+
 def test_distances_give_shares_of_the_real_images():
     torch.manual_seed(0)
     real = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8)
-    sets = {
-        "same": real,
-        "blurred": F.avg_pool2d(real.float() / 255, 3, 1, 1),
-        "one": real[:1].repeat(60, 1, 1, 1),
-    }
-    means = {"means": lambda images: images.float().flatten(2).mean(2)}
-    measured = metrics.distances(means, real, sets).set_index("images")
-    assert set(measured["features"]) == {"means"}
-    assert set(measured["n"]) == {60}
-    same = measured.loc["same"]
+    blurred = F.avg_pool2d(real.float() / 255, 3, 1, 1)
+    found = measured(real, same=real, floats=real / 255, blurred=blurred, one=real[[0] * 60])
+    same = found.loc["same"]
     assert (same.fid, same.diversity, same.sharpness) == pytest.approx((0, 1, 1), abs=1e-5)
-    assert measured.loc["blurred", "sharpness"] < 0.2
-    assert measured.loc["one", "diversity"] == pytest.approx(0, abs=1e-3)
+    assert found.loc["floats", "sharpness"] == pytest.approx(1)
+    assert found.loc["blurred", "sharpness"] < 0.2
+    assert found.loc["one", "diversity"] == pytest.approx(0, abs=1e-3)
 
 
 def test_nearest_against_a_loop():
@@ -71,11 +70,7 @@ def test_nearest_against_a_loop():
     assert distance.tolist() == pytest.approx([d for d, _ in slow], abs=1e-3)
 
 
-def test_sharpness_of_either_dtype_and_diversity():
-    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    sharpness = metrics.sharpness(images)
-    assert sharpness > 0
-    assert metrics.sharpness(images.float() / 255) == pytest.approx(sharpness, rel=1e-5)
+def test_diversity_is_the_mean_distance():
     assert metrics.diversity(torch.tensor([[0.0], [1.0], [2.0]])) == pytest.approx(4 / 3)
 
 
@@ -89,7 +84,6 @@ def test_tsne_keeps_neighbours(tmp_path):
     before = NearestNeighbors(n_neighbors=10).fit(features).kneighbors(return_distance=False)
     kept = [len(set(a) & set(b)) / 10 for a, b in zip(before, nearest, strict=True)]
     assert latent.neighbours_kept(features, points) == pytest.approx(np.mean(kept))
-    assert latent.tsne(torch.randn(60, 1), 10, 0, tmp_path).shape == (60, 2)
 
 
 @pytest.mark.filterwarnings("error")
@@ -97,33 +91,27 @@ def test_tsne_keeps_neighbours(tmp_path):
     "features",
     [
         torch.zeros(64, 8),
-        torch.full((64, 8), 1e-25),
-        torch.rand(1, 8).repeat(64, 1),
         torch.rand(1, 8) + 1e-8 * torch.rand(64, 8),
-        torch.ones(64, 1),
+        torch.arange(64.0)[:, None] % 5,
         torch.eye(2).repeat(32, 4),
     ],
-    ids=["zero", "tiny", "equal", "nearly", "one column", "two places"],
+    ids=["equal", "nearly", "one column", "two places"],
 )
-def test_features_that_do_not_vary_are_measured(features, tmp_path):
+def test_features_that_hardly_vary_are_measured(features, tmp_path):
     """scikit-learn's t-SNE would crash the process."""
     points = latent.tsne(features, 200, 0, tmp_path)
     assert np.isfinite(points).all()
     assert 0 <= latent.neighbours_kept(features, points) <= 1
     assert latent.proxy_a_distance(features, np.arange(64) < 32) < 0.5
-    two_places = (features[0] - features[1]).abs().max() > 0.5
-    assert (metrics.diversity(features) > 0) == two_places
+    assert (metrics.diversity(features) > 0) == (features.std(0).max() > 0.01)
 
 
-@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("level", [0, 128])
 def test_shares_of_real_images_that_are_all_the_same_are_undefined(level):
-    torch.manual_seed(0)
     real = torch.full((40, 3, 16, 16), level, dtype=torch.uint8)
-    means = {"means": lambda images: images.float().flatten(2).mean(2)}
-    sets = {"same": real, "other": torch.rand(40, 3, 16, 16)}
-    measured = metrics.distances(means, real, sets)
-    assert measured[["diversity", "sharpness"]].isna().all(axis=None)
-    assert measured[["kid", "fid"]].notna().all(axis=None)
+    found = measured(real, same=real, other=torch.rand(40, 3, 16, 16))
+    assert found[["diversity", "sharpness"]].isna().all(axis=None)
+    assert found[["kid", "fid"]].notna().all(axis=None)
 
 
 def test_the_extractor_learns_an_attribute(train, faces):
@@ -134,12 +122,6 @@ def test_the_extractor_learns_an_attribute(train, faces):
     probability = run.method.probability(faces.train.images, "Male")
     male = faces.train.attributes["Male"].bool()
     assert probability[male].mean() > probability[~male].mean() + 0.3
-
-
-def test_both_chapters_of_faces_use_one_extractor(faces, params):
-    runs = [features.attribute_classifier(params(c), faces).name for c in ("vae", "gan")]
-    assert runs[0] == runs[1]
-    assert list(features.extractors(params("vae"), faces)) == [features.OWN]
 
 
 def test_inceptions_weights_give_features_and_are_not_downloaded(monkeypatch, tmp_path):
@@ -156,7 +138,6 @@ def test_inceptions_weights_give_features_and_are_not_downloaded(monkeypatch, tm
     extract = features.inception()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     found = extract(images)
-    assert found.shape == (2, 2048)
     # A generated picture is rounded like a real one, and the margin is seen too.
     assert torch.equal(extract(images.float() / 255 + 0.001), found)
     images[:, :, :2] = 0

@@ -23,18 +23,10 @@ def fake(method, batch):
 # --- networks ---------------------------------------------------------------------------------
 
 
-def test_shapes_and_ranges(method, fake):
-    assert fake.shape == (16, 3, 32, 32)
-    assert torch.equal(fake, fake.clamp(0, 1))
-    assert method.discriminator(fake).shape == (16, 1, 2, 2)
-    noise = method.noise(5000)
-    assert noise.shape == (5000, 8)
-    assert [noise.min().item(), noise.max().item()] == pytest.approx([-1, 1], abs=0.01)
-
-
 def test_a_translation_depends_on_noise_and_source(method, pair):
     images = pair.source.train.images  # more than one chunk
     z = method.noise(len(images))
+    assert [z.min().item(), z.max().item()] == pytest.approx([-1, 1], abs=0.05)
     first = method.translate(images, z)
     assert (first.dtype, first.shape) == (torch.uint8, images.shape)
     assert torch.equal(first.flip(0), method.translate(images.flip(0), z.flip(0)))
@@ -43,11 +35,10 @@ def test_a_translation_depends_on_noise_and_source(method, pair):
 
 
 def test_the_classifier_sees_half_of_the_source_in_its_own_colours(monkeypatch):
-    method, seen = built("pixelda", augmentation="strong"), []
-    monkeypatch.setattr(method, "logits", lambda x: seen.append(x) or torch.zeros(len(x), 10))
+    method = built("pixelda", augmentation="strong")
+    monkeypatch.setattr(method, "logits", lambda x: x)
     x_s, fake = torch.rand(2, 64, 3, 32, 32)
-    method._task_logits(x_s, fake)
-    source, generated = seen[0].chunk(2)
+    source, generated = method._task_logits(x_s, fake)
     assert 16 < (source == x_s).all((1, 2, 3)).sum() < 48
     assert not (generated == fake).all((1, 2, 3)).any()
 
@@ -55,49 +46,36 @@ def test_the_classifier_sees_half_of_the_source_in_its_own_colours(monkeypatch):
 # --- losses -----------------------------------------------------------------------------------
 
 
-def test_task_loss():
-    logits, labels = 3 * torch.randn(9, 10), torch.arange(9)
-    chosen = logits.softmax(1)[range(9), labels]
-    torch.testing.assert_close(pixelda.task_loss(logits, labels), -chosen.log().mean())
-    twice = -logits.softmax(1).softmax(1)[range(9), labels].log().mean()
-    torch.testing.assert_close(pixelda.task_loss(logits, labels, softmax_twice=True), twice)
+def test_the_originals_task_loss_has_a_floor():
+    """As its Softmax is taken twice."""
     floor = pixelda.task_loss(100 * torch.eye(10), torch.arange(10), softmax_twice=True)
     assert floor == pytest.approx(math.log(math.e + 9) - 1, abs=1e-5)
-
-
-def test_content_loss_is_the_papers():
-    """Eq. 5, |d|^2 / k - (d . 1)^2 / k^2 image by image, is the variance of the difference d."""
-    images, others = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
-    expected = (images - others).flatten(1).var(1, correction=0).mean()
-    torch.testing.assert_close(pixelda.content_loss(images, others), expected)
-    assert pixelda.content_loss(images, images + 0.3).item() == pytest.approx(0, abs=1e-6)
 
 
 # --- each step: its loss, and which network it updates ----------------------------------------
 
 
 def test_the_generators_loss_is_the_weighted_sum(method, batch, fake):
-    """Its gradient is that of the three terms, each with its weight; D and T do not change."""
+    """Its gradient is that of the three terms, each with its weight; D and T do not change.
+
+    The paper's eq. 5, |d|^2 / k - (d . 1)^2 / k^2, is the variance of an image's difference d.
+    """
     chosen = {"adversarial_weight": 0.5, "task_weight": 2.0, "content_weight": 0.3}
     method.settings = method.settings.replace(**chosen)
     x_s, y_s, x_t = batch
     method._train_discriminator(x_t, fake.detach())
-    method._train_classifier(x_s, y_s, fake.detach())
     logits = method.logits(torch.cat([x_s, fake]))
     loss = (
         0.5 * ((method.discriminator(fake) - 1) ** 2).mean()
         + 2.0 * nn.functional.cross_entropy(logits, torch.cat([y_s, y_s]))
-        + 0.3 * pixelda.content_loss(x_s, fake)
+        + 0.3 * (x_s - fake).flatten(1).var(1, correction=0).mean()
     )
     expected, before = gradients(method.generator, loss), weights(method)
-    passive = [method.discriminator, method.extractor, method.classifier]
-    last = [[p.grad.clone() for p in network.parameters()] for network in passive]
+    last = [p.grad.clone() for p in method.discriminator.parameters()]
     method._train_generator(x_s, y_s, fake)
     close(method.generator, expected)
     assert updated(method, before) == {"generator"}
-    for network, kept in zip(passive, last, strict=True):
-        close(network, kept)  # of which the history holds the norm
-    assert all(p.requires_grad for p in method.parameters())
+    close(method.discriminator, last)  # of which the history holds the norm
 
 
 @pytest.mark.parametrize(("kind", "middle"), [("least_squares", 0.5), ("bce", 0.0)])
@@ -147,12 +125,8 @@ def test_the_originals_error_updates_the_classifier_with_the_generator(batch, mo
 
 
 def test_the_classifier_is_chapter_3s(params):
-    changes = {"channels": [4, 4], "augmentation": "geometric"}
-    third, fourth = params("dann", **changes), params("pixelda", dann_changes=changes)
-    for settings in (fourth.settings(0), fourth.adamatch(0)):
-        assert settings.channels == third.channels
-        assert settings.classifier_width == third.classifier_width
-        assert settings.precision == "fp32"  # this chapter's
-    assert fourth.settings(0).augmentation == "geometric"
-    steps = fourth.settings(0).steps, fourth.adamatch(0).steps
-    assert steps == (fourth.steps, fourth.adamatch_steps)
+    changes = {"channels": [4, 4], "classifier_width": 7, "precision": "bf16"}
+    fourth = params("pixelda", dann_changes=changes, steps=3, adamatch_steps=4)
+    for settings, steps in ((fourth.settings(0), 3), (fourth.adamatch(0), 4)):
+        assert (settings.channels, settings.classifier_width) == ([4, 4], 7)
+        assert (settings.precision, settings.steps) == ("fp32", steps)  # this chapter's

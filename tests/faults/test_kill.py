@@ -40,14 +40,8 @@ SourceFileLoader.exec_module = exec_module
 def start(base, *words):
     """Start the command line, with `CUSTOM` and a folder of runs."""
     (storage.make_dir(base / "site") / "sitecustomize.py").write_text(CUSTOM)
-    command = [
-        sys.executable,
-        "-m",
-        "dlcvlib",
-        *words,
-        "--profile=smoke",
-        f"--runs-dir={base}/runs",
-    ]
+    command = [sys.executable, "-m", "dlcvlib", *words]
+    command += ["--profile=smoke", f"--runs-dir={base}/runs"]
     environment = os.environ | {"PYTHONPATH": f"{base}/site{os.pathsep}{ROOT}"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **output)
