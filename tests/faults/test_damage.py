@@ -6,31 +6,26 @@ from types import SimpleNamespace
 
 import joblib
 import pytest
-import torch
 from conftest import interrupt
 
 from dlcvlib.data.faces import load_faces
-from dlcvlib.evaluation import latent
 from dlcvlib.methods import vae
 from dlcvlib.report import provenance
 from dlcvlib.utils import storage
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [("run", name) for name in ("model.safetensors", "history.csv", "provenance.json")]
-    + [("data", "images.safetensors"), ("data", "images.json"), ("map", "tsne-*.safetensors")],
+    "name",
+    ["model.safetensors", "history.csv", "provenance.json", "images.safetensors", "images.json"],
 )
-def test_runs_prepared_data_and_maps(train, smoke, tmp_path, damage, kind, name, capsys):
-    runs_dir, features = str(tmp_path / "runs"), torch.rand(60, 8)
+def test_runs_and_prepared_data(train, smoke, tmp_path, damage, name, capsys):
     few = {"drawn_train": 10, "drawn_test": 5, "validation_size": 2}
+    params = smoke(runs_dir=str(tmp_path / "runs"), **few)
 
     def make():
-        if kind == "run":
-            return train("vae").provenance["files"]
-        if kind == "data":
-            return joblib.hash(load_faces(smoke(runs_dir=runs_dir, **few)).train.images.numpy())
-        return joblib.hash(latent.tsne(features, 5.0, 0, runs_dir))
+        if name.startswith("images"):
+            return joblib.hash(load_faces(params).train.images.numpy())
+        return train("vae").provenance["files"]
 
     before = make()
     (path,) = tmp_path.rglob(name)
@@ -71,9 +66,9 @@ def test_damage_that_two_processes_find_at_once(tmp_path, monkeypatch):
 
 
 def test_what_a_kill_has_left_is_never_read_and_goes(tmp_path):
-    folders = [tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other")]
-    half, other = map(storage.make_dir, folders)
-    (half / "thing.safetensors").write_bytes(b"half")
+    half, other = (tmp_path / f"{storage.TEMPORARY}{name}-x" for name in ("thing", "other"))
+    for folder in (half, other):
+        (storage.make_dir(folder) / "thing.safetensors").write_bytes(b"half")
     storage.cached(tmp_path / "thing.safetensors", lambda: ({}, {}))
     assert not half.exists()
     assert other.exists()  # it may be in the making
@@ -87,9 +82,7 @@ def test_an_executed_notebook(small, damage, capsys):
         path = small.out / "notebooks" / f"1-1-test{suffix}"
         damage(path)
         assert small.make()
-        output = capsys.readouterr().out
-        assert f"{path} is damaged" in output
-        assert "unchanged" not in output
+        assert f"{path} is damaged" in capsys.readouterr().out
         assert not small.plan()[0].reasons
 
 
@@ -101,7 +94,6 @@ def test_a_record_that_only_the_report_reads(smoke, train, damage):
     about = {"spent": {}, "started": 0, "profile": "smoke", "command": ""}
     describe = partial(provenance.describe, pages, {"1-1": 1.0}, params, about)
     assert [record["run"] for record in describe()["runs"]] == [run.name]
-    assert "threads" in describe()["device"]
     for harm in (damage, Path.unlink):
         harm(run.folder / "provenance.json")
         assert describe()["runs"] == []

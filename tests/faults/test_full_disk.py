@@ -70,12 +70,13 @@ def test_at_a_notebook(small, full_at, capsys):
     small.write(p1_1=["'after'"])
     with full_at("1-1-test.ipynb"):
         assert not small.make()
-    error = capsys.readouterr().err
-    assert re.search("1-1 failed: " + NEEDS.format(r"1-1-test\.ipynb"), error)
-    assert "'before'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
+    needs = "1-1 failed: " + NEEDS.format(r"1-1-test\.ipynb")
+    assert re.search(needs, capsys.readouterr().err)
+    executed = small.out / "notebooks" / "1-1-test.ipynb"
+    assert "'before'" in executed.read_text()
     assert not list(small.out.rglob(f"{storage.TEMPORARY}*"))
     assert small.make()
-    assert "'after'" in (small.out / "notebooks" / "1-1-test.ipynb").read_text()
+    assert "'after'" in executed.read_text()
 
 
 def test_while_writing_each_part_of_the_report(small, full_at, monkeypatch):

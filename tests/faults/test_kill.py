@@ -13,9 +13,10 @@ import time
 import psutil
 from conftest import ROOT
 
+from dlcvlib.report.cli import CHAPTERS
 from dlcvlib.utils import storage
 
-KILLS = 12
+KILLS = 6
 PROBLEMS = "1-2,2-2,3-2,4-1"
 """One per method; their output contains no times."""
 STEPS = ("vae.steps", "gan.steps", "dann.steps", "pixelda.steps", "pixelda.adamatch_steps")
@@ -40,38 +41,43 @@ SourceFileLoader.exec_module = exec_module
 def start(base, *words):
     """Start the command line, with `CUSTOM` and a folder of runs."""
     (storage.make_dir(base / "site") / "sitecustomize.py").write_text(CUSTOM)
-    command = [
-        sys.executable,
-        "-m",
-        "dlcvlib",
-        *words,
-        "--profile=smoke",
-        f"--runs-dir={base}/runs",
-    ]
+    command = [sys.executable, "-m", "dlcvlib", *words]
+    command += ["--profile=smoke", f"--runs-dir={base}/runs"]
     environment = os.environ | {"PYTHONPATH": f"{base}/site{os.pathsep}{ROOT}"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **output)
 
 
-def run(base, timeout=None):
-    """Run a report; its duration, or None if it was killed after some seconds.
+def run(base, after=None, in_training=False):
+    """Run a report; its duration, or None if it was killed.
 
-    SIGKILL to the process, its workers and its kernels at once, as in a power failure.
+    SIGKILL to the process, its workers and its kernels at once, as in a power failure: after some
+    seconds, or, `in_training`, once a checkpoint has been written.
     """
-    words = [f"--only={PROBLEMS}", f"--out={base}/report", "--set=vae.precision=fp32"]
-    started = time.monotonic()
-    process = start(base, "report", *words, *(f"--set={name}=30" for name in STEPS))
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        top = psutil.Process(process.pid)
-        for one in [top, *top.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.communicate()
-        return None
-    assert process.returncode == 0, output
-    return time.monotonic() - started
+    words = [f"--only={PROBLEMS}", f"--out={base}/report"]
+    words += [f"--set={name}=30" for name in STEPS]
+    words += [f"--set={chapter}.precision=fp32" for chapter in CHAPTERS]  # no trial decides it
+    before, started = checkpoints(base), time.monotonic()
+    process = start(base, "report", *words)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=0.05)
+            assert process.returncode == 0, output
+            return time.monotonic() - started
+        written = checkpoints(base)
+        late = after is not None and time.monotonic() - started > after
+        if late or (in_training and written and written != before):
+            top = psutil.Process(process.pid)
+            for one in [top, *top.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.communicate()
+            return None
+
+
+def checkpoints(base):
+    """The runs in training, and what their last checkpoints say."""
+    return {path: storage.sealed(path) for path in base.glob("runs/*/checkpoint.json")}
 
 
 def made(base):
@@ -82,18 +88,18 @@ def made(base):
 
 
 def test_killed_at_random_moments(tmp_path):
-    """`KILLS` times, at random times independent of what is happening.
+    """`KILLS` times at random, whatever is happening, and as often in training.
 
     The times are spread evenly over a report's duration, in random order; once the report ends
     early, the remaining range is shorter.
     """
     whole, killed, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    longest, begun = run(whole), set()
+    longest, resumed = run(whole), 0
     for moment in rng.sample(range(KILLS), KILLS):
+        resumed += run(killed, in_training=True) is None
         longest = run(killed, (moment + rng.random()) / KILLS * longest) or longest
-        begun |= {*killed.glob("runs/*/checkpoint.json")}
+    assert resumed
     run(killed)
-    assert begun, "no kill has met a run"
     assert made(killed) == made(whole)
     patterns = (f"{storage.TEMPORARY}*", "checkpoint*", "*.damaged", "*.failed.ipynb")
     assert [path for pattern in patterns for path in killed.rglob(pattern)] == []
