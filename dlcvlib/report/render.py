@@ -199,8 +199,9 @@ class Page:
         plain = output.get("text") or "\n".join(output.get("traceback", []))
         only_live = f"[{', '.join(data)}: shown in a live notebook only]" if data else ""
         plain = TERMINAL.sub("", plain or data.get("text/plain", only_live)).strip("\n").rstrip()
-        if "text/html" in data:
-            return {"text": data["text/html"], "format": "html", "plain": plain}
+        if html := data.get("text/html"):
+            html = _whole(html) if "<table" in html.lower() else html
+            return {"text": html, "format": "html", "plain": plain}
         return {"text": fenced(plain) if strip_ansi(plain).strip() else ""}
 
     def _exhibit(
@@ -363,10 +364,11 @@ def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> N
         return
     try:
         file, share = page.picture(address, cell)
-        attributes[2].append(["share", f"{share:.2f}"])
-        target[:] = [f"{FIGURES}/{file}", ""]
     except Exception:  # missing, damaged, or no picture that this page may show
         target[:] = ["", address[:100]]
+    else:
+        attributes[2].append(["share", f"{share:.2f}"])
+        target[:] = [f"{FIGURES}/{file}", ""]
 
 
 # --- HTML and PDF -----------------------------------------------------------------------------

@@ -13,12 +13,12 @@ local function read(text, format)
   return pandoc.read(text, format, { columns = 72 }, {}) -- in a sandbox, by the last argument
 end
 
--- A part's document, and the HTML that it was read from, if any. What has a table is read `again`
--- (see render.py): pandoc does not see it where its author has left out tags, as HTML allows. The
--- second time it has the notebook's title if it had it the first time.
+-- A part's document and, of a cell with HTML, the HTML that it was read from. What has a table is
+-- read `again` (see render.py): pandoc does not see it where its author has left out tags, as HTML
+-- allows. The second time it has the notebook's title if it had it the first time.
 local function parsed(text, how)
-  if how.again then return read(text, how.format == "html" and "html" or HTML) end
-  if how.format == "html" then return read(text, "html"), text end
+  if how.again then return read(text, HTML) end
+  if how.format == "html" then return read(text, "html") end
   if how.format ~= "cell" then return read(text, MARKDOWN) end
   -- An environment by itself is a formula.
   text = ("\n\n" .. text):gsub("\n\n(\\begin(%b{}).-\\end%2)", "\n\n$$%1$$")
