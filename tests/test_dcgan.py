@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import built, close, gradients, same, updated, weights
 from torch import nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib.data.batches import prior_samples, to_float
 from dlcvlib.evaluation import gan_health, layers
@@ -118,12 +119,16 @@ def test_flips_and_further_generator_steps_end_when_they_should(images, monkeypa
     assert rates == [0.2, 0.2, 0.0, 0.0]
 
 
-def test_noise_anneals():
+def test_noise_and_blur_anneal():
     torch.manual_seed(0)
     gan = gan_of(steps=12, input_noise=0.4)
     for gan.step, left in ((0, 1), (9, 0.25)):
         shown = gan.shown(torch.zeros(64, 3, 64, 64))
         assert shown.std().item() == pytest.approx(0.4 * left, rel=0.02)
+    gan, images = gan_of(steps=12, input_blur=4.0), torch.rand(2, 3, 64, 64)
+    for gan.step, left in ((0, 1), (9, 0.25)):
+        expected = gaussian_blur(images, [25, 25], [4.0 * left] * 2)
+        torch.testing.assert_close(gan.shown(images), expected)
 
 
 # --- differentiable augmentation --------------------------------------------------------------

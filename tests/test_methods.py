@@ -22,6 +22,7 @@ BASE = {
         "generator_steps": 2,
         "generator_steps_until": 2,
         "input_noise": 0.2,
+        "input_blur": 1.0,
         "augmentation": ["color"],
         "ema_decay": 0.15,
     },

@@ -82,7 +82,7 @@ def test_results(results):
     assert results["version"] == 3
     ten = results["1-3"]["ten_errors"]["mean"]
     assert ten == pytest.approx([sum(results["1-3"]["mse_sum"]) / 10, 91.29515], rel=1e-4)
-    assert len(results["2-3"]["claims"]) == 4 + 8
+    assert len(results["2-3"]["claims"]) == 5 + 9
     provenance = results["provenance"]
     assert {"torch", "python"} <= provenance["versions"].keys()
     assert set(provenance["notebooks"]) == set(PROBLEMS)

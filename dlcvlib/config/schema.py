@@ -67,6 +67,7 @@ Several = Annotated[Whole, Field(gt=1)]
 Count = Annotated[Whole, Field(ge=0)]
 Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Probability = Annotated[Real, Field(ge=0, lt=1)]
+Blur = Annotated[Real, Field(ge=0, le=8)]
 Rate = Annotated[Real, Field(gt=0, le=1)]
 Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
@@ -229,6 +230,7 @@ class GANSettings(TrainingSettings):
     generator_steps: Positive = means("generator steps per discriminator step")
     generator_steps_until: Count = means("step from which it is one to one")
     input_noise: Weight = means("initial std of noise on the discriminator's input (-1..1)")
+    input_blur: Blur = means("initial std in pixels of blur on the discriminator's input")
     augmentation: list[Policy] = means("differentiable augmentation: color, translation, cutout")
     ema_decay: Probability = means(
         "maximum decay of the generator's EMA (ramped up); 0 disables it"

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
@@ -254,9 +255,16 @@ class DCGAN(Method):
         return torch.randn(count, self.settings.latent_dim, device=device)
 
     def shown(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) in -1..1 as D sees them: noisy and augmented."""
-        settings = self.settings
-        if noise := settings.input_noise * (1 - self.step / settings.steps):
+        """Images (N, 3, S, S) in -1..1 as D sees them: blurred, noisy and augmented."""
+        settings, left = self.settings, 1 - self.step / self.settings.steps
+        if blur := settings.input_blur * left:
+            # A matrix that blurs columns, since the gradient of padding is not exactly
+            # reproducible on a GPU.
+            pixels = torch.eye(images.shape[-1], device=images.device)[None]
+            size = 2 * math.ceil(3 * settings.input_blur) + 1
+            matrix = gaussian_blur(pixels, [1, size], [1.0, blur])
+            images = matrix @ images @ matrix.mT
+        if noise := settings.input_noise * left:
             # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
             images = images + noise * torch.randn(images.shape, device=images.device)
         return augment(images, settings.augmentation)
