@@ -30,7 +30,7 @@ from dlcvlib.config.schema import (
 )
 from dlcvlib.data.types import CLASSES
 from dlcvlib.methods import adamatch, dann, dcgan, pixelda, vae
-from dlcvlib.methods.classifier import FeatureExtractor, LabelClassifier
+from dlcvlib.methods.classifier import FeatureExtractor, LabelClassifier, learned
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
@@ -78,16 +78,17 @@ def adam(settings, *modules: nn.Module) -> torch.optim.Adam:
 
 
 def train_vae(settings: VAESettings, faces: Path) -> Iterator[None]:
-    """Kingma and Welling's, as in pytorch/examples."""
+    """Kingma and Welling's, as in pytorch/examples, with the calibrated decoder of `quick`."""
     encoder, decoder = vae.Encoder(settings).to(DEVICE), vae.Decoder(settings).to(DEVICE)
     optimizer = adam(settings, encoder, decoder)
     for images, _ in batches(faces, settings.batch_size, FLIP):
         optimizer.zero_grad()
         mean, log_variance = encoder(images)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        mse = F.mse_loss(decoder(z), images, reduction="sum") / len(images)
+        mse = F.mse_loss(decoder(z), images)
+        likelihood = -images[0].numel() / 2 * torch.log(mse)
         kld = -0.5 * torch.sum(1 + log_variance - mean**2 - log_variance.exp()) / len(images)
-        (mse + settings.kld_weight * kld).backward()
+        (kld - likelihood).backward()
         optimizer.step()
         mse.item(), kld.item()
         yield
@@ -130,7 +131,7 @@ def networks(settings: ClassifierFields) -> tuple[FeatureExtractor, LabelClassif
 
 
 def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[None]:
-    """fungtion/DANN: the source's pass, then the target's; D sees what it sees in `quick`."""
+    """fungtion/DANN: the source's pass, then the target's; D and its weight as in `quick`."""
     extractor, classifier = networks(settings)
     domain = dann.DomainClassifier(CLASSES * settings.classifier_width, settings)
     domain.to(DEVICE)
@@ -143,18 +144,20 @@ def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[N
     for step, ((x_s, y_s), (x_t, _)) in enumerate(pairs):
         weight = settings.domain_weight * dann.rising(min(1.0, step / settings.steps))
         optimizer.zero_grad()
-        losses = []
+        domain_losses = []
         for images, is_source in ((x_s, True), (x_t, False)):
             hidden, predicted = classifier(extractor(images), with_hidden=True)
             if is_source:
-                losses.append(F.cross_entropy(predicted, y_s))
+                class_loss = F.cross_entropy(predicted, y_s)
+                weight *= learned(class_loss)
             seen = dann.multilinear(hidden, predicted)
             logits = domain(dann.reverse_gradient(seen, weight))
             truth = torch.full_like(logits, float(is_source))
-            losses.append(F.binary_cross_entropy_with_logits(logits, truth))
-        sum(losses).backward()
+            domain_losses.append(F.binary_cross_entropy_with_logits(logits, truth))
+        domain_loss = sum(domain_losses) / 2
+        (class_loss + domain_loss).backward()
         optimizer.step()
-        [loss.item() for loss in losses]
+        class_loss.item(), domain_loss.item()
         yield
 
 

@@ -258,8 +258,7 @@ class DCGAN(Method):
         """Images (N, 3, S, S) in -1..1 as D sees them: blurred, noisy and augmented."""
         settings, left = self.settings, 1 - self.step / self.settings.steps
         if blur := settings.input_blur * left:
-            # A matrix that blurs columns, since the gradient of padding is not exactly
-            # reproducible on a GPU.
+            # As matrix products: on a GPU, the gradient of padding is not exactly reproducible.
             pixels = torch.eye(images.shape[-1], device=images.device)[None]
             size = 2 * math.ceil(3 * settings.input_blur) + 1
             matrix = gaussian_blur(pixels, [1, size], [1.0, blur])
