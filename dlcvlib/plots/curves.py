@@ -53,7 +53,7 @@ def line_panels(
 
 
 def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> Figure:
-    """Small multiples: the mean of each variant over the baseline's, filled from lowest to highest.
+    """A row of panels: the mean of each variant over the baseline's, filled from lowest to highest.
 
     The scale is logarithmic where one curve would flatten all others: where values, all above 0,
     span more than `SPAN`.
@@ -67,12 +67,10 @@ def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> 
     import seaborn as sns  # loads slowly, and few notebooks need it
 
     names = [name for name in frame["variant"].unique() if name != baseline]
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
     share = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.65 * rows + 0.6), **share)
+    figure, axes = plt.subplots(1, len(names), figsize=(WIDTH, 2.25), **share)
     look = {"linewidth": 1.4, "errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
-    for ax, name in zip(axes.flat, names, strict=False):
+    for ax, name in zip(axes.flat, names, strict=True):
         for variant, color in ((baseline, GREY), (name, CYCLE[0])):
             runs = frame[frame["variant"] == variant]
             sns.lineplot(runs, x="step", y=y, color=color, ax=ax, **look)
@@ -84,10 +82,6 @@ def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> 
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
     elif values.min() >= 0:
         axes[0, 0].set_ylim(bottom=0)  # of all panels; last: it fixes the limits
-    for ax in axes.flat[len(names) :]:
-        ax.axis("off")
-    for ax in axes.flat[len(names) - columns : len(names)]:
-        ax.tick_params(labelbottom=True)
     figure.supxlabel("training step", fontsize=9)
     figure.supylabel(label, fontsize=9)
     legend = [baseline, names[0] if len(names) == 1 else "variant named above the panel"]
