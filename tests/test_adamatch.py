@@ -79,7 +79,7 @@ def test_plain_pseudo_labels_are_the_networks_own(batch, monkeypatch):
 
 def test_the_average_predicts(batch):
     method = built("adamatch")
-    nn.init.constant_(method.averaged.module[1].layers[-1].bias[3:4], 100.0)
+    nn.init.constant_(method.averaged.module[1].output.bias[3:4], 100.0)
     assert method.predict((batch[0] * 255).byte()).tolist() == [3] * 16
 
 

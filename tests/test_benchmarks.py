@@ -11,6 +11,7 @@ import torch
 from conftest import settings_of
 
 from benchmarks import contenders, growth, memory, plain, quality, speed
+from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.methods.classifier import Classifier
 
@@ -78,7 +79,8 @@ def test_orders_of_variants_are_compared():
     frame = pd.DataFrame(dict(zip(["small", "full"], map(pd.Series, found), strict=True)))
     table = quality.summary(frame.rename_axis(names).reset_index().assign(problem="1-6"))
     assert table[["measure", "variants", "rho"]].to_numpy().tolist() == [["kid", 3, 1]]
-    assert quality.full_size("vae")["ablation_seeds"] == [0]
+    main = profiles.load("quick", "pixelda")
+    assert quality.full_size("pixelda") == {"ablation_steps": main.steps, "ablation_seeds": [0]}
 
 
 def test_memory_is_measured():

@@ -430,7 +430,7 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     adamatch_steps: Positive = means("training steps of AdaMatch")
     adamatch_batch_size: Several = means("images per domain in a batch of AdaMatch")
     adamatch_learning_rate: Rate = means("AdaMatch's peak learning rate")
-    task_weights: Weights = means("weights of the classifier's loss that 4-4 compares")
+    all_variants: bool = means("4-4 also compares task weights and when T is updated")
     dann_profile: Profile = means("profile of chapter 3, whose runs and classifier are used")
     dann_changes: dict[str, Any] = means("its parameters that differ from the profile")
 
