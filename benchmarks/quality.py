@@ -2,7 +2,8 @@
 
 The notebooks that compare variants run twice under profile `quick`: as they are, and with every
 `ablation_…` parameter set to the main runs' value. It takes hours; trained runs are kept, so that
-an interrupted measurement goes on.
+an interrupted measurement goes on. `python -m benchmarks quality vae dann` measures these chapters
+only.
 """
 
 import json
