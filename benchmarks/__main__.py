@@ -10,7 +10,9 @@ import platform
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 import torch
+from matplotlib import pyplot as plt
 
 from benchmarks import growth, memory, quality, speed
 from dlcvlib.config import paths
@@ -27,31 +29,26 @@ def main() -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"some of {', '.join(PARTS)} (hours); default: all others",
+        help=f"some of {', '.join(PARTS)} (hours); default: all others. Chapters after quality "
+        f"({', '.join(quality.PROBLEMS)}) limit it to them; the others' results are kept",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="default: 60")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="default: benchmarks")
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - set(PARTS):
+    parts = [name for name in arguments.parts if name not in quality.PROBLEMS]
+    chapters = [name for name in arguments.parts if name in quality.PROBLEMS]
+    if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))} (parts: {', '.join(PARTS)})")
+    if chapters and "quality" not in parts:
+        parser.error(f"{', '.join(chapters)}: chapters belong to quality")
     mpl.use("agg")
     out = storage.make_dir(arguments.out)
     # Parts that are not measured this time are left unchanged.
     result = storage.sealed(out / "results.json") or {}
-    for part in arguments.parts or PARTS[:-1]:
-        if part == "speed":
-            frame = speed.measure(arguments.rounds, arguments.steps)
-            table, figure = speed.summary(frame), speed.plot(frame)
-        elif part == "growth":
-            frame = growth.measure(arguments.rounds)
-            table, figure = growth.summary(frame), growth.plot(frame)
-        elif part == "quality":
-            frame = quality.measure(paths.ROOT / "runs")
-            table, figure = quality.summary(frame), quality.plot(frame)
-        else:
-            frame = table = memory.measure()
-            figure = memory.plot(frame)
+
+    def keep(part: str, table: pd.DataFrame, frame: pd.DataFrame, figure: plt.Figure) -> None:
+        """Print and write a part's results."""
         print(table.to_string(index=False, float_format="{:.3g}".format))
         # JSON has no NaN.
         tables = {"table": table, "measured": frame}
@@ -61,6 +58,24 @@ def main() -> None:
         }
         figure.savefig(out / f"{part}.svg", bbox_inches="tight")
         storage.write_sealed(out / "results.json", result)
+
+    for part in parts or PARTS[:-1]:
+        if part == "speed":
+            frame = speed.measure(arguments.rounds, arguments.steps)
+            keep(part, speed.summary(frame), frame, speed.plot(frame))
+        elif part == "growth":
+            frame = growth.measure(arguments.rounds)
+            keep(part, growth.summary(frame), frame, growth.plot(frame))
+        elif part == "quality":
+            # Written after each chapter: an interruption loses none that is finished.
+            for chapter in chapters or quality.PROBLEMS:
+                kept = result.get(part, {}).get("measured", [])
+                frame = quality.measure(chapter, paths.ROOT / "runs")
+                frame = quality.together(pd.DataFrame(kept), chapter, frame)
+                keep(part, quality.summary(frame), frame, quality.plot(frame))
+        else:
+            frame = memory.measure()
+            keep(part, frame, frame, memory.plot(frame))
 
 
 def machine() -> dict[str, str | int]:

@@ -2,7 +2,8 @@
 
 The notebooks that compare variants run twice under profile `quick`: as they are, and with every
 `ablation_…` parameter set to the main runs' value. It takes hours; trained runs are kept, so that
-an interrupted measurement goes on.
+an interrupted measurement goes on. `python -m benchmarks quality vae dann` measures these chapters
+only.
 """
 
 import json
@@ -22,33 +23,41 @@ PROBLEMS = {"vae": "1-6", "gan": "2-3", "dann": "3-5,3-6", "pixelda": "4-4"}
 PREFIX = "ablation_"
 
 
-def full_size(chapter: str) -> dict[str, Any]:
+def full_size(chapter: str, profile: str = "quick") -> dict[str, Any]:
     """The main runs' values of a chapter's ablation parameters, with a single seed."""
-    params = dict(profiles.load("quick", chapter))
+    params = dict(profiles.load(profile, chapter))
     names = [name.removeprefix(PREFIX) for name in params if name.startswith(PREFIX)]
     return {PREFIX + name: params[name] for name in names if name != "seeds"} | {
         f"{PREFIX}seeds": [0]
     }
 
 
-def measure(runs_dir: Path) -> pd.DataFrame:
+def measure(chapter: str, runs_dir: Path, profile: str = "quick") -> pd.DataFrame:
     """One row per comparison, variant and measure: its mean on the small task and at full size."""
-    means = {}
-    for chapter, problems in PROBLEMS.items():
-        for size, changes in (("small", {}), ("full", full_size(chapter))):
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "dlcvlib", "report", "--only", problems]
-                for name, value in changes.items():
-                    command += ["--set", f"{chapter}.{name}={json.dumps(value)}"]
-                command += ["--runs-dir", str(runs_dir), "--out", folder]
-                subprocess.run(command, check=True)
-                results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
-            for problem in problems.split(","):
-                for key, value in flat(results[problem]).items():
-                    means[problem, *key, size] = value
+    means, problems = {}, PROBLEMS[chapter]
+    for size, changes in (("small", {}), ("full", full_size(chapter, profile))):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "dlcvlib", "report", "--only", problems]
+            for name, value in changes.items():
+                command += ["--set", f"{chapter}.{name}={json.dumps(value)}"]
+            command += ["--profile", profile, "--runs-dir", str(runs_dir), "--out", folder]
+            subprocess.run(command, check=True)
+            results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        for problem in problems.split(","):
+            for key, value in flat(results[problem]).items():
+                means[problem, *key, size] = value
     names = ["problem", "comparison", "variant", "measure", "size"]
     series = pd.Series(means).rename_axis(names).astype(float)
     return series.unstack("size", sort=False)[["small", "full"]].reset_index()
+
+
+def together(kept: pd.DataFrame, chapter: str, measured: pd.DataFrame) -> pd.DataFrame:
+    """What was measured before, with a chapter's rows replaced, in the chapters' order."""
+    order = ",".join(PROBLEMS.values()).split(",")
+    if len(kept):
+        others = kept[~kept["problem"].isin(PROBLEMS[chapter].split(","))]
+        measured = pd.concat([others, measured], ignore_index=True)
+    return measured.sort_values("problem", key=lambda p: p.map(order.index), kind="stable")
 
 
 def flat(results: dict[str, Any]) -> dict[tuple[str, str, str], float]:

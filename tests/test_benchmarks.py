@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import settings_of
 
+from benchmarks import __main__ as command
 from benchmarks import contenders, growth, memory, plain, quality, speed
 from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.methods.classifier import Classifier
+from dlcvlib.utils import storage
 
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
 LABELLED = LabelledImages(IMAGES, torch.arange(20) % 10)
@@ -81,6 +83,34 @@ def test_orders_of_variants_are_compared():
     assert table[["measure", "variants", "rho"]].to_numpy().tolist() == [["kid", 3, 1]]
     main = profiles.load("quick", "pixelda")
     assert quality.full_size("pixelda") == {"ablation_steps": main.steps, "ablation_seeds": [0]}
+
+
+def test_quality_is_measured_chapter_by_chapter(tmp_path, monkeypatch):
+    """Those that are not asked for keep their results; each is written before the next begins."""
+    values = iter([1.0, 2.0, 3.0])
+
+    def measure(chapter, runs_dir):
+        first = next(values)
+        frame = pd.DataFrame({"variant": list("abc"), "small": [first, 8, 9], "full": [1, 2, 3]})
+        problem = quality.PROBLEMS[chapter].split(",")[0]
+        return frame.assign(problem=problem, comparison="x", measure="kid")
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["benchmarks", *arguments, "--out", str(tmp_path)])
+        command.main()
+
+    def kept():
+        rows = storage.sealed(tmp_path / "results.json")["quality"]["measured"]
+        return [(row["problem"], row["small"]) for row in rows[::3]]
+
+    monkeypatch.setattr(quality, "measure", measure)
+    run("quality", "dann", "vae")
+    assert kept() == [("1-6", 2), ("3-5", 1)]
+    with pytest.raises(StopIteration):
+        run("quality", "dann", "pixelda")
+    assert kept() == [("1-6", 2), ("3-5", 3)]
+    with pytest.raises(SystemExit):
+        run("vae")
 
 
 def test_memory_is_measured():
