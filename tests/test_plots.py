@@ -103,17 +103,6 @@ def test_levels_and_losses_below_zero_are_visible_and_what_was_not_measured_is_n
     assert ax.get_legend_handles_labels()[1] == ["train", "real images"]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "scale"), [(0.3, 40.0, "log"), (0.3, 2.0, "linear"), (-0.1, 40.0, "linear")]
-)
-def test_no_variants_curve_is_cut_off_or_flattened(low, high, scale):
-    frame = runs(kid=[low] * 4 + [high] * 4)
-    (ax,) = curves.against_baseline(frame, "source only", "kid", "KID").axes
-    assert ax.get_yscale() == scale
-    bottom, top = ax.get_ylim()
-    assert bottom < low < high < top
-
-
 def test_bars_are_means_dots_are_runs_and_a_method_has_one_colour():
     frame = runs(accuracy=np.arange(8.0))
     both = domains.method_bars(frame, {"DANN": {PAIR: 0.5, "other": 0.9}})

@@ -89,12 +89,11 @@ def marginals(classifier: AttributeClassifier, sets: Mapping[str, Tensor]) -> pd
         One row per attribute, one column per set.
     """
 
-    def share(images: Tensor) -> Tensor:
-        logits = classifier.over(lambda x: classifier.net(resized(x, 64)), as_uint8(images))
-        return (logits > 0).float().mean(0)
+    def shares(images: Tensor) -> dict[str, float]:
+        found = classifier.probabilities(images)
+        return {n.replace("_", " "): (p > 0.5).float().mean().item() for n, p in found.items()}
 
-    shares = {name: share(images).tolist() for name, images in sets.items()}
-    return pd.DataFrame(shares, [name.replace("_", " ") for name in classifier.settings.attributes])
+    return pd.DataFrame({name: shares(images) for name, images in sets.items()})
 
 
 def inception() -> Features | None:

@@ -125,7 +125,6 @@ class FeatureMap:
         method: the method's name.
         images: (N, 3, 32, 32) uint8.
         points: one row per image: x, y, source (bool), label, prediction.
-        distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
         kept: share of neighbours in feature space that are neighbours in the map.
     """
 
@@ -133,7 +132,6 @@ class FeatureMap:
     method: str
     images: Tensor
     points: pd.DataFrame
-    distance: float
     kept: float
 
 
@@ -153,9 +151,7 @@ def feature_map(
             [run.method.predict(images[:half], source=True), run.method.predict(images[half:])]
         ).numpy(),
     )
-    distance = proxy_a_distance(features, points["source"].to_numpy())
-    kept = neighbours_kept(features, layout)
-    return FeatureMap(pair.name, method, images, points, distance, kept)
+    return FeatureMap(pair.name, method, images, points, neighbours_kept(features, layout))
 
 
 def domain_features(
@@ -178,14 +174,3 @@ def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     correct = cross_val_score(probe, features.numpy(), is_source, cv=3).mean()
     return float(np.clip(2 * (1 - 2 * (1 - correct)), 0, 2))
-
-
-def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
-    """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
-    rows = []
-    for one in maps:
-        correct = one.points["label"] == one.points["prediction"]
-        target, source = correct.groupby(one.points["source"]).mean()
-        rows.append((one.pair, one.method, one.distance, source, target, one.kept))
-    columns = ["pair", "features", "distance", "source", "target", "kept"]
-    return pd.DataFrame(rows, columns=columns)

@@ -1,11 +1,10 @@
-"""Curves over training, and schedules."""
+"""Curves over training, and intervals of differences."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlcvlib.plots.style import CYCLE, GREY, TARGET, WIDTH, pair_name, with_values
@@ -15,8 +14,6 @@ SPARSE = 30
 VERDICT_COLORS = {
     "supported": CYCLE[0], "contradicted": TARGET, "inconclusive": GREY, "not judged": "#bbbbbb",
 }  # fmt: skip
-SPAN = 10
-"""Ratio of highest to lowest value above which curves have a logarithmic scale."""
 
 
 def line_panels(
@@ -50,49 +47,6 @@ def line_panels(
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     drawn = [column for _, columns in panels for column in columns]
     return with_values(figure, frame[["step", *drawn]].dropna(how="all", subset=drawn))
-
-
-def against_baseline(frame: pd.DataFrame, baseline: str, y: str, label: str) -> Figure:
-    """Small multiples: the mean of each variant over the baseline's, filled from lowest to highest.
-
-    The scale is logarithmic where one curve would flatten all others: where values, all above 0,
-    span more than `SPAN`.
-
-    Args:
-        frame: columns variant, seed, step and `y`.
-        baseline: the variant that every panel shows in grey.
-        y: the column to draw.
-        label: of its axis.
-    """
-    import seaborn as sns  # loads slowly, and few notebooks need it
-
-    names = [name for name in frame["variant"].unique() if name != baseline]
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    share = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.65 * rows + 0.6), **share)
-    look = {"linewidth": 1.4, "errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
-    for ax, name in zip(axes.flat, names, strict=False):
-        for variant, color in ((baseline, GREY), (name, CYCLE[0])):
-            runs = frame[frame["variant"] == variant]
-            sns.lineplot(runs, x="step", y=y, color=color, ax=ax, **look)
-        ax.set(xlabel="", ylabel="")
-        ax.set_title(name, fontsize=8.5)
-    values = frame[y].dropna()
-    if 0 < SPAN * values.min() < values.max():
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set_major_formatter("{x:g}")
-    elif values.min() >= 0:
-        axes[0, 0].set_ylim(bottom=0)  # of all panels; last: it fixes the limits
-    for ax in axes.flat[len(names) :]:
-        ax.axis("off")
-    for ax in axes.flat[len(names) - columns : len(names)]:
-        ax.tick_params(labelbottom=True)
-    figure.supxlabel("training step", fontsize=9)
-    figure.supylabel(label, fontsize=9)
-    legend = [baseline, names[0] if len(names) == 1 else "variant named above the panel"]
-    figure.legend(axes[0, 0].lines, legend, loc="outside upper center", ncols=2)
-    return with_values(figure, frame[["variant", "seed", "step", y]])
 
 
 def forest(table: pd.DataFrame) -> Figure:
@@ -131,19 +85,3 @@ def forest(table: pd.DataFrame) -> Figure:
     lines = [plt.Line2D([], [], marker="o", ms=4, color=color) for color in drawn.values()]
     figure.legend(lines, list(drawn), loc="outside upper center", ncols=len(drawn))
     return with_values(figure, table)
-
-
-def schedules(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> Axes:
-    """Pure functions of the progress of a run.
-
-    Args:
-        curves: name -> (progress from 0 to 1, values).
-        label: of the values' axis.
-    """
-    _, ax = plt.subplots(figsize=(WIDTH * 0.55, 2.4))
-    for name, (progress, values) in curves.items():
-        ax.plot(progress, values, label=name)
-    ax.set(xlabel="progress of the run", ylabel=label, ylim=(0, None))
-    ax.legend()
-    frames = {name: pd.DataFrame({"progress": x, "value": y}) for name, (x, y) in curves.items()}
-    return with_values(ax, pd.concat(frames, names=["schedule"]).reset_index("schedule"))
