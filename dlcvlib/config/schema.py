@@ -81,6 +81,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
+DomainUpdate = Literal["joint", "alternating"]
+PixelNorm = Literal["instance", "batch"]
 GANNorm = Literal["batch", "spectral", "none"]
 Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Source = Annotated[str, AfterValidator(_absolute_source)]
@@ -281,9 +283,7 @@ class DANNFields(AdaptationFields):
     domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
     )
-    domain_update: Literal["joint", "alternating"] = means(
-        "joint, or alternating: D alone, then jointly"
-    )
+    domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
 
 
 class DANNSettings(DANNFields, TrainingSettings):
@@ -298,9 +298,7 @@ class PixelDAFields(TrainingFields):
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")
-    discriminator_norm: Literal["instance", "batch"] = means(
-        "instance (original) or batch, which lets D see colours"
-    )
+    discriminator_norm: PixelNorm = means("instance (original) or batch, which lets D see colours")
     adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")

@@ -81,13 +81,9 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         seed: of PCA and t-SNE.
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
-    identity = {
-        "features": joblib.hash(features.numpy()),
-        "perplexity": perplexity,
-        "seed": seed,
-        "code": fingerprints.hashes([Path(__file__)]),
-        **fingerprints.versions("scikit-learn", "scipy", "numpy"),
-    }
+    code = fingerprints.hashes([Path(__file__)])
+    packages = fingerprints.versions("scikit-learn", "scipy", "numpy")
+    identity = [joblib.hash(features.numpy()), perplexity, seed, code, packages]
 
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
@@ -97,14 +93,9 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         if np.ptp(rows, axis=0).any():
             rows = PCA(min(PCA_DIMENSIONS, *rows.shape), random_state=seed).fit_transform(rows)
             spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
-        layout = TSNE(
-            init="pca" if spread else "random",
-            perplexity=min(perplexity, (len(features) - 1) / 3),
-            max_iter=ITERATIONS,
-            random_state=seed,
-        )
-        points = layout.fit_transform(rows)
-        return {"points": torch.from_numpy(points)}, {}
+        init, nearby = "pca" if spread else "random", min(perplexity, (len(features) - 1) / 3)
+        layout = TSNE(init=init, perplexity=nearby, max_iter=ITERATIONS, random_state=seed)
+        return {"points": torch.from_numpy(layout.fit_transform(rows))}, {}
 
     path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"
     return storage.cached(path, make)[0]["points"].numpy()

@@ -31,12 +31,12 @@ def line_panels(
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), squeeze=False)
     for ax, (label, columns) in zip(axes[0], panels, strict=True):
-        for color, (column, name) in zip(CYCLE, columns.items(), strict=False):
+        for column, name in columns.items():
             measured = frame[["step", column]].dropna()
             if len(measured):
                 style = "o-" if len(measured) < SPARSE else "-"
-                line = {"color": color, "label": name, "linewidth": 1.1, "markersize": 3.5}
-                ax.plot(measured["step"], measured[column], style, **line)
+                look = {"label": name, "linewidth": 1.1, "markersize": 3.5}
+                ax.plot(measured["step"], measured[column], style, **look)
         ax.set(xlabel="training step", ylabel=label)
     for name, height in (levels or {}).items():
         axes[0, -1].axhline(height, color=GREY, linewidth=0.9, linestyle=":", label=name)
@@ -58,27 +58,18 @@ def forest(table: pd.DataFrame) -> Figure:
     """
     groups = list(table.groupby("measure", sort=False))
     heights = [len(rows) + 1.2 for _, rows in groups]
-    figure, axes = plt.subplots(
-        len(groups),
-        figsize=(WIDTH, 0.27 * sum(heights) + 0.3),
-        squeeze=False,
-        height_ratios=heights,
-    )
+    size = (WIDTH, 0.27 * sum(heights) + 0.3)
+    figure, axes = plt.subplots(len(groups), figsize=size, squeeze=False, height_ratios=heights)
     for ax, (measure, rows) in zip(axes.flat, groups, strict=True):
         heights = np.arange(len(rows))
         if "test_low" in rows:
             ax.hlines(heights, rows["test_low"], rows["test_high"], color="#dddddd", linewidth=7)
-        for verdict, color in VERDICT_COLORS.items():
-            here = (rows["verdict"] == verdict).to_numpy()
-            own, at = rows[here], heights[here]
-            ax.hlines(at, own["low"], own["high"], color=color, linewidth=1.6)
-            ax.plot(own["difference"], at, "o", color=color, markersize=4)
+        colors = rows["verdict"].map(VERDICT_COLORS)
+        ax.hlines(heights, rows["low"], rows["high"], color=colors, linewidth=1.6)
+        ax.scatter(rows["difference"], heights, s=16, color=colors, zorder=3)
         ax.axvline(0, color=GREY, linewidth=0.8)
-        ax.set(
-            yticks=heights,
-            yticklabels=rows["claim"].map(pair_name),
-            xlabel=f"difference in {measure}",
-        )
+        ax.set_yticks(heights, rows["claim"].map(pair_name))
+        ax.set_xlabel(f"difference in {measure}")
         ax.set_ylim(len(rows) - 0.4, -0.6)  # the first claim on top
         ax.grid(axis="y", visible=False)
     drawn = {name: color for name, color in VERDICT_COLORS.items() if name in set(table["verdict"])}
