@@ -274,8 +274,9 @@ class Small:
         return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
 
     def make(self, changes=None, **arguments):
-        arguments |= {"profile": "smoke", "out": self.out, "notebooks": self.folder}
-        return execute.make_report(self.chosen(changes or {}), {"vae": "f"}, **arguments)
+        arguments |= {"out": self.out, "notebooks": self.folder}
+        about = {"profile": "smoke", "command": ""}
+        return execute.make_report(self.chosen(changes or {}), {"vae": "f"}, about, **arguments)
 
     def results(self):
         return json.loads((self.out / "results.json").read_text())

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from conftest import built, close, gradients, same, updated, weights
@@ -11,11 +10,10 @@ from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib.data.batches import prior_samples, to_float
-from dlcvlib.evaluation import gan_health, layers
+from dlcvlib.evaluation import layers
 from dlcvlib.evaluation.features import attribute_classifier, marginals, measured
 from dlcvlib.methods import averaging, dcgan
 from dlcvlib.methods.diffaugment import augment
-from dlcvlib.training import runs
 
 CPU = torch.device("cpu")
 OFF = {"soft_labels": [1.0, 1.0], "ema_decay": 0.0}
@@ -288,25 +286,3 @@ def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
     for name in faces.train.attributes:
         probability = classifier.probabilities(faces.test.images)[name]
         assert found[name.replace("_", " ")] == pytest.approx((probability > 0.5).float().mean())
-
-
-# --- signs of failure -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("signs", "accuracies", "recalls"),
-    [
-        ([], [0.9] * 20, [0.0, 0.2]),
-        (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
-        ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
-        (["discriminator at chance"], [0.5] * 10, [0.2]),
-        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
-        ([], [0.9] * 4, [math.nan]),
-    ],
-)
-def test_signs_of_failure(signs, accuracies, recalls):
-    history = pd.DataFrame({"d_accuracy": accuracies})
-    history["step"] = 10.0 * (history.index + 1)
-    history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
-    frame = gan_health.signs(runs.Run("r", None, None, history, {}, None))
-    assert frame.loc[frame["seen"], "sign"].tolist() == signs

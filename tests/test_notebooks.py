@@ -16,6 +16,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from dlcvlib.config.paths import NOTEBOOKS
+from dlcvlib.evaluation import gan_health
 from dlcvlib.report import exhibits
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -124,6 +125,28 @@ def test_images_without_variance_have_no_probe_and_axes_without_length(images):
         pca = PCA(1, svd_solver="full").fit(latents.numpy())
         axis = np.sqrt(pca.explained_variance_) * pca.components_[0]
         assert found["axes"][0].numpy() == pytest.approx(axis, rel=1e-4, abs=1e-4)
+
+
+# --- analysis in a notebook ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signs", "accuracies", "recalls"),
+    [
+        ([], [0.9] * 20, [0.0, 0.2]),
+        (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
+        ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
+        (["discriminator at chance"], [0.5] * 10, [0.2]),
+        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
+        ([], [0.9] * 4, [math.nan]),
+    ],
+)
+def test_signs_of_failure(signs, accuracies, recalls):
+    history = pd.DataFrame({"d_accuracy": accuracies})
+    history["step"] = 10.0 * (history.index + 1)
+    history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
+    frame = run_cells("2-1", ["2-1-31"], **vars(gan_health))["signs_of"](history)
+    assert frame.loc[frame["seen"], "sign"].tolist() == signs
 
 
 # --- executed -----------------------------------------------------------------------------------

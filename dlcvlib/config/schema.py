@@ -82,6 +82,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
+DomainUpdate = Literal["joint", "alternating"]
+PixelNorm = Literal["instance", "batch"]
+GANNorm = Literal["batch", "spectral", "none"]
 Colour = Annotated[str, AfterValidator(lambda name: ImageColor.getrgb(name) and name)]
 Source = Annotated[str, AfterValidator(_absolute_source)]
 RunsDir = Annotated[
@@ -220,9 +223,7 @@ class GANSettings(TrainingSettings):
     latent_dim: Width = means("length of the noise vector z")
     kernel: Literal[4, 5] = means("side of all stride-2 kernels")
     loss: Literal["bce", "hinge", "relativistic"] = means("bce (original), hinge or relativistic")
-    discriminator_norm: Literal["batch", "spectral", "none"] = means(
-        "BatchNorm (original), spectral normalisation or none"
-    )
+    discriminator_norm: GANNorm = means("BatchNorm (original), spectral normalisation or none")
     gradient_penalty: Weight = means("weight of the penalties on D's gradient (R1 + R2); 0 is none")
     soft_labels: Labels = means("range of a real image's label; 1 to 1 is hard")
     flip_labels: Probability = means("probability that a label is flipped")
@@ -284,9 +285,7 @@ class DANNFields(AdaptationFields):
     domain_schedule: Literal["fixed", "rising", "patient"] = means(
         "fixed; rising (paper); patient: rising after a label warm-up"
     )
-    domain_update: Literal["joint", "alternating"] = means(
-        "joint, or alternating: D alone, then jointly"
-    )
+    domain_update: DomainUpdate = means("joint, or alternating: D alone, then jointly")
 
 
 class DANNSettings(DANNFields, TrainingSettings):
@@ -301,9 +300,7 @@ class PixelDAFields(TrainingFields):
     generator_channels: Width = means("width of the generator's residual blocks")
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")
-    discriminator_norm: Literal["instance", "batch"] = means(
-        "instance (original) or batch, which lets D see colours"
-    )
+    discriminator_norm: PixelNorm = means("instance (original) or batch, which lets D see colours")
     adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")
@@ -351,14 +348,18 @@ class Chapter(Parameters):
         """The parameters of the chapters that this one uses, by name."""
         return {chapter: getattr(self, chapter) for chapter in self.used}
 
+    def own(self, task: str) -> dict[str, Any]:
+        """The parameters of a task, such as ablation, without its name before theirs."""
+        return {n.removeprefix(f"{task}_"): v for n, v in self if n.startswith(f"{task}_")}
+
     def model_post_init(self, context: Any) -> None:
         """Refuse what those chapters refuse."""
         _ = self.uses
 
 
-def _part(cls: type[P], *sources: Parameters, **more: Any) -> P:
+def _part(cls: type[P], *sources: Parameters | Mapping[str, Any], **more: Any) -> P:
     """A class's parameters out of others, of which the later ones count."""
-    values = {name: value for source in sources for name, value in source}
+    values = {name: value for source in sources for name, value in dict(source).items()}
     return cls(**{name: values[name] for name in cls.model_fields if name in values} | more)
 
 
@@ -418,9 +419,7 @@ class DANNParams(Chapter, DigitParams, DANNFields):
 
     def ablation(self) -> DANNSettings:
         """Settings that the runs of 3-5 and 3-6 share; their seeds are `ablation_seeds`."""
-        names = "steps", "batch_size", "channels"
-        smaller = {name: getattr(self, f"ablation_{name}") for name in names}
-        return self.settings(self.ablation_seeds[0]).replace(**smaller)
+        return _part(DANNSettings, self, self.own("ablation"), seed=self.ablation_seeds[0])
 
 
 class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
@@ -445,18 +444,9 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
 
     def adamatch(self, seed: int) -> AdaMatchSettings:
         """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
-        return _part(
-            AdaMatchSettings,
-            self,
-            self.dann,
-            seed=seed,
-            steps=self.adamatch_steps,
-            batch_size=self.adamatch_batch_size,
-            learning_rate=self.adamatch_learning_rate,
-            precision=self.precision,
-            augmentation="strong",
-            target_augmentation="geometric",
-        )
+        own = self.own("adamatch") | {"precision": self.precision}
+        views = {"augmentation": "strong", "target_augmentation": "geometric"}
+        return _part(AdaMatchSettings, self, self.dann, own, views, seed=seed)
 
 
 CHAPTERS = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams, "pixelda": PixelDAParams}

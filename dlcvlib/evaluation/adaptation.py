@@ -63,10 +63,11 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
     runs = train_all(jobs, params.runs_dir)
     if ADABN in methods:
         runs |= {
-            (ADABN, name, seed): replace(run, method=AdaBN(run.method, pair.target.train.images))
-            for name, pair in digits.pairs.items()
-            for (method, source, seed), run in runs.items()
-            if (method, source) == (SOURCE_ONLY, name)
+            (ADABN, name, seed): replace(
+                run, method=AdaBN(run.method, digits.pairs[name].target.train.images)
+            )
+            for (method, name, seed), run in runs.items()
+            if method == SOURCE_ONLY
         }
     return {key: runs[key] for method in methods for key in runs if key[0] == method}
 

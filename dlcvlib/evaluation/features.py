@@ -38,17 +38,11 @@ def attribute_classifier(
     If these differ in `extractor_steps` or `precision`, so do their distances.
     """
     faces.attribute(params.attribute)  # an error if there is none to learn
-    settings = AttributeSettings(
-        seed=0,
-        steps=params.extractor_steps,
-        batch_size=128,
-        learning_rate=2e-3,
-        learning_rate_schedule="cosine",
-        adam_betas=[0.9, 0.999],
-        weight_decay=0.0,
-        precision=params.precision,
-        attributes=sorted(faces.train.attributes),
-    )
+    training = {"steps": params.extractor_steps, "precision": params.precision, "batch_size": 128}
+    adam = {"adam_betas": [0.9, 0.999], "weight_decay": 0.0}
+    adam |= {"learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
+    names = sorted(faces.train.attributes)
+    settings = AttributeSettings(seed=0, attributes=names, **training, **adam)
     return train_or_load(AttributeClassifier, settings, faces, params.runs_dir)
 
 
@@ -89,12 +83,11 @@ def marginals(classifier: AttributeClassifier, sets: Mapping[str, Tensor]) -> pd
         One row per attribute, one column per set.
     """
 
-    def share(images: Tensor) -> Tensor:
-        logits = classifier.over(lambda x: classifier.net(resized(x, 64)), as_uint8(images))
-        return (logits > 0).float().mean(0)
+    def shares(images: Tensor) -> dict[str, float]:
+        found = classifier.probabilities(images)
+        return {n.replace("_", " "): (p > 0.5).float().mean().item() for n, p in found.items()}
 
-    shares = {name: share(images).tolist() for name, images in sets.items()}
-    return pd.DataFrame(shares, [name.replace("_", " ") for name in classifier.settings.attributes])
+    return pd.DataFrame({name: shares(images) for name, images in sets.items()})
 
 
 def inception() -> Features | None:

@@ -81,13 +81,9 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         seed: of PCA and t-SNE.
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
-    identity = {
-        "features": joblib.hash(features.numpy()),
-        "perplexity": perplexity,
-        "seed": seed,
-        "code": fingerprints.hashes([Path(__file__)]),
-        **fingerprints.versions("scikit-learn", "scipy", "numpy"),
-    }
+    code = fingerprints.hashes([Path(__file__)])
+    packages = fingerprints.versions("scikit-learn", "scipy", "numpy")
+    identity = [joblib.hash(features.numpy()), perplexity, seed, code, packages]
 
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
@@ -97,14 +93,9 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         if np.ptp(rows, axis=0).any():
             rows = PCA(min(PCA_DIMENSIONS, *rows.shape), random_state=seed).fit_transform(rows)
             spread = rows.shape[1] > 1 and rows[:, 0].std() > 0
-        layout = TSNE(
-            init="pca" if spread else "random",
-            perplexity=min(perplexity, (len(features) - 1) / 3),
-            max_iter=ITERATIONS,
-            random_state=seed,
-        )
-        points = layout.fit_transform(rows)
-        return {"points": torch.from_numpy(points)}, {}
+        init, nearby = "pca" if spread else "random", min(perplexity, (len(features) - 1) / 3)
+        layout = TSNE(init=init, perplexity=nearby, max_iter=ITERATIONS, random_state=seed)
+        return {"points": torch.from_numpy(layout.fit_transform(rows))}, {}
 
     path = Path(runs_dir) / "maps" / f"tsne-{fingerprints.json_hash(identity)[:16]}.safetensors"
     return storage.cached(path, make)[0]["points"].numpy()
@@ -125,7 +116,6 @@ class FeatureMap:
         method: the method's name.
         images: (N, 3, 32, 32) uint8.
         points: one row per image: x, y, source (bool), label, prediction.
-        distance: proxy A-distance of the domains in the whole feature space, 0 to 2.
         kept: share of neighbours in feature space that are neighbours in the map.
     """
 
@@ -133,7 +123,6 @@ class FeatureMap:
     method: str
     images: Tensor
     points: pd.DataFrame
-    distance: float
     kept: float
 
 
@@ -153,9 +142,7 @@ def feature_map(
             [run.method.predict(images[:half], source=True), run.method.predict(images[half:])]
         ).numpy(),
     )
-    distance = proxy_a_distance(features, points["source"].to_numpy())
-    kept = neighbours_kept(features, layout)
-    return FeatureMap(pair.name, method, images, points, distance, kept)
+    return FeatureMap(pair.name, method, images, points, neighbours_kept(features, layout))
 
 
 def domain_features(
@@ -178,14 +165,3 @@ def proxy_a_distance(features: Tensor, is_source: np.ndarray) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     correct = cross_val_score(probe, features.numpy(), is_source, cv=3).mean()
     return float(np.clip(2 * (1 - 2 * (1 - correct)), 0, 2))
-
-
-def map_summary(maps: Sequence[FeatureMap]) -> pd.DataFrame:
-    """One row per map: pair, features, distance, source and target accuracy, neighbours kept."""
-    rows = []
-    for one in maps:
-        correct = one.points["label"] == one.points["prediction"]
-        target, source = correct.groupby(one.points["source"]).mean()
-        rows.append((one.pair, one.method, one.distance, source, target, one.kept))
-    columns = ["pair", "features", "distance", "source", "target", "kept"]
-    return pd.DataFrame(rows, columns=columns)

@@ -37,18 +37,10 @@ def to_png(image: Tensor, scale: int = 3) -> bytes:
     return buffer.getvalue()
 
 
-def tile(images: Tensor, columns: int) -> np.ndarray:
-    """Images as one picture with white gaps: (N, 3, H, W) -> (H', W', 3) uint8."""
-    layout = {"grid_shape": (-(-len(images) // columns), columns), "padding_width": GAP}
-    sheet = montage(to_pixels(images), fill=[255, 255, 255], channel_axis=3, **layout)
-    return sheet[GAP:-GAP, GAP:-GAP]  # without gaps around the whole
-
-
 def image_grid(images: Tensor) -> Axes:
-    """Images in reading order, eight in a row: (N, 3, H, W), uint8 or float in 0..1."""
-    sheet = tile(images, 8)
-    _, ax = plt.subplots(figsize=(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1]))
-    _show(ax, sheet)
+    """Images in reading order, eight in a row: (N, 3, H, W), uint8 or float in 0..1, N = 8 n."""
+    rows = images.split(8)
+    ax = image_rows(rows, [""] * len(rows))
     return with_values(ax, pd.DataFrame({"image": range(1, len(images) + 1)}))
 
 
@@ -71,36 +63,31 @@ def image_rows(
         blocks: the rows form this many groups of equal size, with a gap between them.
         ax: where to draw; a new figure by default.
     """
-    strips = [tile(row, len(row)) for row in rows]
-    height, width = strips[0].shape[:2]
-    gaps = [height // 2 if n % (len(rows) // blocks) == 0 else GAP for n in range(len(rows))]
-    tops = np.cumsum(gaps) - gaps[0] + height * np.arange(len(rows))
-    sheet = np.full((tops[-1] + height, *strips[0].shape[1:]), 255, np.uint8)
-    for top, strip in zip(tops, strips, strict=True):
-        sheet[top : top + height] = strip
-    texts, columns = over or under, len(rows[0])
+    height, columns, number = rows[0].shape[2], len(rows[0]), np.arange(len(rows))
+    layout = {"grid_shape": (len(rows), columns), "padding_width": GAP, "fill": [255, 255, 255]}
+    pixels = np.concatenate([to_pixels(row) for row in rows])
+    sheet = montage(pixels, channel_axis=3, **layout)[GAP:-GAP, GAP:-GAP]  # no gaps around it
+    in_block, gap = len(rows) // blocks, height // 2 - GAP
+    tops = number * (height + GAP)
+    sheet = np.insert(sheet, np.repeat(tops[in_block::in_block], gap), 255, axis=0)
+    tops += number // in_block * gap
+    texts, room = over or under, WIDTH - 0.95 * any(labels)
     # No taller than wide: it must share a page with text.
-    size = (WIDTH, min(WIDTH, (WIDTH - 0.95) * len(sheet) / width + 0.25 * bool(texts)))
+    size = (WIDTH, min(WIDTH, room * sheet.shape[0] / sheet.shape[1] + 0.25 * bool(texts)))
     ax = ax or plt.subplots(figsize=size)[1]
-    _show(ax, sheet)
+    ax.imshow(sheet)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
     ax.set_yticks(tops + height / 2, labels, fontsize=8.5)
-    if texts:
-        ax.set_xticks((np.arange(columns) + 0.5) * (width + GAP) / columns, texts, fontsize=8)
+    places = (np.arange(columns) + 0.5) * (rows[0].shape[3] + GAP)
+    ax.set_xticks(places if texts else [], texts, fontsize=8)
     if over:
         ax.xaxis.tick_top()
-        ax.tick_params(length=0)
+    ax.tick_params(length=0)
     frame = pd.DataFrame(product(labels, range(1, columns + 1)), columns=["row", "column"])
     if texts:
         frame["text"] = list(texts) * len(rows)
     return with_values(ax, frame)
-
-
-def _show(ax: Axes, sheet: np.ndarray) -> None:
-    ax.imshow(sheet)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
 
 
 def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:

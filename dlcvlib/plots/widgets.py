@@ -1,7 +1,6 @@
 """The widget of feature maps for JupyterLab; without a browser it shows nothing."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -20,9 +19,8 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     """
     by_name = {(pair_name(one.pair), one.method): one for one in maps}
     picture, text = widgets.Image(width=160, height=160), widgets.HTML()
-    margin, hidden = dict.fromkeys("lrtb", 8), {"visible": False}
-    layout = {"width": 560, "height": 460, "margin": margin, "xaxis": hidden, "yaxis": hidden}
-    layout["plot_bgcolor"] = "white"
+    layout = {"width": 560, "height": 460, "margin": dict.fromkeys("lrtb", 8)}
+    layout |= {"plot_bgcolor": "white", "xaxis_visible": False, "yaxis_visible": False}
     marker = {"size": 6, "opacity": 0.75}
     plot = go.FigureWidget([go.Scatter(mode="markers", hoverinfo="none", marker=marker)], layout)
     (dots,) = plot.data
@@ -54,13 +52,9 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     dots.on_hover(describe)
     dots.on_click(describe)
     pairs, methods = (list(dict.fromkeys(names)) for names in zip(*by_name, strict=True))
-    controls = widgets.interactive(
-        show,
-        pair=pairs,
-        features=methods,
-        colour=["class", "domain", "errors"],
-        misclassified=widgets.Checkbox(description="misclassified only", indent=False),
-    )
+    only = widgets.Checkbox(description="misclassified only", indent=False)
+    choices = {"pair": pairs, "features": methods, "colour": ["class", "domain", "errors"]}
+    controls = widgets.interactive(show, **choices, misclassified=only)
     return widgets.HBox([plot, widgets.VBox([controls, picture, text])])
 
 
@@ -68,6 +62,6 @@ def point_text(one: Any, index: int) -> str:
     """Domain, label and prediction of one image of a `FeatureMap`, as HTML."""
     point = one.points.loc[index]
     source, target = one.pair.split("->")
-    domain = escape(domain_name(source if point["source"] else target))
+    domain = domain_name(source if point["source"] else target)
     verdict = "correct" if point["label"] == point["prediction"] else "<b>misclassified</b>"
     return f"{domain}: {point['label']} classified as {point['prediction']} ({verdict})"

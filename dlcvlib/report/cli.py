@@ -41,29 +41,15 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--data", help="embedded (default), folder:PATH or torchvision:PATH")
     chosen.add_argument("--runs-dir", type=absolute, help="trained runs and prepared data")
     chosen.add_argument("--seed", type=int, help="first seed of every chapter")
-    chosen.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="CHAPTER.NAME=VALUE",
-        help="change a parameter, such as vae.kld_weight=0.5; may be given several times",
-    )
-    top = argparse.ArgumentParser(
-        prog="python -m dlcvlib",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    several = {"action": "append", "default": [], "metavar": "CHAPTER.NAME=VALUE"}
+    chosen.add_argument("--set", **several, help="such as vae.kld_weight=0.5; can be repeated")
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m dlcvlib", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     report = commands.add_parser("report", parents=[chosen], help="run the notebooks headless")
-    report.add_argument(
-        "--only", metavar="N-M,…", help="only these problems, or chapters, such as 1-1,1-3 or 2"
-    )
-    report.add_argument(
-        "--jobs",
-        type=count,
-        help="notebooks side by side (default: one a core, at most four; with a GPU, one)",
-    )
+    report.add_argument("--only", metavar="N-M,…", help="problems or chapters, such as 1-1,1-3,2")
+    report.add_argument("--jobs", type=count, help="notebooks at once (default: by cores, up to 4)")
     report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
     report.add_argument("--explain", action="store_true", help="only say what would run, and why")
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
@@ -72,11 +58,7 @@ def parser() -> argparse.ArgumentParser:
     params = commands.add_parser("params", parents=[chosen], help="show a chapter's parameters")
     for command in (train, params):
         command.add_argument("chapter", choices=CHAPTERS)
-    params.add_argument(
-        "--write-notebooks",
-        action="store_true",
-        help="put the values of quick into the parameters cells of the chapter's notebooks",
-    )
+    params.add_argument("--write-notebooks", action="store_true", help="update parameters cells")
     return top
 
 
@@ -157,17 +139,11 @@ def _report(arguments: argparse.Namespace) -> int:
         for folder in sorted({chapter.runs_dir for chapter in used.values()}):
             print(uptodate.explain_runs(Path(folder)))
         return 0
-    complete = execute.make_report(
-        params,
-        fingerprints,
-        profile=arguments.profile,
-        only=only,
-        jobs=arguments.jobs or execute.side_by_side(gpu),
-        cell_timeout=arguments.cell_timeout,
-        out=out,
-        command="python -m dlcvlib " + shlex.join(sys.argv[1:]),
-    )
-    return 0 if complete else 1
+    command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
+    about = {"profile": arguments.profile, "command": command}
+    jobs = arguments.jobs or execute.side_by_side(gpu)
+    how = {"only": only, "jobs": jobs, "cell_timeout": arguments.cell_timeout, "out": out}
+    return 0 if execute.make_report(params, fingerprints, about, **how) else 1
 
 
 def _train(arguments: argparse.Namespace) -> int:

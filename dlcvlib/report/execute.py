@@ -73,13 +73,12 @@ class Outcome:
 def make_report(
     params: Mapping[str, Chapter],
     fingerprints_of_data: Mapping[str, str],
+    about: Mapping[str, str],
     *,
-    profile: str,
     only: Sequence[str] = (),
     jobs: int = 1,
     cell_timeout: int | None = None,
     out: Path = Path("report"),
-    command: str = "",
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
     """Run what has changed and write the report, its page also every few minutes on the way.
@@ -89,12 +88,11 @@ def make_report(
     Args:
         params: chapter -> its parameters.
         fingerprints_of_data: chapter -> fingerprint of its data.
-        profile: its name, for the first page.
+        about: for the first page: profile, its name, and command, what was typed.
         only: problems such as "1-3"; all if empty.
         jobs: notebooks run side by side, of different chapters as long as there are any.
         cell_timeout: seconds after which a cell counts as hanging.
         out: where everything is written.
-        command: what was typed, for the first page.
         notebooks: folder of the notebooks.
 
     Returns:
@@ -107,20 +105,18 @@ def make_report(
     refuse(out, notebooks)
     exhibits = declared(notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
-    about = {"profile": profile, "command": command, "started": time.time()}
+    started = time.time()
     outcomes: list[Outcome] = []
 
     def render(whole: bool) -> None:
         ended = sorted(outcomes, key=lambda outcome: outcome.task.problem)
-        good = [o for o in ended if not o.error]
         # In a process of its own, or this one would hold 200 MB more while notebooks run.
         run_in_subprocess(
             "dlcvlib.report.render:render",
-            {o.task.problem: o.task.target for o in good},
+            {o.task.problem: (o.task.target, o.seconds) for o in ended if not o.error},
             {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
-            {o.task.problem: o.seconds for o in good},
             params,
-            about | {"spent": stopwatch.seconds},
+            {**about, "started": started, "spent": stopwatch.seconds},
             exhibits,
             out,
             notebooks,
@@ -294,8 +290,7 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
                 first_line, *_ = cell.source.split("\n")
                 where = f"the cell {first_line!r}"
                 client.execute_cell(cell, index)
-                _check_exhibit(cell)
-                _check_parameters(cell, task.parameters)
+                _check(cell, task.parameters)
     except Exception as error:
         storage.write_text(failed, _cleaned(notebook))
         reason = _reason(error, cell_timeout)
@@ -308,18 +303,16 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
     return seconds
 
 
-def _check_exhibit(cell: NotebookNode) -> None:
-    """Raise a UserError if an executed cell does not show the exhibit that it declares."""
-    if cell.cell_type == "code" and "label" in options(cell.source):
-        shown = {output.get("data", {}).get(MIME, {}).get("kind") for output in cell.outputs}
-        if not {"figure", "table"} & shown:
-            raise UserError("shows no figure or table: its value must be one")
+def _check(cell: NotebookNode, asked: Mapping[str, Any]) -> None:
+    """Raise a UserError if an executed cell does not show the exhibit that it declares.
 
-
-def _check_parameters(cell: NotebookNode, asked: Mapping[str, Any]) -> None:
-    """Raise a UserError if the notebook has begun with other parameters than those asked for."""
-    for output in cell.get("outputs", []):
-        used = output.get("data", {}).get(MIME, {}).get("parameters", asked)
+    Likewise if the notebook has begun with other parameters than those asked for.
+    """
+    payloads = [output.get("data", {}).get(MIME, {}) for output in cell.get("outputs", [])]
+    declared = cell.cell_type == "code" and "label" in options(cell.source)
+    if declared and not any(payload.get("kind") in ("figure", "table") for payload in payloads):
+        raise UserError("shows no figure or table: its value must be one")
+    for used in (payload.get("parameters", asked) for payload in payloads):
         if names := [n for n in sorted({*used, *asked}) if used.get(n) != asked.get(n)]:
             raise UserError(
                 f"the notebook uses another {', '.join(names)} than the report was asked for: only "
@@ -328,11 +321,10 @@ def _check_parameters(cell: NotebookNode, asked: Mapping[str, Any]) -> None:
 
 
 def _reason(error: Exception, cell_timeout: int | None) -> str:
-    match error:
-        case CellExecutionError():
-            return f"{error.ename}: {error.evalue}"
-        case CellTimeoutError():
-            return f"ran longer than {cell_timeout} s (--cell-timeout)"
+    if isinstance(error, CellTimeoutError):
+        return f"ran longer than {cell_timeout} s (--cell-timeout)"
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {error.evalue}"
     return str(error) or type(error).__name__
 
 

@@ -110,14 +110,11 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
     ]
     found: dict[str, Exhibit] = {}
     for problem, where, cell in cells:
-        if cell.cell_type != "code":
-            continue
-        try:
-            exhibit = _declared(problem, options(cell.source), found)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        if exhibit:
-            found[exhibit.label] = exhibit
+        if cell.cell_type == "code":
+            try:
+                _declare(problem, options(cell.source), found)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
     for _, where, cell in cells if whole else []:
         for label in REFERENCE.findall(cell.source):
             if label not in found:
@@ -125,28 +122,23 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
     return found
 
 
-def _declared(
-    problem: str, given: Mapping[str, Any], before: Mapping[str, Exhibit]
-) -> Exhibit | None:
-    """The exhibit that a code cell with these options makes, if any."""
-    for name in given:
-        if name not in KNOWN:
-            raise UserError(f"unknown option {name!r}{nearest(str(name), KNOWN)}")
+def _declare(problem: str, given: Mapping[str, Any], found: dict[str, Exhibit]) -> None:
+    """Add the exhibit that a code cell with these options makes, if any."""
+    if unknown := [str(name) for name in given if name not in KNOWN]:
+        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], KNOWN)}")
     if "label" not in given:
         if captions := given.keys() & {"fig-cap", "tbl-cap"}:
             raise UserError(f"{captions.pop()} without a label")
-        return None
+        return
     label = str(given["label"])
     if not LABEL.fullmatch(label):
         raise UserError(f"label {label!r} is not fig-… or tbl-…, of letters, digits and hyphens")
-    if label in before:
-        raise UserError(f"label {label} is taken by notebook {before[label].problem}")
+    if label in found:
+        raise UserError(f"label {label} is taken by notebook {found[label].problem}")
     kind = label[:3]
-    texts = []
-    for name in TEXTS[kind]:
-        text = " ".join(str(given.get(name) or "").split())
-        if not text:
-            raise UserError(f"{label} has no {name}")
-        texts.append(text)
-    count = sum(e.problem == problem and e.label.startswith(kind) for e in before.values())
-    return Exhibit(problem, label, f"{KINDS[kind]} {problem}.{count + 1}", *texts)
+    texts = {name: " ".join(str(given.get(name) or "").split()) for name in TEXTS[kind]}
+    if missing := [name for name, text in texts.items() if not text]:
+        raise UserError(f"{label} has no {missing[0]}")
+    count = sum(e.problem == problem and e.label.startswith(kind) for e in found.values())
+    number = f"{KINDS[kind]} {problem}.{count + 1}"
+    found[label] = Exhibit(problem, label, number, *texts.values())

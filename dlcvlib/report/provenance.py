@@ -92,11 +92,11 @@ def _commit() -> str:
     if not (ROOT / ".git").exists():
         return f"not under version control (version {__version__})"
     # Of this folder: neither of one around it, nor of what a hook's environment names.
-    command = ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
-    command += ["status", "--porcelain=v2", "--branch"]
+    command = ["git", "--git-dir=.git", "status", "--porcelain=v2", "--branch"]
     environment = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
+    how = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": True}
     try:
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(command, **how)
     except (OSError, subprocess.CalledProcessError):
         return f"unknown: git cannot read it (version {__version__})"
     head, *lines = run.stdout.splitlines()

@@ -58,9 +58,8 @@ TEXT_WIDTH = 7.0
 
 
 def render(
-    executed: Mapping[str, Path],
+    executed: Mapping[str, tuple[Path, float]],
     failures: Mapping[str, tuple[str, str]],
-    seconds: Mapping[str, float],
     params: Mapping[str, Parameters],
     about: Mapping[str, Any],
     exhibits: Mapping[str, Exhibit],
@@ -74,9 +73,8 @@ def render(
     Nothing is replaced before all of it has been made.
 
     Args:
-        executed: problem -> its executed notebook, in order.
+        executed: problem -> its executed notebook, and how many seconds it took, in order.
         failures: problem -> title and error of a notebook that failed.
-        seconds: problem -> how long it took.
         params: chapter -> its parameters.
         about: see `provenance.describe`.
         exhibits: label -> exhibit, of all notebooks, run or not (see `exhibits.check`).
@@ -86,8 +84,9 @@ def render(
     """
     pages = {
         problem: Page(problem, nbformat.read(path, as_version=4), exhibits, notebooks)
-        for problem, path in executed.items()
+        for problem, (path, _) in executed.items()
     }
+    seconds = {problem: spent for problem, (_, spent) in executed.items()}
     made = provenance.describe(pages, seconds, params, about)
     values = {"pages": pages, "failures": failures, "provenance": made, "params": params}
     text = document(**values, original=original.report())
@@ -286,15 +285,11 @@ def document(**values: Any) -> str:
         values: pages, failures, provenance and params, as `render` has them; original, the
             original's numbers and claims.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE),
-        extensions=["jinja2.ext.do"],
-        undefined=jinja2.StrictUndefined,
-        comment_start_string="<!--",  # for pandoc's {#identifier} is text
-        comment_end_string="-->",
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    # For pandoc's {#identifier} is text.
+    syntax = {"comment_start_string": "<!--", "comment_end_string": "-->"}
+    syntax |= {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
+    loader = jinja2.FileSystemLoader(TEMPLATE)
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **syntax)
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters |= {"fenced": fenced, "part": part, "frame": _frame, "table": table}
     return environment.get_template("report.md.j2").render(values, title=TITLE)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
         styler.hide(axis="index")
     # What a Styler shows in another way than pandas would by itself, it was asked to; it writes a
     # missing value by the format of its column, as "+nan%".
-    default, ours = (copy.deepcopy(styler).format(formats) for formats in (None, _Formats()))
+    formats = {name: functools.partial(_text, name) for name in styler.columns}
+    default, ours = (copy.deepcopy(styler).format(one) for one in (None, formats))
     rows = [
         [markdown.minus(o if o == MISSING or t == d else t) for t, d, o in zip(*cells, strict=True)]
         for cells in zip(*map(_cells, (styler, default, ours)), strict=True)
@@ -74,19 +74,12 @@ def layout() -> dict[str, dict[str, str]]:
     return yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
 
 
-class _Formats(dict[str, Any]):
-    """Column -> what shows its cells, for every column."""
-
-    def get(self, column: Any, default: Any = None) -> Callable[[Any], str]:
-        return functools.partial(_text, format=layout().get(column, {}).get("format"))
-
-
-def _text(value: Any, format: str | None) -> str:
+def _text(column: Any, value: Any) -> str:
     """A cell as text: numbers by their format, pairs by their name, missing ones as an en dash."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return MISSING
     if isinstance(value, bool) or not isinstance(value, Real):
         return pair_name(str(value))
-    if format is None:
+    if (format := layout().get(column, {}).get("format")) is None:
         format = ",.0f" if isinstance(value, Integral) or abs(value) >= 1000 else ".3g"
     return f"{value:{format}}"

@@ -128,9 +128,8 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], meta: Mapping[str
 
     # safetensors stores row-major data only; a channels_last weight is contiguous in its own order.
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"meta": json.dumps(meta)}
     size = sum(tensor.nbytes for tensor in flat.values())
-    write(path, lambda temporary: save_file(flat, temporary, metadata=header), size)
+    write(path, lambda temporary: save_file(flat, temporary, {"meta": json.dumps(meta)}), size)
 
 
 # --- reading ----------------------------------------------------------------------------------
