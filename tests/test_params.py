@@ -43,7 +43,8 @@ def test_original_has_the_homeworks_settings():
     for chapter, settings in ORIGINAL.items():
         chosen = profiles.load("original", chapter).model_dump()
         assert settings.items() <= chosen.items()
-    assert chosen["flip_labels_until"] == chosen["steps"]
+    gan = profiles.load("original", "gan")
+    assert gan.flip_labels_until == gan.steps
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -67,6 +68,7 @@ def test_original_has_the_homeworks_settings():
         ("dann", {"pairs": ["usps->svhn", "usps->svhn"]}, "named twice"),
         ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
         ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
+        ("gan", {"input_blur": 9}, "'input_blur'"),  # three times that is nearly 32 pixels
         ("gan", {"loss": "relativistic"}, "relativistic loss has no soft labels"),
         ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
         ("pixelda", {"generator_rate": -1}, "'generator_rate'"),
