@@ -17,9 +17,8 @@ from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
 OF_A_RUN = (
-    *("seconds", "images_per_second", "device", "precision", "precision_why"),
-    *("threads", "processes"),
-)
+    "seconds", "images_per_second", "device", "precision", "precision_why", "threads", "processes",
+)  # fmt: skip
 """What is taken from a run's record."""
 
 
