@@ -36,7 +36,8 @@ QUARTO = """
     tbl-cap tbl-subcap tbl-colwidths html-table-processing
     layout layout-ncol layout-nrow layout-align layout-valign
     column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
-""".split()
+"""
+KNOWN = frozenset(QUARTO.split())
 OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)
 LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
 REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
@@ -122,8 +123,8 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
 
 def _declare(problem: str, given: Mapping[str, Any], found: dict[str, Exhibit]) -> None:
     """Add the exhibit that a code cell with these options makes, if any."""
-    if unknown := [str(name) for name in given if name not in QUARTO]:
-        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], QUARTO)}")
+    if unknown := [str(name) for name in given if name not in KNOWN]:
+        raise UserError(f"unknown option {unknown[0]!r}{nearest(unknown[0], KNOWN)}")
     if "label" not in given:
         if captions := given.keys() & {"fig-cap", "tbl-cap"}:
             raise UserError(f"{captions.pop()} without a label")
