@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from benchmarks.contenders import contenders, plain_rate
-from dlcvlib.utils.process import end_with_parent
+from dlcvlib.utils.parent import end_with_parent
 
 PRECISIONS = ("auto", "fp32")
 RATIOS = {"against_plain": "times the plain loop", "share_of_step": "share of the step alone"}

@@ -145,7 +145,7 @@ def test_signs_of_failure(signs, accuracies, recalls):
     history = pd.DataFrame({"d_accuracy": accuracies})
     history["step"] = 10.0 * (history.index + 1)
     history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
-    frame = run_cells("2-1", ["2-1-31"], **vars(gan_health))["signs_of"](history)
+    frame = run_cells("2-1", ["2-1-31"], gan_health=gan_health, pd=pd)["signs_of"](history)
     assert frame.loc[frame["seen"], "sign"].tolist() == signs
 
 

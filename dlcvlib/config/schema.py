@@ -69,6 +69,7 @@ Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Probability = Annotated[Real, Field(ge=0, lt=1)]
 Blur = Annotated[Real, Field(ge=0, le=8)]
 Rate = Annotated[Real, Field(gt=0, le=1)]
+MapPoints = Annotated[Whole, Field(ge=20, le=2000)]
 Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
@@ -189,9 +190,7 @@ class DigitParams(DataParams):
 
     pairs: Pairs = means("each SOURCE->TARGET")
     seeds: Seeds = means("seeds of the main runs: weights, batches and noise")
-    tsne_points: Annotated[Whole, Field(ge=20, le=2000)] = means(
-        "points in a t-SNE plot, half of each domain"
-    )
+    tsne_points: MapPoints = means("points in a t-SNE plot, half of each domain")
     tsne_perplexity: Perplexity = means("t-SNE's perplexity: effective number of neighbours")
 
 

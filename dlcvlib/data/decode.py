@@ -4,8 +4,6 @@ Worker processes import this module only, so that they start quickly: no torch h
 """
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -14,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from joblib import Parallel, cpu_count, delayed
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.parent import end_with_parent
 
 CHUNK = 250
 """Pictures that a process is given at a time; fewer are not worth a process of their own."""
@@ -179,7 +177,7 @@ def fill(work: Work, items: Sequence[Any], out: np.ndarray, label: str) -> dict[
 def _results(work: Work, items: Sequence[Any]) -> Iterator[Example]:
     """The results of `work` for all items, in order."""
     jobs = min(cpu_count(), ceil(len(items) / CHUNK))
-    options = {"idle_worker_timeout": 10, "initializer": _end_with_parent}
+    options = {"idle_worker_timeout": 10, "initializer": end_with_parent}
     pool = Parallel(jobs, return_as="generator", batch_size=CHUNK, pre_dispatch="all", **options)
     finished = 0
     try:
@@ -189,14 +187,3 @@ def _results(work: Work, items: Sequence[Any]) -> Iterator[Example]:
     except BrokenProcessPool:
         # A worker was killed, most likely for lack of memory: continue in this process.
         yield from map(work, items[finished:])
-
-
-def _end_with_parent() -> None:
-    """End this worker soon after its parent: it would wait forever for its results to be read."""
-
-    def wait(parent: int) -> None:
-        while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps a dead one
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=wait, args=[os.getppid()], daemon=True).start()

@@ -44,14 +44,11 @@ def load_faces(params: FaceParams) -> FaceData:
 def _embedded(params: FaceParams, _: Path) -> Source:
     from dlcvlib.data.synthetic import faces as drawn_faces
 
-    return Source(
-        "faces drawn by this project (synthetic)",
-        range(params.drawn_train),
-        range(params.drawn_train, params.drawn_train + params.drawn_test),
-        partial(drawn_faces.draw_face, 0),
-        packages=["skia-python"],
-        code=["data/synthetic/faces", "data/synthetic/people", "data/synthetic/brushes"],
-    )
+    train, total = params.drawn_train, params.drawn_train + params.drawn_test
+    work = partial(drawn_faces.draw_face, 0)
+    code = [f"data/synthetic/{name}" for name in ("faces", "people", "brushes")]
+    made = "faces drawn by this project (synthetic)", range(train), range(train, total), work
+    return Source(*made, packages=["skia-python"], code=code)
 
 
 def _folder(params: FaceParams, root: Path) -> Source:

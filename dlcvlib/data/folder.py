@@ -160,9 +160,8 @@ def _fields(path: Path) -> pd.DataFrame:
     else:
         sep = next((mark for mark in ",;\t" if mark in head), ",")
         text = re.sub(rf"[{sep} ]+$", "", text, flags=re.MULTILINE)
-    empty = {"keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
-    types = {"image_name": str}
-    table = pd.read_csv(io.StringIO(text), sep=sep, dtype=types, skipinitialspace=True, **empty)
+    how = {"skipinitialspace": True, "skip_blank_lines": False, "dtype": {"image_name": str}}
+    table = pd.read_csv(io.StringIO(text), sep=sep, keep_default_na=False, na_values=[""], **how)
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("its lines have more fields than its first")
     table.index += 2 + celeba

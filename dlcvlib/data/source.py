@@ -52,9 +52,8 @@ def _inspect(params: Parameters, attributes: bool) -> str:
         for split, needed in least.items():
             if (count := len(getattr(images, split))) < needed:
                 raise UserError(
-                    f"data: {name} have {count} images for {split}, but the report needs {needed} "
-                    f"(validation_size, {params.validation_size}, is taken from train; drawn_train "
-                    "and drawn_test, or image_limit, set how many there are)"
+                    f"data: {name} have {count} images for {split}, but the report needs {needed}: "
+                    "see drawn_train, drawn_test, image_limit, validation_size (taken from train)"
                 )
     if faces and attributes:
         data.attribute(params.attribute)  # an error before anything trains

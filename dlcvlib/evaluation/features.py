@@ -38,11 +38,11 @@ def attribute_classifier(
     If these differ in `extractor_steps` or `precision`, so do their distances.
     """
     faces.attribute(params.attribute)  # an error if there is none to learn
-    training = {"steps": params.extractor_steps, "precision": params.precision, "batch_size": 128}
+    task = {"steps": params.extractor_steps, "precision": params.precision, "batch_size": 128}
     adam = {"adam_betas": [0.9, 0.999], "weight_decay": 0.0}
     adam |= {"learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
-    names = sorted(faces.train.attributes)
-    settings = AttributeSettings(seed=0, attributes=names, **training, **adam)
+    task["attributes"] = sorted(faces.train.attributes)
+    settings = AttributeSettings(seed=0, **task, **adam)
     return train_or_load(AttributeClassifier, settings, faces, params.runs_dir)
 
 

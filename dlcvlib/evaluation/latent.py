@@ -36,6 +36,8 @@ PCA_DIMENSIONS = 50
 ITERATIONS = 500
 """Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
+CODE = fingerprints.hashes([Path(__file__)])
+"""Of what is cached here."""
 DRAWS = 3
 """Latent vectors per training image that a density is fitted to: with one, several Gaussians
 overfit."""
@@ -49,8 +51,7 @@ def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFram
         `methods.vae.fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
         log_likelihood (nats) of validation images' z for each number of components.
     """
-    code = fingerprints.hashes([Path(__file__)])
-    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, code]
+    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, CODE]
     name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
 
     @timed("fitted densities")
@@ -81,9 +82,8 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         seed: of PCA and t-SNE.
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
-    code = fingerprints.hashes([Path(__file__)])
     packages = fingerprints.versions("scikit-learn", "scipy", "numpy")
-    identity = [joblib.hash(features.numpy()), perplexity, seed, code, packages]
+    identity = [joblib.hash(features.numpy()), perplexity, seed, CODE, packages]
 
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:

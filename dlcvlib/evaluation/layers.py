@@ -13,12 +13,9 @@ from torch.nn.utils import parametrize
 from dlcvlib.training.runs import Run
 
 SHORT = {
-    "BatchNorm1d": "BN",
-    "BatchNorm2d": "BN",
-    "InstanceNorm2d": "IN",
-    "MaxPool2d": "Pool",
-    "LeakyReLU": "LReLU",
-}
+    "BatchNorm1d": "BN", "BatchNorm2d": "BN", "InstanceNorm2d": "IN",
+    "MaxPool2d": "Pool", "LeakyReLU": "LReLU",
+}  # fmt: skip
 
 
 def layers(module: nn.Module, *input_shapes: Sequence[int]) -> pd.DataFrame:

@@ -78,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(
-            f"\nstopped: {str(error) or 'run the same command again to continue'}", file=sys.stderr
-        )
+        how = str(error) or "run the same command again to continue"
+        print(f"\nstopped: {how}", file=sys.stderr)
         return 130
 
 

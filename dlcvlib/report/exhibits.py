@@ -25,10 +25,10 @@ MIME = "application/vnd.dlcv.v2+json"
 KINDS = {"fig": "Figure", "tbl": "Table"}
 TEXTS = {"fig": ["fig-cap", "fig-alt"], "tbl": ["tbl-cap"]}
 """What each kind of exhibit needs besides its label: caption, and alt text."""
-# Quarto's options of cells, by the files of its schema: attributes, code and text output, figures,
-# tables, layout, page layout, cache. Those that the report does not use are left to Quarto.
+# Quarto's options of cells, by the files of its schema: attributes and cache, code and text output,
+# figures, tables, layout, page layout. Those that the report does not use are left to Quarto.
 QUARTO = """
-    label classes renderings tags id export title
+    label classes renderings tags id export title cache freeze order
     eval echo code-fold code-summary code-overflow code-line-numbers lst-label lst-cap
     output warning error include panel output-location message results comment file filename
     fig-width fig-height fig-cap fig-subcap fig-link fig-align fig-alt fig-env fig-pos fig-scap
@@ -36,7 +36,6 @@ QUARTO = """
     tbl-cap tbl-subcap tbl-colwidths html-table-processing
     layout layout-ncol layout-nrow layout-align layout-valign
     column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
-    cache freeze order
 """
 KNOWN = frozenset(QUARTO.split())
 OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)

@@ -94,12 +94,11 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
         UserError: if there is no such cell, or papermill's comes before it.
     """
     fields = cls.model_fields
-    setting = [
-        cell
-        for cell in cells
-        if cell.startswith(INJECTED)
-        or len(fields.keys() & ASSIGNED.findall(cell)) > len(fields) / 2
-    ]
+
+    def sets_most(cell: str) -> bool:
+        return len(fields.keys() & ASSIGNED.findall(cell)) > len(fields) / 2
+
+    setting = [cell for cell in cells if cell.startswith(INJECTED) or sets_most(cell)]
     own = [n for n, cell in enumerate(setting) if not cell.startswith(INJECTED)]
     if not own or own[0] > 0:
         raise UserError(

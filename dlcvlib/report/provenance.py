@@ -3,11 +3,11 @@
 import itertools
 import os
 import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from dlcvlib import __version__
@@ -17,9 +17,8 @@ from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
 OF_A_RUN = (
-    *("seconds", "images_per_second", "device", "precision", "precision_why"),
-    *("threads", "processes"),
-)
+    "seconds", "images_per_second", "device", "precision", "precision_why", "threads", "processes",
+)  # fmt: skip
 """What is taken from a run's record."""
 
 
@@ -94,12 +93,11 @@ def _commit() -> str:
     # Of this folder: neither of one around it, nor of what a hook's environment names.
     command = ["git", "--git-dir=.git", "status", "--porcelain=v2", "--branch"]
     environment = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
-    how = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": True}
     try:
-        run = subprocess.run(command, **how)
-    except (OSError, subprocess.CalledProcessError):
+        output = check_output(command, cwd=ROOT, env=environment, text=True, stderr=DEVNULL)
+    except (OSError, CalledProcessError):
         return f"unknown: git cannot read it (version {__version__})"
-    head, *lines = run.stdout.splitlines()
+    head, *lines = output.splitlines()
     changed = any(not line.startswith("#") for line in lines)
     commit = head.split()[-1][:12].replace("(initial)", "no commit yet")
     return commit + (" with local changes" if changed else "")

@@ -26,10 +26,9 @@ from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
 DECIDING = (
-    *("torch", "torchvision", "accelerate"),
-    *("numpy", "scipy", "pandas", "scikit-learn", "scikit-image"),
-    *("matplotlib", "seaborn"),
-)
+    "torch", "torchvision", "accelerate", "numpy", "scipy", "pandas",
+    "scikit-learn", "scikit-image", "matplotlib", "seaborn",
+)  # fmt: skip
 """Libraries whose version decides what a notebook shows."""
 FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""

@@ -1,17 +1,16 @@
 """Work in a process of its own, and output that outlives its readers."""
 
 import io
-import os
 import pkgutil
 import sys
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.parent import end_with_parent
 
 
 def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
@@ -43,19 +42,6 @@ def run_in_subprocess(function: str, *arguments: Any, **options: Any) -> Any:
 def _call(function: str, *arguments: Any, **options: Any) -> tuple[Any, dict[str, float]]:
     outlive_readers()
     return pkgutil.resolve_name(function)(*arguments, **options), stopwatch.take()
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the one that has started it has ended, in whatever way.
-
-    A pool's worker would wait for ever; other work would continue without its parent's locks.
-    """
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Lasting(io.FileIO):
