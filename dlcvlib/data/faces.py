@@ -47,8 +47,14 @@ def _embedded(params: FaceParams, _: Path) -> Source:
     train, total = params.drawn_train, params.drawn_train + params.drawn_test
     work = partial(drawn_faces.draw_face, 0)
     code = [f"data/synthetic/{name}" for name in ("faces", "people", "brushes")]
-    made = "faces drawn by this project (synthetic)", range(train), range(train, total), work
-    return Source(*made, packages=["skia-python"], code=code)
+    return Source(
+        "faces drawn by this project (synthetic)",
+        range(train),
+        range(train, total),
+        work,
+        packages=["skia-python"],
+        code=code,
+    )
 
 
 def _folder(params: FaceParams, root: Path) -> Source:

@@ -13,9 +13,12 @@ from torch.nn.utils import parametrize
 from dlcvlib.training.runs import Run
 
 SHORT = {
-    "BatchNorm1d": "BN", "BatchNorm2d": "BN", "InstanceNorm2d": "IN",
-    "MaxPool2d": "Pool", "LeakyReLU": "LReLU",
-}  # fmt: skip
+    "BatchNorm1d": "BN",
+    "BatchNorm2d": "BN",
+    "InstanceNorm2d": "IN",
+    "MaxPool2d": "Pool",
+    "LeakyReLU": "LReLU",
+}
 
 
 def layers(module: nn.Module, *input_shapes: Sequence[int]) -> pd.DataFrame:

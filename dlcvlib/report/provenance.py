@@ -17,8 +17,14 @@ from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
 OF_A_RUN = (
-    "seconds", "images_per_second", "device", "precision", "precision_why", "threads", "processes",
-)  # fmt: skip
+    "seconds",
+    "images_per_second",
+    "device",
+    "precision",
+    "precision_why",
+    "threads",
+    "processes",
+)
 """What is taken from a run's record."""
 
 

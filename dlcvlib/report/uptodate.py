@@ -26,9 +26,17 @@ from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
 DECIDING = (
-    "torch", "torchvision", "accelerate", "numpy", "scipy", "pandas",
-    "scikit-learn", "scikit-image", "matplotlib", "seaborn",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
+    "matplotlib",
+    "seaborn",
+)
 """Libraries whose version decides what a notebook shows."""
 FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""
