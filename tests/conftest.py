@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
@@ -34,6 +35,11 @@ os.environ.pop("TORCH_HOME", None)  # with Inception's weights faces would be me
 
 ROOT = Path(__file__).parents[1]
 PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cases(name):
+    """The cases of a test whose inputs and outcomes are texts, from `tests/cases`."""
+    return yaml.safe_load((ROOT / "tests" / "cases" / f"{name}.yaml").read_text("utf-8"))
 
 
 @pytest.fixture

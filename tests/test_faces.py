@@ -15,7 +15,7 @@ import psutil
 import pytest
 import sklearn.datasets
 import torch
-from conftest import ROOT, shaded, shades, write_csv
+from conftest import ROOT, cases, shaded, shades, write_csv
 from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import _lfw
 from sklearn.datasets._base import RemoteFileMetadata
@@ -332,37 +332,16 @@ def test_the_requested_attribute_or_the_most_balanced(load, folder):
     assert note.startswith("Male is the same for all training or all test images; Rare, the most")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("train/4.png", None, r"train/4\.png is not a readable"),
-        ("train.csv", b"image_name,J\xe4ger\n", r"cannot read .*train\.csv .*UTF-8"),
-        ("train.csv", b"0.png,1\n1.png,0\n", r"no column 'image_name' \(it has: 0\.png, 1\)"),
-        ("train.csv", b"name Male\n0.png 1\n", "no column 'image_name' .*with commas between them"),
-        ("train.csv", b"\n", r"cannot read .*train\.csv"),
-        ("train.csv", b"image_name,Male\n", "lists no images"),
-        ("train.csv", b"image_name,Male\n0.png,1,0\n", "lines have more fields than its first"),
-        ("train.csv", {f"{i}.png": 1 for i in range(20)}, r"not in .*train .*'14\.png' and 5 more"),
-        ("train.csv", b"image_name,Male\n3.png,1\n3.png,0\n", r"twice: '3\.png'"),
-        ("train.csv", {"0.png": 0, "1.png": -1}, "line 3: 'Male' is '-1', not one of 0, 1"),
-        ("train.csv", {"0.png": 2, "1.png": -1}, "line 2: 'Male' is '2', not one of 0, 1"),
-        ("train.csv", b"PK\x03\x04\xff\xfe", r"cannot read .*train\.csv .*spreadsheets can save"),
-        ("train.csv", {"0.png": "", "1.png": 1}, "line 2: 'Male' is"),
-        ("train.csv", b"image_name,Male\n\n\n0.png,yes\n", "line 4: 'Male' is 'yes'"),
-        ("train", "images", "cannot read .*No such file .*: .*/train'"),
-        ("train.csv", "train.xlsx", r"cannot .*/train\.csv'; there is train\.xlsx: save it as"),
-    ],
-)
-def test_bad_folder(load, folder, name, content, message):
-    """A list may be given as rows, another name as text, a file to be cut off as None."""
-    path = folder / "face" / name
-    if isinstance(content, dict):
-        write_csv(path, ["image_name", "Male"], content.items())
-    elif isinstance(content, str):
-        path.rename(path.with_name(content))
+@pytest.mark.parametrize("case", cases("bad_folders"))
+def test_bad_folder(load, folder, case):
+    path = folder / "face" / case["file"]
+    if "name" in case:
+        path.rename(path.with_name(case["name"]))
+    elif "bytes_left" in case:
+        path.write_bytes(path.read_bytes()[: case["bytes_left"]])
     else:
-        path.write_bytes(content or path.read_bytes()[:900])
-    with pytest.raises(UserError, match=message):
+        path.write_text(case["content"], encoding="latin-1")
+    with pytest.raises(UserError, match=case["message"]):
         load()
 
 

@@ -8,6 +8,7 @@ import sys
 import nbformat
 import papermill
 import pytest
+from conftest import cases
 
 from dlcvlib.config import paths, profiles
 from dlcvlib.utils.errors import UserError
@@ -46,30 +47,7 @@ def test_original_has_the_homeworks_settings():
 # --- what is refused --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("chapter", "changes", "message"),
-    [
-        ("vae", {"kld_wieght": 1}, "did you mean 'kld_weight'"),
-        ("vae", {True: 1}, "Keys should be strings .got True"),
-        ("vae", {"learning_rate": -1}, "'learning_rate'"),
-        ("vae", {"kld_weight": float("nan")}, "'kld_weight'"),
-        ("vae", {"runs_dir": ""}, "'runs_dir'"),
-        ("vae", {"steps": True}, "'steps': true or false is no number"),
-        ("vae", {"ablation_seeds": [True]}, "'ablation_seeds.0': true or false is no number"),
-        ("vae", {"steps": 0, "latent_dim": True}, "steps.*; .*latent_dim"),  # all at once
-        ("vae", {"latent_dim": 10**9, "channels": [10**9]}, "channels.0.* 4096 .*; .*latent_dim"),
-        ("dann", {"domain_weight": 1e300}, "'domain_weight': .* equal to 1000000"),
-        ("vae", {"kld_weights": [0.1, 0.1 + 1e-9]}, "named twice"),  # tables show the same
-        ("gan", {"ablation_seeds": [1, 1]}, "named twice"),
-        ("dann", {"pairs": ["usps->svhn", "usps->svhn"]}, "named twice"),
-        ("gan", {"vae_changes": {"kdl": 1}}, "profile quick, chapter vae: .*parameter 'kdl'"),
-        ("gan", {"soft_labels": [0.9, 0.7]}, "'soft_labels': the range must rise"),
-        ("gan", {"soft_labels": [0.7, 0.9], "loss": "hinge"}, "hinge loss has no soft labels"),
-        ("dann", {"pairs": []}, "'pairs'"),
-        ("dann", {"pairs": ["usps->cats"]}, "'pairs.0': .* 'usps->mnistm', .*got 'usps->cats'"),
-        ("pixelda", {"patient": True, "classifier_with_generator": True}, "has no warm-up"),
-    ],
-)
+@pytest.mark.parametrize(("chapter", "changes", "message"), cases("params"))
 def test_bad_parameters_are_named(chapter, changes, message):
     with pytest.raises(UserError, match=message):
         profiles.load("quick", chapter, changes)
