@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import cases, write_csv
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlcvlib.config import profiles
@@ -45,8 +45,12 @@ def test_an_assignment_is_parsed_as_yaml(chapter, name, value):
 
 
 @given(st.text(max_size=60))
+@example("vae.kld_weight")
+@example("cat.x=1")
+@example("vae.x=[1")
 def test_any_assignment_is_understood_or_refused(text):
-    found = attempt(lambda: profiles.parse_assignments([text]), text)
+    expected = f"--set {text}: expected CHAPTER.NAME=VALUE"
+    found = attempt(lambda: profiles.parse_assignments([text]), expected)
     assert found is None or sum(map(len, found.values())) == 1
 
 
