@@ -157,9 +157,9 @@ def torchvision_root(tmp_path, monkeypatch):
         grey = np.stack([shaded(label, 28, 28) for label in labels])
         write_idx(raw / f"{mnist}-images-idx3-ubyte", grey)
         write_idx(raw / f"{mnist}-labels-idx1-ubyte", np.array(labels, np.uint8))
-        scans = grey.reshape(-1, 784)[:, :256] / 127.5 - 1
+        pixels = grey.reshape(-1, 784)[:, :256] / 127.5 - 1
         with bz2.open(root / f"{usps}.bz2", "wb") as file:
-            dump_svmlight_file(scans, np.add(labels, 1), file, zero_based=False)
+            dump_svmlight_file(pixels, np.add(labels, 1), file, zero_based=False)
         coloured = np.stack([shaded(label, 32, 32, 3) for label in labels], axis=3)
         ten = [[label or 10] for label in labels]  # SVHN writes a 0 as 10
         scipy.io.savemat(root / f"{svhn}_32x32.mat", {"X": coloured, "y": ten})

@@ -14,18 +14,6 @@ from dlcvlib.config import paths, profiles
 from dlcvlib.utils.errors import UserError
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-ADAM = {"batch_size": 64, "adam_betas": [0.5, 0.999], "weight_decay": 0}
-ORIGINAL = {
-    "vae": ADAM
-    | {"learning_rate": 5e-4, "learning_rate_schedule": "halvings", "kld_weight": 1}
-    | {"latent_dim": 1024, "decoder_kernel": 2, "activation": "leaky_relu", "output": "sigmoid"}
-    | {"normalise_heads": True, "normalise_output": True}
-    | {"horizontal_flip": True, "vertical_flip": False},
-    "gan": ADAM
-    | {"learning_rate": 1e-4, "learning_rate_schedule": "constant", "loss": "bce"}
-    | {"latent_dim": 100, "channels": 64, "kernel": 5, "discriminator_norm": "batch"}
-    | {"soft_labels": [1, 1], "flip_labels": 0.1, "ema_decay": 0, "augmentation": []},
-}
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "full", "original"])
@@ -38,7 +26,7 @@ def test_profiles_are_valid(profile, chapter):
 
 
 def test_original_has_the_homeworks_settings():
-    for chapter, settings in ORIGINAL.items():
+    for chapter, settings in cases("original").items():
         chosen = profiles.load("original", chapter).model_dump()
         assert settings.items() <= chosen.items()
     assert chosen["flip_labels_until"] == chosen["steps"]
