@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import digit_folder, shaded, shades, write_csv
 from PIL import Image
+from sklearn.datasets import dump_svmlight_file
 from torchvision.datasets import SVHN
 
 from dlcvlib.data import augment, decode, scans
@@ -50,7 +51,6 @@ def test_embedded(load, monkeypatch):
             assert split.images.shape == (len(split.labels), 3, 32, 32)
             assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
         assert domain.train.labels.unique().tolist() == list(range(10))
-        assert len(domain.validation) == 20
     assert [d.synthetic for d in digits.domains.values()] == [False, False, True]
     for text in ("not USPS itself", "blended with photographs", "street numbers drawn"):
         assert text in digits.summary()
@@ -96,10 +96,8 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
     odd = digit_folder(tmp_path / "h*w*3", ["usps", "mnistm"])
     digits = load(f"folder:{odd}")
     assert list(digits.pairs) == ["usps->mnistm"]
-    assert digits.left_out == (
-        f"The pair mnistm->svhn is left out: folder:{odd} has no svhn.",
-        f"The pair svhn->usps is left out: folder:{odd} has no svhn.",
-    )
+    for line, pair in zip(digits.left_out, ALL_PAIRS[1:], strict=True):
+        assert line == f"The pair {pair} is left out: folder:{odd} has no svhn."
     assert r"h\*w\*3 has no svhn" in digits.summary()
     assert list(load(f"folder:{odd}", pairs=["mnistm->usps"]).pairs) == ["mnistm->usps"]
     with pytest.raises(UserError, match="none can be run"):
@@ -156,13 +154,9 @@ def torchvision_root(tmp_path, monkeypatch):
         grey = np.stack([shaded(label, 28, 28) for label in labels])
         write_idx(raw / f"{mnist}-images-idx3-ubyte", grey)
         write_idx(raw / f"{mnist}-labels-idx1-ubyte", np.array(labels, np.uint8))
-        rows = [
-            " ".join([str(label + 1), *(f"{k}:{v:.3f}" for k, v in enumerate(pixels, 1))])
-            for label, pixels in zip(
-                labels, grey.reshape(-1, 784)[:, :256] / 127.5 - 1, strict=True
-            )
-        ]
-        (root / f"{usps}.bz2").write_bytes(bz2.compress("\n".join([*rows, ""]).encode()))
+        pixels = grey.reshape(-1, 784)[:, :256] / 127.5 - 1
+        with bz2.open(root / f"{usps}.bz2", "wb") as file:
+            dump_svmlight_file(pixels, np.add(labels, 1), file, zero_based=False)
         coloured = np.stack([shaded(label, 32, 32, 3) for label in labels], axis=3)
         ten = [[label or 10] for label in labels]  # SVHN writes a 0 as 10
         scipy.io.savemat(root / f"{svhn}_32x32.mat", {"X": coloured, "y": ten})
@@ -171,7 +165,7 @@ def torchvision_root(tmp_path, monkeypatch):
     return root
 
 
-def test_torchvision(load, torchvision_root, monkeypatch):
+def test_torchvision(load, torchvision_root):
     digits = load(f"torchvision:{torchvision_root}")
     assert list(digits.pairs) == ALL_PAIRS
     for name, domain in digits.domains.items():
@@ -180,11 +174,7 @@ def test_torchvision(load, torchvision_root, monkeypatch):
         assert not domain.synthetic
         for split in splits(domain) if name != "mnistm" else ():  # which is blended
             assert shades(split.images) == split.labels.tolist()
-    mnistm = digits.domains["mnistm"]
-    assert len(mnistm.test.images.flatten(1).unique(dim=0)) == 10
-    monkeypatch.setattr(scans, "blend", None)
-    again = load(f"torchvision:{torchvision_root}").domains["mnistm"]
-    assert torch.equal(mnistm.train.images, again.train.images)
+    assert len(digits.domains["mnistm"].test.images.flatten(1).unique(dim=0)) == 10
 
 
 def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):
