@@ -15,79 +15,19 @@ import yaml
 
 from dlcvlib.config.paths import ROOT
 
-# Installs nothing if it finds a word of its command in the file `refused`.
-PIP = """
-import pathlib, sys, sysconfig
-if "-e" not in sys.argv:
-    pathlib.Path("torch").write_text(" ".join(sys.argv[-2:]))
-    sys.exit("no such versions")
-refused = pathlib.Path("refused")
-if refused.exists() and refused.read_text() in sys.argv:
-    sys.exit("no such package")
-if pathlib.Path("go").exists():
-    pathlib.Path("pip-runs").touch()
-    pathlib.Path("go").read_text()
-with open("installed", "a") as log:
-    log.write("installed\\n")
-package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
-package.mkdir()
-package.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: needed\\nVersion: 1.0\\n")
-"""
-# Creates a venv without installing the real pip, which would take seconds.
-VENV = """
-import pathlib, sys
-sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
-import venv
-venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
-"""
-"""Creates a venv without installing the real pip, which would take seconds."""
-CONDA = """#!/bin/sh
-case "$1" in
-    create) echo "$@" >conda && exec python3 -m venv env ;;
-    run) [ -x env/bin/python ] && shift 3 && PATH="env/bin:$PATH" exec "$@" ;;
-esac
-"""
-"""Has one environment, a venv, and notes how it was made."""
-PROJECT = """
-[project]
-name = "stand-in"
-requires-python = ">=3.11"
-dependencies = ["needed>=1"]
-"""
-
-
-MAIN = """
-import importlib.metadata, os, sys
-print("has", importlib.metadata.version("needed"))
-if sys.argv[2:]:
-    print(os.getcwd(), *sys.argv[1:])
-"""
-FILES = {
-    "pyproject.toml": PROJECT,
-    "constraints.txt": "torch==2.1\ntorchinfo==1.0\ntorchvision==0.2\n",
-    "dlcvlib/__main__.py": MAIN,
-    "dlcvlib/utils/environment.py": (ROOT / "dlcvlib/utils/environment.py").read_text(),
-    "else where/thesis.txt": "",
-    "stand-ins/pip/__init__.py": "",
-    "stand-ins/pip/__main__.py": PIP,
-    "stand-ins/venv.py": VENV,
-}
-
 
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout whose only dependency comes from the stand-in for pip; it prints the result."""
-    shutil.copy(ROOT / "run_all.sh", tmp_path)
-    for name, content in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    stand_ins = tmp_path / "stand-ins"
-    (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
+    shutil.copytree(Path(__file__).with_name("checkout"), tmp_path, dirs_exist_ok=True)
+    for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "stand-ins/packaging").symlink_to(Path(packaging.__file__).parent)
     # No conda, and this Python by whatever name it is looked for.
-    (stand_ins / "bin").mkdir()
-    for version in ("3.13", "3.12", "3.11", "3"):
-        python = stand_ins / "bin" / f"python{version}"
-        python.symlink_to(Path(sys._base_executable).resolve())
+    (tmp_path / "stand-ins/bin").mkdir()
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        (tmp_path / "stand-ins/bin" / name).symlink_to(Path(sys._base_executable).resolve())
     return tmp_path
 
 
@@ -204,10 +144,9 @@ def test_what_is_said_before_anything_is_installed(checkout, typed, out, said, s
 def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driver, conda):
     """With conda too, whose environment has what environment.yml names."""
     if conda:
-        (checkout / "stand-ins" / "bin" / conda).write_text(CONDA)
-        (checkout / "stand-ins" / "bin" / conda).chmod(0o755)
+        shutil.copy(checkout / "stand-ins/conda", checkout / "stand-ins/bin" / conda)
     if driver:
-        (checkout / "stand-ins" / "bin" / "nvidia-smi").symlink_to("/bin/true")
+        (checkout / "stand-ins/bin/nvidia-smi").symlink_to("/bin/true")
     elif Path("/proc/driver/nvidia").exists() or Path("/dev/dxg").exists():
         pytest.skip("this machine has a driver")
     assert run(checkout)[0] == "has 1.0\n"
