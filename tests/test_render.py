@@ -3,8 +3,10 @@
 import base64
 import io
 import re
-import socket
+import threading
+from http.server import HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pypdf
@@ -235,11 +237,12 @@ def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
 @pytest.fixture
 def web():
     """An address at which nothing may be asked for; the test fails if something was."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            server.accept()
+    asked = Mock()  # what asks is told nothing
+    with HTTPServer(("127.0.0.1", 0), asked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    asked.assert_not_called()
 
 
 def test_pictures_of_a_cell_are_embedded_linked_or_named(tmp_path, web):

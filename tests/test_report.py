@@ -71,8 +71,7 @@ def test_pdf(smoke_report):
     pdf = pypdf.PdfReader(smoke_report[0] / "report.pdf")
     text = "\n".join(sheet.extract_text() for sheet in pdf.pages)
     for problem in PROBLEMS:
-        assert f"Figure {problem}.1" in text
-        assert f"Table {problem}.1" in text
+        assert all(f"{kind} {problem}.1" in text for kind in ("Figure", "Table"))
     assert "Chapter 1" in pdf.outline[0].title
     assert pdf.outline[1][0].title.startswith("1-1")
 
