@@ -299,41 +299,31 @@ def unrendered(monkeypatch):
 # --- faults -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def disk_full_beyond():
-    """A context in which no file can exceed a number of bytes, as on a full disk."""
-
-    @contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
+@contextmanager
+def disk_full_beyond(size):
+    """No file can exceed a number of bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-def before_step(monkeypatch):
-    """A context in which an action runs before one step; checkpoints are saved at every step."""
+@contextmanager
+def before_step(kind, number, action):
+    """An action runs before one step; checkpoints are saved at every step."""
+    original = kind.training_step
 
-    @contextmanager
-    def patched(kind, number, action):
-        original = kind.training_step
+    def training_step(self, batch):
+        if self.step == number:
+            action()
+        return original(self, batch)
 
-        def training_step(self, batch):
-            if self.step == number:
-                action()
-            return original(self, batch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-            patch.setattr(kind, "training_step", training_step)
-            yield
-
-    return patched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(kind, "training_step", training_step)
+        yield
 
 
 def interrupt():

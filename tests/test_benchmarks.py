@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import settings_of
 
-from benchmarks import contenders, growth, memory, plain, quality, speed
+from benchmarks import contenders, growth, plain, quality, speed
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.methods.classifier import Classifier
 
@@ -79,10 +79,3 @@ def test_orders_of_variants_are_compared():
     table = quality.summary(frame.rename_axis(names).reset_index().assign(problem="1-6"))
     assert table[["measure", "variants", "rho"]].to_numpy().tolist() == [["kid", 3, 1]]
     assert quality.full_size("vae")["ablation_seeds"] == [0]
-
-
-def test_memory_is_measured():
-    """At least the interpreter with torch, and at most a few gigabytes."""
-    everything, added = memory.prepared_mb(20)
-    assert 0 < added < everything
-    assert 100 < everything < 8000

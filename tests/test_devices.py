@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, built, same, weights
+from conftest import ROOT, built, disk_full_beyond, same, weights
 
 from dlcvlib.data.batches import memory_format
 from dlcvlib.training import device
@@ -55,7 +55,7 @@ def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, 
     assert trials.call_count == (has and trainer == "cpu")
 
 
-def test_a_trial_is_made_once_per_machine_and_network(trials, untrained, disk_full_beyond):
+def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):
     """Unless its outcome cannot be kept."""
 
     def choose(method=untrained):

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import dump_svmlight_file
 from torchvision.datasets import SVHN
 
-from dlcvlib.data import augment, decode, scans
+from dlcvlib.data import augment, prepare, scans
 from dlcvlib.data.digits import load_digits
 from dlcvlib.utils.errors import UserError
 
@@ -54,7 +54,9 @@ def test_embedded(load, monkeypatch):
     assert [d.synthetic for d in digits.domains.values()] == [False, False, True]
     for text in ("not USPS itself", "blended with photographs", "street numbers drawn"):
         assert text in digits.summary()
-    monkeypatch.setattr(decode, "fill", None)
+    corners = digits.domains["mnistm"].train.images[:, :, 0, 0]  # of photographs, each of its own
+    assert len(corners.unique(dim=0)) > len(corners) / 2
+    monkeypatch.setattr(prepare, "fill", None)
     again = load("embedded", validation_size=20, pairs=["usps->mnistm"])
     assert list(again.domains) == ["usps", "mnistm"]
     for name, domain in again.domains.items():
@@ -174,7 +176,9 @@ def test_torchvision(load, torchvision_root):
         assert not domain.synthetic
         for split in splits(domain) if name != "mnistm" else ():  # which is blended
             assert shades(split.images) == split.labels.tolist()
-    assert len(digits.domains["mnistm"].test.images.flatten(1).unique(dim=0)) == 10
+    # Each digit is there twice or three times, on parts of photographs of its own.
+    blended = torch.cat([split.images for split in splits(digits.domains["mnistm"])])
+    assert len(blended.flatten(1).unique(dim=0)) == 30
 
 
 def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import METHODS, built, class_of, interrupt, same, settings_of, weights
+from conftest import METHODS, before_step, built, class_of, interrupt, same, settings_of, weights
 
 from dlcvlib.config import profiles
 from dlcvlib.evaluation.features import measured
@@ -81,18 +81,10 @@ def test_evaluation_changes_nothing(name, data):
     assert all(module.training for module in method.modules())
 
 
-@pytest.mark.parametrize("name", ["classifier", "pixelda"])
-def test_it_overfits_one_batch(name, data):
-    method = built(name, batch_size=8, learning_rate=0.005)
-    batch = method.batches(data[name], torch.device("cpu"))(0)
-    losses = [method.training_step(batch)["class"].item() for _ in range(60)]
-    assert min(losses[-10:]) < 0.2 * losses[0]
-
-
 # --- resume -----------------------------------------------------------------------------------
 
 
-def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(name, train, before_step, monkeypatch):
+def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(name, train, monkeypatch):
     """Bit for bit: weights, snapshots and history, whose rows average several steps."""
     changes = BASE.get(name, {})
     monkeypatch.setattr(loop, "LOG_POINTS", 3)

@@ -2,18 +2,12 @@
 
 import ast
 import json
-import math
 import re
 import statistics
 from collections import Counter
-from types import SimpleNamespace
 
 import nbformat
-import numpy as np
-import pandas as pd
 import pytest
-import torch
-from sklearn.decomposition import PCA
 
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.report import exhibits
@@ -64,53 +58,6 @@ def test_no_number_is_typed_into_prose(notebook):
     """Results are computed: prose contains no decimal fraction except the original's settings."""
     prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert set(re.findall(r"(?<![\w.-])\d+\.\d+", prose)) <= {"0.1", "0.5"}
-
-
-# --- degenerate data ----------------------------------------------------------------------------
-
-
-def run_cells(problem, names, **namespace):
-    """The namespace after some cells of a notebook, by their ids."""
-    for cell in BOOKS[problem].cells:
-        if cell.id in names:
-            exec(cell.source, namespace)
-    return namespace
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("contrast", [[0, 0, 0, 0], [1, 2, 4, 3]])
-def test_a_rank_correlation_with_a_constant_is_undefined(contrast):
-    errors = [5.0, 6.0, 7.0, 8.0]
-    measures = pd.DataFrame({"contrast": contrast, "mse_sum": errors})
-    found = run_cells("1-3", ["1-3-21"], measures=measures, say=str.format)["correlation"]
-    assert found == pytest.approx(math.nan if not any(contrast) else 0.8, nan_ok=True)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("varied", [False, True])
-def test_images_without_variance_have_no_probe_and_axes_without_length(varied):
-    picture = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    pictures = torch.cat([picture, 255 - picture if varied else picture])
-    # A power of two: means are exact, so that scikit-learn would divide 0 by 0.
-    images, attributes = pictures.repeat(16, 1, 1, 1), {"Male": torch.arange(32) % 2}
-    split = SimpleNamespace(images=images, attributes=attributes)
-    latents = images.flatten(1)[:, :8].float()
-    found = run_cells(
-        "1-5",
-        ["1-5-03", "1-5-r01", "1-5-r02", "1-5-14", "1-5-15", "1-5-26"],
-        faces=SimpleNamespace(train=split, test=split),
-        tests=images,
-        params=SimpleNamespace(latent_dim=4),
-        latents={"train": latents, "test": latents},
-    )
-    (row,) = found["probes"].to_dict("records")
-    expected = 1.0 if varied else math.nan
-    assert [row["latent"], row["pixels"]] == pytest.approx([expected] * 2, nan_ok=True)
-    assert (found["deviations"][0] > 0) == varied
-    if varied:  # scikit-learn's own
-        pca = PCA(1, svd_solver="full").fit(latents.numpy())
-        axis = np.sqrt(pca.explained_variance_) * pca.components_[0]
-        assert found["axes"][0].numpy() == pytest.approx(axis, rel=1e-4, abs=1e-4)
 
 
 # --- executed -----------------------------------------------------------------------------------

@@ -52,7 +52,6 @@ def styled():
         (images.image_grid, [torch.rand(64, 3, 64, 64)]),
         (images.image_rows, [[FACES] * 20, ["a"] * 20]),
         (domains.feature_maps, [[[MAP] * 3] * 2, "domain"]),
-        (domains.feature_maps, [[[MAP]] * 5, "class"]),
         (architecture.architecture, [{"F": pd.concat([CONV] * 20)}]),
     ],
 )
@@ -60,16 +59,6 @@ def test_much_fits_a_page(plot, arguments):
     figure = plot(*arguments).get_figure()
     figure.draw_without_rendering()
     assert figure.get_size_inches().max() <= 1.1 * style.WIDTH
-
-
-def test_the_users_matplotlibrc_is_ignored(monkeypatch):
-    for name, value in {"image.origin": "lower", "font.size": 30}.items():
-        for read in (mpl.rcParams, mpl.rcParamsOrig):
-            monkeypatch.setitem(read, name, value)
-    backend = mpl.get_backend()
-    style.use()
-    assert (mpl.rcParams["image.origin"], mpl.rcParams["font.size"]) == ("upper", 9)
-    assert mpl.get_backend() == backend
 
 
 def test_names_in_other_scripts_are_drawn(recwarn):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
-from conftest import interrupt, same, settings_of
+from conftest import before_step, interrupt, same, settings_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -166,7 +166,7 @@ def test_processes_that_share_batches_match_a_single_one(tmp_path):
     ],
 )
 def test_unsuitable_numbers_of_processes_are_refused(
-    tmp_path, before_step, monkeypatch, module, processes, message
+    tmp_path, monkeypatch, module, processes, message
 ):
     """For a batch that cannot be divided among them, or to continue a run of another number."""
     with before_step(Small, 3, interrupt), pytest.raises(KeyboardInterrupt):
@@ -180,7 +180,7 @@ def test_unsuitable_numbers_of_processes_are_refused(
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_keeps_its_precision(tmp_path, before_step, monkeypatch):
+def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     """Even if this machine would now choose another one."""
     monkeypatch.setattr(device, "choose", lambda *_: ("bf16", "for a test"))
     whole = fit(tmp_path / "whole")
