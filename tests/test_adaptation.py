@@ -79,9 +79,8 @@ def test_scores_are_accuracies_on_the_targets_test_images(params, digits):
     runs = adaptation.train(params("dann", seeds=[0, 1]), digits, [adaptation.SOURCE_ONLY])
     assert list(runs) == [("source only", name, seed) for name in digits.pairs for seed in (0, 1)]
     scores, at_home = adaptation.score(runs, digits), adaptation.source_accuracy(runs, digits)
-    assert list(scores) == list(at_home) == ["method", "pair", "seed", "accuracy"]
     for frame, part in ((scores, "target.test"), (at_home, "source.validation")):
-        for *key, accuracy in frame.itertuples(index=False):
+        for *key, accuracy in frame[["method", "pair", "seed", "accuracy"]].to_numpy():
             data = operator.attrgetter(part)(digits.pairs[key[1]])
             assert accuracy == pytest.approx(runs[tuple(key)].method.accuracy(data))
     assert adaptation.by_pair(scores)[BACK] == {"accuracy": scores["accuracy"].tolist()[2:]}

@@ -40,8 +40,6 @@ def test_initial_weights(norm):
         if value.dim() > 1 and value.numel() > 5000:
             std = (2 / (1 + 0.2**2) / value[0].numel()) ** 0.5 if he else 0.02
             assert value.std().item() == pytest.approx(std, rel=0.05)
-        elif value.dim() == 1 and "weight" in name:
-            assert value.mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_spectral_norms_are_one(images):
@@ -278,7 +276,6 @@ def test_marginals_are_the_shares_that_the_classifier_finds(faces, params):
 @pytest.mark.parametrize(
     ("signs", "accuracies", "recalls"),
     [
-        ([], [0.9] * 20, [0.0, 0.2]),
         (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
         ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
         (["discriminator at chance"], [0.5] * 10, [0.2]),

@@ -80,15 +80,12 @@ def test_drawn_attributes_agree_and_show_in_pictures_of_which_no_two_are_alike()
     assert all(0.04 < values.mean() < 0.96 for values in has.values())
     assert (sum(columns[name] for name in HAIR) == ~has["Bald"]).all()
     assert (has["No_Beard"] | has["Male"]).all()
-    assert not (has["Bald"] & has["Bangs"]).any()
-    assert not (has["Wearing_Lipstick"] & has["Male"]).any()
     crown = pictures[:, :, 5:12, 26:38].mean((1, 2, 3))
     assert crown[has["Black_Hair"]].mean() < crown[has["Blond_Hair"]].mean() - 50
     eyes = np.abs(np.diff(pictures[:, :, 24:38, 14:50].mean(1), axis=2)).mean((1, 2))
     assert eyes[has["Eyeglasses"]].mean() > eyes[~has["Eyeglasses"]].mean()
     flat = torch.from_numpy(pictures).float().flatten(1)
-    distances = torch.cdist(flat, flat).fill_diagonal_(torch.inf)
-    assert distances.min() / flat.shape[1] ** 0.5 > 10
+    assert torch.pdist(flat).min() / flat.shape[1] ** 0.5 > 10
 
 
 # --- pictures ---------------------------------------------------------------------------------

@@ -27,8 +27,6 @@ POINTS = pd.DataFrame({"x": [*range(15), *[20] * 15], "source": np.arange(30) < 
 POINTS = POINTS.assign(y=POINTS["x"], label=LABELS.numpy(), prediction=np.arange(30) % 7)
 MAP = SimpleNamespace(pair=PAIR, method="DANN", images=DIGITS.images, points=POINTS)
 CONV = layers.layers(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 16, 16))
-HISTORY = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1, 0.2, 0.3], "kid": [None] * 3})
-PANELS = [("loss", {"loss": "train", "kid": "KID"})]
 
 
 def runs(**measures):
@@ -84,7 +82,9 @@ def test_rows_are_stacked_pairs_separated_and_missing_digits_grey():
 
 @pytest.mark.parametrize("losses", [[0.1, 0.2, 0.3], [0.5, 0, -0.4]])
 def test_levels_and_losses_below_zero_are_visible_and_what_was_not_measured_is_not(losses):
-    figure = curves.line_panels(HISTORY.assign(loss=losses), PANELS, levels={"real images": 1.0})
+    history = pd.DataFrame({"step": [1, 2, 3], "loss": losses, "kid": [None] * 3})
+    panels = [("loss", {"loss": "train", "kid": "KID"})]
+    figure = curves.line_panels(history, panels, levels={"real images": 1.0})
     (ax,) = figure.axes
     low, high = ax.get_ylim()
     assert low == 0 <= min(losses) or low < min(losses) < 0

@@ -165,9 +165,7 @@ def test_processes_that_share_batches_match_a_single_one(tmp_path):
         (checkpoint, 2, r"small-\w+ was started with 1 processes"),
     ],
 )
-def test_unsuitable_numbers_of_processes_are_refused(
-    tmp_path, monkeypatch, module, processes, message
-):
+def test_unsuitable_counts_are_refused(tmp_path, monkeypatch, module, processes, message):
     """For a batch that cannot be divided among them, or to continue a run of another number."""
     with before_step(Small, 3, interrupt), pytest.raises(KeyboardInterrupt):
         fit(tmp_path)
