@@ -437,14 +437,11 @@ def start(condition, action, **options):
     return subprocess.Popen([sys.executable, "-c", program], text=True, cwd=ROOT, **options)
 
 
-@pytest.mark.parametrize(
-    ("condition", "action"),
-    [
-        ("os.getpid() == parent", "raise AssertionError"),
-        ("os.getpid() != parent and index == 20", "os.kill(os.getpid(), 9)"),
-    ],
-    ids=["whole", "killed"],
-)
+WHOLE = "os.getpid() == parent", "raise AssertionError"
+KILLED = "os.getpid() != parent and index == 20", "os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.parametrize(("condition", "action"), [WHOLE, KILLED])
 def test_several_processes_match_a_single_one(condition, action):
     """From a script without a `__main__` guard; also if one of the processes is killed."""
     assert start(condition, action).wait() == 0
