@@ -392,7 +392,7 @@ def test_unsuitable_faces_are_refused_before_anything_runs(folder, chosen, monke
 def test_the_first_three_problems_need_no_attributes():
     """As the command line assumes when it inspects the data."""
     texts = {path.name[:3]: path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")}
-    uses = re.compile(r"features\.\w+\(|\.attribute")
+    uses = re.compile(r"features\.\w+\(|\.attribute\(")
     assert {n for n in texts if uses.search(texts[n])} == {n for n in texts if "1-3" < n < "3"}
 
 
