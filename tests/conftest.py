@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
@@ -36,6 +37,11 @@ ROOT = Path(__file__).parents[1]
 PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
+def cases(name):
+    """The cases of a test whose inputs and outcomes are texts, from `tests/cases`."""
+    return yaml.safe_load((ROOT / "tests" / "cases" / f"{name}.yaml").read_text("utf-8"))
+
+
 @pytest.fixture
 def smoke():
     """Parameters of chapter 1 under profile smoke, changed by keyword."""
@@ -43,19 +49,12 @@ def smoke():
 
 
 @pytest.fixture(scope="session")
-def drawn():
-    """Sixty drawn faces with their attributes: (60, 3, 64, 64) uint8 and a dict."""
+def faces():
+    """A small data set in memory: drawn faces with their attributes."""
     images = torch.empty(60, 3, 64, 64, dtype=torch.uint8)
     columns = decode.fill(partial(drawn_faces.draw_face, 0), range(60), images.numpy(), "faces")
-    return images, {name: torch.from_numpy(values) for name, values in columns.items()}
-
-
-@pytest.fixture
-def faces(drawn):
-    """A small data set in memory."""
-    images, columns = drawn
     parts = [
-        types.ImageSet(images[a:b], {name: values[a:b] for name, values in columns.items()})
+        types.ImageSet(images[a:b], {n: torch.from_numpy(v[a:b]) for n, v in columns.items()})
         for a, b in itertools.pairwise((0, 40, 48, 60))
     ]
     return types.FaceData(*parts, "test faces", synthetic=True, notes=(), fingerprint="f")
@@ -234,9 +233,8 @@ def gradients(module, loss):
 
 def close(module, expected, **tolerance):
     """Assert that the gradients in a module are those expected, as `gradients` gives them."""
-    tolerance = {"rtol": 1e-3, "atol": 1e-6} | tolerance
-    for parameter, gradient in zip(module.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, **tolerance)
+    found = [parameter.grad for parameter in module.parameters()]
+    torch.testing.assert_close(found, list(expected), **{"rtol": 1e-3, "atol": 1e-6} | tolerance)
 
 
 class Small:
@@ -302,41 +300,31 @@ def unrendered(monkeypatch):
 # --- faults -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def disk_full_beyond():
-    """A context in which no file can exceed a number of bytes, as on a full disk."""
-
-    @contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
+@contextmanager
+def disk_full_beyond(size):
+    """No file can exceed a number of bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-def before_step(monkeypatch):
-    """A context in which an action runs before one step; checkpoints are saved at every step."""
+@contextmanager
+def before_step(kind, number, action):
+    """An action runs before one step; checkpoints are saved at every step."""
+    original = kind.training_step
 
-    @contextmanager
-    def patched(kind, number, action):
-        original = kind.training_step
+    def training_step(self, batch):
+        if self.step == number:
+            action()
+        return original(self, batch)
 
-        def training_step(self, batch):
-            if self.step == number:
-                action()
-            return original(self, batch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-            patch.setattr(kind, "training_step", training_step)
-            yield
-
-    return patched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(kind, "training_step", training_step)
+        yield
 
 
 def interrupt():

@@ -72,9 +72,6 @@ def test_plain_pseudo_labels_are_the_networks_own(batch, monkeypatch):
     source = torch.tensor([[0.1, 0.9], [0.1, 0.9]])
     labels, mask = method.select(target, source)
     assert (labels.tolist(), mask.tolist()) == ([0, 0, 1, 1], [True] * 4)
-    method.settings = method.settings.replace(plain=False, threshold=1.0)
-    labels, mask = method.select(target, source)
-    assert (labels.tolist(), mask.tolist()) == ([1] * 4, [False, False, True, True])
 
 
 def test_the_average_predicts(batch):

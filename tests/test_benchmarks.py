@@ -11,7 +11,7 @@ import torch
 from conftest import settings_of
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, growth, memory, plain, quality, speed
+from benchmarks import contenders, growth, plain, quality, speed
 from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.methods.classifier import Classifier
@@ -111,10 +111,3 @@ def test_quality_is_measured_chapter_by_chapter(tmp_path, monkeypatch):
     assert kept() == [("1-6", 2), ("3-5", 3)]
     with pytest.raises(SystemExit):
         run("vae")
-
-
-def test_memory_is_measured():
-    """At least the interpreter with torch, and at most a few gigabytes."""
-    everything, added = memory.prepared_mb(20)
-    assert 0 < added < everything
-    assert 100 < everything < 8000

@@ -1,6 +1,5 @@
 """The DCGAN: shapes, losses and steps of both networks, and the effect of each trick."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,6 @@ from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib.data.batches import prior_samples, to_float
-from dlcvlib.evaluation import layers
 from dlcvlib.evaluation.features import attribute_classifier, marginals, measured
 from dlcvlib.methods import averaging, dcgan
 from dlcvlib.methods.diffaugment import augment
@@ -39,29 +37,22 @@ def test_initial_weights(norm):
         if value.dim() > 1 and value.numel() > 5000:
             std = (2 / (1 + 0.2**2) / value[0].numel()) ** 0.5 if he else 0.02
             assert value.std().item() == pytest.approx(std, rel=0.05)
-        elif value.dim() == 1 and "weight" in name:
-            assert value.mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_spectral_norms_are_one_and_their_layers_are_counted(images):
+def test_spectral_norms_are_one(images):
     gan = gan_of(discriminator_norm="spectral", learning_rate=4e-4)
     for _ in range(30):
         gan.training_step((images,))
     for layer in gan.discriminator.layers[::2]:  # LeakyReLU alone is between the convolutions
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert largest.item() == pytest.approx(1, abs=0.05)
-    frame = layers.layers(gan.discriminator, (1, 3, 64, 64))
-    plain = layers.layers(gan_of().discriminator, (1, 3, 64, 64))
-    assert (frame["layer"] == "Conv 4×4, stride 2").sum() == 4
-    assert frame["mult_adds"].max() == pytest.approx(plain["mult_adds"].max(), rel=0.02)
 
 
-def test_networks_at_32_pixels_have_one_stage_less(images):
+def test_networks_at_32_pixels_have_one_stage_less():
     gan = gan_of(image_size=32, channels=4)
     assert gan.generator(gan.noise(2, CPU)).shape == (2, 3, 32, 32)
     convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, nn.Conv2d)]
     assert [layer.out_channels for layer in convolutions] == [4, 8, 16, 1]
-    assert gan.training_step((images,))["generator"].isfinite()
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -77,19 +68,11 @@ def test_bce_of_soft_labels_and_of_large_logits():
     assert dcgan.generator_loss("bce", *huge) == 500
 
 
-def test_flipped_labels_reverse_the_other_losses():
+@pytest.mark.parametrize("kind", ["bce", "hinge", "relativistic"])
+def test_flipped_labels_reverse_the_loss(kind):
     logits, targets = torch.tensor([[0.3], [-0.6]]), torch.tensor([[1.0], [0.0]])
-    for kind, value in (("hinge", 0.7 + 0.4), ("relativistic", math.log1p(math.exp(-0.9)))):
-        assert dcgan.discriminator_loss(kind, *logits, targets).item() == pytest.approx(value)
-        flipped = dcgan.discriminator_loss(kind, *logits, 1 - targets)
-        torch.testing.assert_close(flipped, dcgan.discriminator_loss(kind, *-logits, targets))
-
-
-def test_gradient_penalty_of_a_known_function():
-    images = torch.rand(5, 3, 4, 4, requires_grad=True)
-    logits = (images**2).sum((1, 2, 3)) / 2  # whose gradient is the image
-    found = dcgan.gradient_penalty(images, logits)
-    torch.testing.assert_close(found, images.square().sum((1, 2, 3)).mean())
+    flipped = dcgan.discriminator_loss(kind, *logits, 1 - targets)
+    torch.testing.assert_close(flipped, dcgan.discriminator_loss(kind, *-logits, targets))
 
 
 # --- tricks -----------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, built, same, weights
+from conftest import ROOT, built, disk_full_beyond, same, weights
 
 from dlcvlib.data.batches import memory_format
 from dlcvlib.training import device
@@ -30,9 +31,9 @@ def trials(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(device.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
-    made = []
-    monkeypatch.setattr(device, "_trial", lambda *_: made.append(1) or 2.0)
-    return made
+    trial = Mock(return_value=2.0)
+    monkeypatch.setattr(device, "_trial", trial)
+    return trial
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -51,15 +52,15 @@ def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     chosen = "bf16" if has and trainer != "mps" else "fp32"
     assert device.choose(untrained, None)[0] == chosen
-    assert len(trials) == (has and trainer == "cpu")
+    assert trials.call_count == (has and trainer == "cpu")
 
 
-def test_a_trial_is_made_once_per_machine_and_network(trials, untrained, disk_full_beyond):
+def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):
     """Unless its outcome cannot be kept."""
 
     def choose(method=untrained):
         assert device.choose(method, None) == ("bf16", "bf16 is 2 times as fast as fp32")
-        return len(trials)
+        return trials.call_count
 
     with disk_full_beyond(0):
         assert choose() == 1

@@ -62,12 +62,10 @@ def test_data_libraries_style_the_original_and_an_older_record_count_too(small, 
 
     assert reasons() == []
     assert reasons("g") == ["data changed: embedded"]
-    versions, sha256 = fingerprints.versions, storage.sha256
+    versions = fingerprints.versions
     with monkeypatch.context() as patch:
         patch.setattr(fingerprints, "versions", lambda *names: versions(*names) | {"torch": "0"})
-        patch.setattr(
-            storage, "sha256", lambda path: "other" if path in uptodate.FILES else sha256(path)
-        )
+        patch.setattr(uptodate, "FILES", [])
         files = "columns.yaml, original_report.yaml, report.mplstyle"
         assert reasons() == [f"files changed: {files}", "versions changed: torch"]
     (task,) = small.plan()
@@ -139,12 +137,8 @@ def test_a_chapter_selects_all_of_its_problems():
     assert list(uptodate.chosen(["3-1", "4"])) == ["3-1", "4-1", "4-2", "4-3", "4-4"]
     assert list(uptodate.chosen([])) == PROBLEMS
 
-    with pytest.raises(UserError, match=r"unknown problem '9-9' \(there are: 1-1, 1-2,"):
-        uptodate.chosen(["1-1", "9-9"])
 
-
-COPIES = ["1-2-test-Copy1", "1-2-test_old", "1-2-test2", "1-2", "1-2_x", "1-2 x"]
-COPIES += ["Copy of 1-2-test", "1-2-test (1)", "old_1-2", "1-2-test (conflicted copy)"]
+COPIES = ["1-2-test-Copy1", "1-2-test_old", "1-2-test2", "1-2", "Copy of 1-2-test", "1-2 (1)"]
 
 
 def test_two_files_that_claim_a_problem_are_named_and_others_left_alone(small):
@@ -152,33 +146,30 @@ def test_two_files_that_claim_a_problem_are_named_and_others_left_alone(small):
     for name in ["Untitled", "1-10-x", "5-1-x", "notes-2024-1-2", "12-3", ".1-1-x"]:
         (small.folder / f"{name}.ipynb").touch()
     (small.folder / ".ipynb_checkpoints").mkdir()
+    assert [task.problem for task in small.plan()] == ["1-2"]
     for name in COPIES:
-        own, copy = (small.folder / f"{each}.ipynb" for each in ("1-2-test", name))
-        assert [task.target.name for task in small.plan()] == [own.name]
+        copy = small.folder / f"{name}.ipynb"
         copy.touch()
         with pytest.raises(UserError, match="more than one notebook of a problem: ") as error:
             small.plan()
-        assert {own.name, copy.name} == {*str(error.value).rpartition(": ")[2].split(", ")}
-        own.unlink()
-        assert [task.target.name for task in small.plan()] == [copy.name]
-        copy.rename(own)
+        named = str(error.value).rpartition(": ")[2].split(", ")
+        assert sorted(named) == sorted(["1-2-test.ipynb", copy.name])
+        copy.unlink()
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_an_unreadable_notebook_costs_only_itself(small, capsys):
     small.write(p1_1=[GOOD, "'refers to @fig-that-may-be-there'"])
     conflict = "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> theirs\n"
-    texts = ["", "{", "[]", '{"cells": 1}', conflict, '{"nbformat": 9}', "\xff"]
+    texts = ["", "{", '{"cells": 1}', conflict, '{"nbformat": 9}', "\xff"]
     for number, text in enumerate(texts, 2):
         (small.folder / f"1-{number}-x.ipynb").write_text(text, encoding="latin-1")
-    (small.folder / "1-9-x.ipynb").mkdir()
-    plan = small.plan()
-    assert [task.title for task in plan[1:]] == [task.target.stem for task in plan[1:]]
-    assert uptodate.explain(plan).count("is not a readable notebook: ") == 8
+    (small.folder / "1-8-x.ipynb").mkdir()
+    assert uptodate.explain(small.plan()).count("is not a readable notebook: ") == 7
     assert not small.make()
     output = capsys.readouterr().err
     failed = re.findall(r"(1-\d) failed: \S+ is not a readable notebook: \S", output)
-    assert failed == [f"1-{number}" for number in range(2, 10)]
+    assert failed == [f"1-{number}" for number in range(2, 9)]
     assert "1-1 failed" not in output
 
 
@@ -202,7 +193,6 @@ FAILING = {
     "import sys; sys.exit(0)": "SystemExit: 0",
     "import os; os._exit(1)": "Kernel died",
     "import threading; threading.Event().wait()": "ran longer than 5 s (--cell-timeout)",
-    "raise ValueError('<b>')": "ValueError: <b>",
     "x = = 1": "SyntaxError: ",
     "#| label: fig-a\n#| fig-cap: A\n#| fig-alt: A\n1": "shows no figure or table",
 }
@@ -248,11 +238,9 @@ def test_plots_and_warnings_are_kept_and_progress_is_not(small):
     shown = [o for c in nbformat.read(path, 4).cells[1:] for o in c.outputs]
     assert ["image/png" in output.data for output in shown if "data" in output] == [True]
     text = "".join(output.get("text", "") for output in shown)
-    assert "careful" in text
-    assert "done" in text
+    assert all(kept in text for kept in ("careful", "done"))
     assert text.endswith("after\n")
-    assert "waiting" not in text
-    assert "%" not in text
+    assert not re.search("waiting|%", text)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +260,9 @@ def test_the_projects_own_notebooks_are_not_overwritten(small):
     small.write(p1_1=[GOOD])
     small.out = small.folder.parent
     (small.out / execute.MARK).touch()
-    before = {path: path.read_bytes() for path in small.folder.iterdir()}
     with pytest.raises(UserError, match="name another folder"):
         small.make()
-    assert {path: path.read_bytes() for path in small.folder.iterdir()} == before
+    assert [path.name for path in small.folder.iterdir()] == ["1-1-test.ipynb"]
 
 
 # --- pages on the way, side by side -----------------------------------------------------------
@@ -299,24 +286,12 @@ def test_the_page_is_readable_as_notebooks_finish(small, monkeypatch, capsys):
     assert "no page yet: no space left" in capsys.readouterr().out
 
 
-ALL = ("1-1", "1-2", "4-1", "4-2")
-
-
 @pytest.mark.parametrize(
-    ("problems", "jobs", "order", "asked", "threads"),
-    [
-        (ALL, 1, [{"1-1"}, {"1-2"}, {"4-1"}, {"4-2"}], "7", "7"),
-        (ALL, 2, [{"1-1", "4-1"}, {"1-2", "4-2"}], "", "4"),
-        (ALL, 2, [{"1-1", "4-1"}, {"1-2", "4-2"}], "1", "1"),
-        (ALL, 2, [{"1-1", "4-1"}, {"1-2", "4-2"}], "7", "4"),
-        (["1-1"], 4, [{"1-1"}], "7", "7"),  # a single one uses all cores
-    ],
+    ("problems", "threads"),
+    [(["1-1", "1-2", "4-1", "4-2"], "4"), (["1-1"], "7")],  # a single one uses all cores
 )
-def test_side_by_side_are_notebooks_of_different_chapters_and_share_the_cores(
-    monkeypatch, problems, jobs, order, asked, threads
-):
-    at_once = len(order[0])
-    started, together = [], threading.Barrier(at_once)
+def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems, threads):
+    started, together = [], threading.Barrier(min(2, len(problems)))
 
     def run(task, environment, _):
         assert environment["OMP_NUM_THREADS"] == threads
@@ -326,16 +301,17 @@ def test_side_by_side_are_notebooks_of_different_chapters_and_share_the_cores(
 
     monkeypatch.setattr(execute, "execute", run)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     tasks = [SimpleNamespace(problem=problem, reasons=["new"]) for problem in problems]
-    assert not any(outcome.error for outcome in execute._run(tasks, jobs, None))
-    starts = range(0, len(problems), at_once)
-    assert [{*started[n : n + at_once]} for n in starts] == order
+    assert not any(outcome.error for outcome in execute._run(tasks, 2, None))
+    assert {*started[:2]} == {*problems[::2]}
 
 
-@pytest.mark.parametrize(
-    ("cores", "gpu", "jobs"), [(2, False, 2), (8, False, 4), (1, False, 1), (8, True, 1)]
-)
-def test_how_many_notebooks_at_once(monkeypatch, cores, gpu, jobs):
-    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
-    assert execute.side_by_side(gpu) == jobs
+def test_how_many_threads_and_notebooks_at_once(monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    for jobs, asked, threads in ((1, "7", "7"), (2, "", "4"), (2, "1", "1")):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert execute.kernel_environment(jobs, "")["OMP_NUM_THREADS"] == threads
+    for cores, gpu, jobs in ((2, False, 2), (8, False, 4), (8, True, 1)):
+        monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
+        assert execute.side_by_side(gpu) == jobs

@@ -1,10 +1,12 @@
 """Cell options, checked before anything runs; what a kernel shows and passes to the report."""
 
 import base64
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
@@ -16,6 +18,7 @@ from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import as_text, to_markdown
 from dlcvlib.utils.errors import UserError
 
+CASES = yaml.safe_load((Path(__file__).parent / "cases/exhibits.yaml").read_text("utf-8"))
 FIGURE = "#| label: fig-{0}\n#| fig-cap: The {0}.\n#| fig-alt: Lines.\n{1}"
 TABLE = "#| label: tbl-{0}\n#| tbl-cap: The {0}.\n{1}"
 
@@ -41,25 +44,10 @@ def test_exhibits_are_numbered_by_kind_in_the_sources_order():
     assert found["tbl-1-1-b-c"].caption == 'One: "two" three.'
 
 
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        ("#| lable: fig-a", "unknown option 'lable': did you mean 'label'"),
-        ("#| label: fig-a\n#| fig-cap: A: b", "not YAML .*quotes"),
-        ("#| - label", "not a YAML mapping"),
-        ("#| label: fig-a b", "'fig-a b' is not fig-… or tbl-…"),
-        ("#| label: fig-a\n#| fig-cap: A.", "fig-a has no fig-alt"),
-        ("#| label: fig-a\n#| fig-alt: A.", "fig-a has no fig-cap"),
-        ("#| label: tbl-a\n#| tbl-cap: ' '", "tbl-a has no tbl-cap"),
-        ("#| tbl-cap: A.", "tbl-cap without a label"),
-        (FIGURE.format("there", ""), "label fig-there is taken by notebook 1-1"),
-        (">See @fig-their.", "@fig-their refers to no exhibit: did you mean 'fig-there'"),
-        ("say('see @tbl-x')", "@tbl-x refers to no exhibit"),
-    ],
-)
-def test_a_mistake_gives_one_error_that_names_its_cell(cell, message):
-    with pytest.raises(UserError, match=f"^notebook 1-2, cell 2: .*{message}"):
-        check({"1-1": book(FIGURE.format("there", "")), "1-2": book("1", cell)})
+@pytest.mark.parametrize("case", CASES["mistakes"], ids=lambda case: case["error"])
+def test_a_mistake_gives_one_error_that_names_its_cell(case):
+    with pytest.raises(UserError, match=f"^notebook 1-2, cell 2: .*{case['error']}"):
+        check({"1-1": book(FIGURE.format("there", "")), "1-2": book("1", case["cell"])})
 
 
 def test_lookalikes_are_not_references():
@@ -142,9 +130,8 @@ def test_a_figure_is_shown_once_with_its_values(kernel):
 
 def test_pixels_are_png(kernel):
     (pixels,) = kernel(f"{PLOT}\nax.imshow([[0, 1]])\nfigure")
-    assert "image/svg+xml" not in pixels
+    assert not {"image/svg+xml", MIME} & pixels.keys()
     assert base64.b64decode(pixels["image/png"]).startswith(b"\x89PNG")
-    assert MIME not in pixels
 
 
 def test_plots_of_the_users_own_are_shown_as_they_are_drawn(kernel):
@@ -184,19 +171,11 @@ def test_values_become_plain_and_others_are_refused(kernel):
         notebook.record(x=object())
 
 
-@pytest.mark.parametrize(
-    ("template", "values", "shown"),
-    [
-        ("*{:.0%}* {}", "0.25, '<b> @fig-x'", r"*25%* \<b\> \@fig-x"),
-        ("{} {:+.1f} {:.0e} {}", "-1, -0.5, 1e-5, '-2±1, x-1'", "−1 −0.5 1e-05 −2±1, x-1"),
-        ("{} {:+.1%} {}", "float('-inf'), np.float64('nan'), 'nan'", "– – nan"),
-        ("{:.2f}", "torch.tensor(torch.nan)", "–"),
-    ],
-)
-def test_prose_is_markdown_but_values_are_escaped(kernel, template, values, shown):
+@pytest.mark.parametrize("case", CASES["prose"], ids=lambda case: case["cell"])
+def test_prose_is_markdown_but_values_are_escaped(kernel, case):
     """They have a true minus, and a number that is undefined is a dash."""
-    (data,) = kernel(f"import torch\nimport numpy as np\nsay({template!r}, {values})")
-    assert data["text/markdown"] == shown
+    (data,) = kernel(f"import torch\nimport numpy as np\n{case['cell']}")
+    assert data["text/markdown"] == case["shown"]
 
 
 # --- parameters ---------------------------------------------------------------------------------
@@ -216,17 +195,7 @@ def test_parameters_are_those_of_their_cell_and_papermills():
     assert begin(*cells).steps == 9
 
 
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        (["import os"], r"first cell that sets parameters \(VAEParams\) must be the notebook's"),
-        (["# Parameters\nseed = 1", parameters_cell()], "papermill's comes before"),
-        ([parameters_cell(), "# Parameters\nsteep = 1"], "'steep': did you mean 'steps'"),
-        ([parameters_cell(steps=-1)], "'steps'"),
-        ([parameters_cell(), "# Parameters\nvae = {}", "import vae"], "'vae'; .*themselves"),
-        ([parameters_cell(), "# Parameters\nö = 1"], "'ö'"),
-    ],
-)
-def test_impossible_parameters_are_refused(cells, message):
-    with pytest.raises(UserError, match=message):
-        begin(*cells)
+@pytest.mark.parametrize("case", CASES["parameters"], ids=lambda case: case["error"])
+def test_impossible_parameters_are_refused(case):
+    with pytest.raises(UserError, match=case["error"]):
+        begin(*(parameters_cell() if cell == "valid" else cell for cell in case["cells"]))

@@ -125,9 +125,3 @@ def test_run_all_then_point_at_the_map(lab):
     points.first.hover(force=True)
     wait_for_another(picture, before)
     assert lab.get_by_text("classified as").count() == 1
-
-    everything = points.count()
-    lab.get_by_label("misclassified only").check()
-    lab.wait_for_function(
-        "all => document.querySelectorAll('.scatterlayer .point').length < all", arg=everything
-    )

@@ -2,18 +2,13 @@
 
 import ast
 import json
-import math
 import re
 import statistics
 from collections import Counter
-from types import SimpleNamespace
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
-import torch
-from sklearn.decomposition import PCA
 
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.evaluation import gan_health
@@ -38,22 +33,14 @@ def test_there_is_one_per_problem_with_several_exhibits():
     assert all(counts[problem] >= 2 for problem in BOOKS)
 
 
-def test_committed_without_outputs(notebook):
-    assert all(not cell.outputs and cell.execution_count is None for cell in code(notebook))
-    assert notebook.metadata.kernelspec.name == "python3"
-
-
-def test_opens_with_a_question(notebook):
-    first = notebook.cells[0]
-    assert first.cell_type == "markdown"
-    assert re.match(r"# .*(\?|test here\.)\*\*", first.source, re.DOTALL)
-
-
-def test_begins_with_its_parameters(notebook):
-    """Which are those of `quick`: see test_params.py."""
+def test_form(notebook):
+    """A question, the parameters (those of `quick`: see test_params.py), and no outputs yet."""
+    assert re.match(r"# .*(\?|test here\.)\*\*", notebook.cells[0].source, re.DOTALL)
     cell, begin, *_ = code(notebook)
     assert cell.metadata.tags == ["parameters"]
     assert re.match(r"params = begin\(\w+Params, In\)", begin.source.splitlines()[-1])
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(notebook))
+    assert notebook.metadata.kernelspec.name == "python3"
 
 
 def test_cells_are_small_and_without_plumbing(notebook):
@@ -75,7 +62,7 @@ def test_no_number_is_typed_into_prose(notebook):
     assert set(re.findall(r"(?<![\w.-])\d+\.\d+", prose)) <= {"0.1", "0.5"}
 
 
-# --- degenerate data ----------------------------------------------------------------------------
+# --- analysis in a notebook ---------------------------------------------------------------------
 
 
 def run_cells(problem, names, **namespace):
@@ -86,59 +73,14 @@ def run_cells(problem, names, **namespace):
     return namespace
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("contrast", [[0, 0, 0, 0], [1, 2, 4, 3]])
-def test_a_rank_correlation_with_a_constant_is_undefined(contrast):
-    errors = [5.0, 6.0, 7.0, 8.0]
-    measures = pd.DataFrame({"contrast": contrast, "mse_sum": errors})
-    found = run_cells("1-3", ["1-3-21"], measures=measures, say=str.format)["correlation"]
-    assert found == pytest.approx(math.nan if not any(contrast) else 0.8, nan_ok=True)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("images", ["one colour", "one picture", "two pictures"])
-def test_images_without_variance_have_no_probe_and_axes_without_length(images):
-    picture = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    count = 32  # a power of two: means are exact, so that scikit-learn would divide 0 by 0
-    drawn = {
-        "one colour": torch.zeros_like(picture).repeat(count, 1, 1, 1),
-        "one picture": picture.repeat(count, 1, 1, 1),
-        "two pictures": torch.cat([picture, 255 - picture]).repeat(count // 2, 1, 1, 1),
-    }[images]
-    varied = images == "two pictures"
-    split = SimpleNamespace(images=drawn, attributes={"Male": torch.arange(count) % 2})
-    latents = drawn.flatten(1)[:, :8].float()
-    names = ["1-5-03", "1-5-r01", "1-5-r02", "1-5-14", "1-5-15", "1-5-26"]
-    found = run_cells(
-        "1-5",
-        names,
-        faces=SimpleNamespace(train=split, test=split),
-        tests=drawn,
-        params=SimpleNamespace(latent_dim=4),
-        latents={"train": latents, "test": latents},
-    )
-    (row,) = found["probes"].to_dict("records")
-    expected = 1.0 if varied else math.nan
-    assert [row["latent"], row["pixels"]] == pytest.approx([expected] * 2, nan_ok=True)
-    assert (found["deviations"][0] > 0) == varied
-    if varied:  # scikit-learn's own
-        pca = PCA(1, svd_solver="full").fit(latents.numpy())
-        axis = np.sqrt(pca.explained_variance_) * pca.components_[0]
-        assert found["axes"][0].numpy() == pytest.approx(axis, rel=1e-4, abs=1e-4)
-
-
-# --- analysis in a notebook ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("signs", "accuracies", "recalls"),
     [
-        ([], [0.9] * 20, [0.0, 0.2]),
         (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
         ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
         (["discriminator at chance"], [0.5] * 10, [0.2]),
         (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
-        ([], [0.9] * 4, [math.nan]),
+        ([], [0.9] * 4, [float("nan")]),
     ],
 )
 def test_signs_of_failure(signs, accuracies, recalls):

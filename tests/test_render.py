@@ -5,41 +5,27 @@ import io
 import re
 import threading
 from http.server import HTTPServer
+from pathlib import Path
+from unittest.mock import Mock
 
-import nbformat
 import pandas as pd
 import pypdf
 import pytest
+import yaml
 from bs4 import BeautifulSoup
+from matplotlib.colors import to_rgb
 from nbconvert.filters import ansi
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_markdown_cell as text
 from PIL import Image
+from skimage.color import rgb2xyz
 
 from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    '#eval("1")',
-    "$(rm -rf /) `rm`",
-    "a | b \\| c",
-    "[x](javascript:alert(1))",
-    "![x](http://x.y/z.png){share=1}",
-    "= heading *b* _i_ @ref <lab>",
-    "- item",
-    "/ term: x",
-]
+CASES = yaml.safe_load((Path(__file__).parent / "cases/render.yaml").read_text("utf-8"))
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
-
-
-def png(**options):
-    Image.new("RGB", (100, 50)).save(buffer := io.BytesIO(), "png", **options)
-    return buffer.getvalue()
-
-
-PNG = png()
-CODED = base64.b64encode(PNG).decode()
 FIGURE = """\
 #| label: fig-{0}
 #| fig-cap: The *{0}*; see @{1}.
@@ -49,11 +35,11 @@ plot()"""
 
 def shown(source, *bundles):
     """An executed code cell, whose outputs contain their kind as payload."""
-    cell = nbformat.v4.new_code_cell(source, execution_count=1)
+    cell = new_code_cell(source, execution_count=1)
     for data in bundles:
         if MIME in data:
             data[MIME] = {"values": {}, "runs": [], "seconds": {}, "csv": ""} | data[MIME]
-        cell.outputs.append(nbformat.v4.new_output("display_data", data))
+        cell.outputs.append(new_output("display_data", data))
     return cell
 
 
@@ -67,33 +53,31 @@ def table(name, frame, other="fig-far"):
     return shown(source, {"text/markdown": to_markdown(frame), MIME: {"kind": "table"}})
 
 
-text = nbformat.v4.new_markdown_cell
 FRAME = pd.DataFrame({"kid": [0.5]})
-FAR = nbformat.v4.new_notebook(cells=[text("# Far"), figure("far", "fig-far")])
+FAR = new_notebook(cells=[text("# Far"), figure("far", "fig-far")])
 ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}}
 
 
 class Made:
     """A report of executed notebooks, without 4-4; its files are in `folder`."""
 
-    def __init__(self, folder, beside=None, **notebooks):
+    def __init__(self, folder, beside=None, first="# One", **notebooks):
         books = {
-            name[1:].replace("_", "-"): nbformat.v4.new_notebook(cells=[text("# One"), *cells])
+            name[1:].replace("_", "-"): new_notebook(cells=[text(first), *cells])
             for name, cells in notebooks.items()
         }
-        exhibits = check(books | {"4-4": FAR})
-        beside = beside or folder
+        exhibits, beside = check(books | {"4-4": FAR}), beside or folder
         pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
-        (folder / "figures").mkdir(exist_ok=True)
         about = provenance.describe({}, {}, {}, ABOUT)
         document = render.document(pages=pages, failures={}, provenance=about, params={})
-        self.tree = render.parsed(document, pages)
+        self.folder, self.tree = folder, render.parsed(document, pages)
         self.files = {name: c for page in pages.values() for name, c in page.files.items()}
+        (folder / "figures").mkdir(exist_ok=True)
         for name, content in self.files.items():
             (folder / "figures" / name).write_bytes(content)
         self.html = render.to_html(self.tree, folder)
         self.soup = BeautifulSoup(self.html, "html.parser")
-        self.folder = folder
+        self.first = self.soup.select_one("#nb-1-1")
 
     def pdf(self):
         found = pypdf.PdfReader(io.BytesIO(render.to_pdf(self.tree, self.folder)))
@@ -118,7 +102,8 @@ def test_the_pdf_has_a_font_for_chinese_japanese_and_korean(tmp_path):
 
 def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
     """Pictures are embedded in their natural width."""
-    pixels = {"image/png": base64.b64encode(png(dpi=(200, 200))).decode()}
+    Image.new("RGB", (100, 50)).save(buffer := io.BytesIO(), "png", dpi=(200, 200))
+    pixels = {"image/png": base64.b64encode(buffer.getvalue()).decode()}
     cells = [figure("a", "tbl-1-1-t", csv="x\n1\n"), figure("b", "fig-a", **pixels)]
     cells.append(table("1-1-t", FRAME))
     made = Made(tmp_path, p1_1=cells)
@@ -144,96 +129,51 @@ def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
 
 
 def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
-    new = nbformat.v4.new_output
-    warning = new("stream", name="stderr", text="UserWarning: w\n")
-    traceback = ["\x1b[31mValueError\x1b[0m: v"]
+    warning = new_output("stream", name="stderr", text="UserWarning: w\n")
     cell = shown("1", {"text/plain": "```\n<b>plain</b>"}, {"text/plain": " "})
-    cell.outputs += [new("stream", text="printed\n"), warning, new("error", traceback=traceback)]
     silent = shown("#| warning: false\nf()")
+    cell.outputs += [warning, new_output("error", traceback=["\x1b[31mValueError\x1b[0m: v"])]
     silent.outputs.append(warning)
-    cells = [cell, silent]
-    for option in ("echo", "output", "include"):
-        cells.append(shown(f"#| {option}: false\ncode()", {"text/plain": "out"}))
+    left_out = [f"#| {option}: false\ncode()" for option in ("echo", "output", "include")]
+    cells = [cell, silent, *(shown(source, {"text/plain": "out"}) for source in left_out)]
     made = Made(tmp_path, p1_1=cells)
-    texts = [pre.get_text().strip() for pre in made.soup.select("#nb-1-1 pre")]
-    printed = ["printed", "UserWarning: w", "ValueError: v"]
+    texts = [pre.get_text().strip() for pre in made.first.select("pre")]
+    printed = ["UserWarning: w", "ValueError: v"]
     assert texts == ["1", "```\n<b>plain</b>", *printed, "f()", "out", "code()"]
     assert all(each in made.pdf() for each in printed)
 
 
-TABLE = "<table onclick='x()'><tr><td colspan=2><b>1</b></td></tr></table>"
-# Outputs, and what a page shows of them.
-KINDS = [
-    ({"text/html": TABLE}, "table strong"),
-    ({"text/html": "<b>x</b><script>alert(1)</script>"}, "strong"),
-    ({"text/html": "<script>alert(1)</script>", "text/plain": "<plot>"}, "pre"),
-    ({"text/html": "<svg><script>1</script></svg>"}, "img[src^='data:image/svg']"),
-    ({"text/html": "<b>a</b>", "image/png": CODED}, "img[src^='data:image/png']"),
-    ({"image/svg+xml": SVG}, "img[src^='data:image/svg']"),
-    ({"image/jpeg": CODED}, "img[src^='data:image/png']"),  # what it is, not what it says
-    ({"image/gif": "R0lGODlhAQABAAAAACw="}, ".failed"),
-    ({"image/svg+xml": "<svg"}, ".failed"),
-    ({"text/latex": r"\begin{align}a&=b\end{align}"}, "math"),
-    ({"text/plain": "\x1b[31mred\x1b[0m"}, "pre .ansi-red-fg"),
-    ({"application/vnd.plotly.v1+json": {}}, "pre"),
-]
-
-
 def test_each_kind_of_output_is_shown_without_what_could_run(tmp_path):
-    made, sections = in_sections(tmp_path, [shown("", data) for data, _ in KINDS])
-    for (data, selector), section in zip(KINDS, sections, strict=True):
-        found = section.select(selector)
-        assert len(found) == 1, (data, section)
-        assert not section.select("script, [onclick]"), data
-        assert "\x1b" not in found[0].get_text()
-        assert found[0].name != "pre" or found[0].get_text().strip(), data
+    cases = CASES["outputs"]
+    made, sections = in_sections(tmp_path, [shown("", case["data"]) for case in cases])
+    for case, section in zip(cases, sections, strict=True):
+        found = section.select(case["shown"])
+        assert len(found) == 1, (case, section)
+        assert not section.select("script, [onclick]"), case
+        assert found[0].name != "pre" or found[0].get_text().strip(), case
     assert made.pdf()
 
 
-TYPED = {
-    "\x1b[1;31mE\x1b[0m: x\n": ("E: x", {"ansi-red-intense-fg ansi-bold": "E"}),
-    "\x1b[38;2;1;2;3;4mE\x1b[m": ("E", {"ansi-underline": "E"}),
-    "\x1b[7m\x1b[48;5;196mE": ("E", {"ansi-default-inverse-bg": "E"}),
-    "\x1b[32m<b>&amp;\n": ("<b>&amp;", {"ansi-green-fg": "<b>&amp;"}),
-    '\x1b[31m"><script>x()\x1b[38;5;1;"mz</script>': (
-        '"><script>x()z</script>',
-        {"ansi-red-fg": '"><script>x()z</script>'},
-    ),
-    "\x1b]8;;http://x.y\x1b\\link\x1b]8;;\x07 \x1b(B\x1b[2K\x1b[3;4Hz\x1b7\x1b": ("link z", {}),
-    "a\x08b\x00\x07\x1bPq#0\x1b\\c\x1b[?25l\x1b[>4;2md\x1b[<u\x1b]0;open": ("abcd0;open", {}),
-    "```\n\x1b[34m`x`\n": ("```\n`x`", {"ansi-blue-fg": "`x`"}),
-    'style="color\x1b[0m': ('style="color', {}),
-    "\x1b[0m\n": None,
-}
-"""What is printed -> what is shown of it, and its colours; None if it is nothing."""
-
-
-@pytest.mark.parametrize("kind", ["stream", "plain", "traceback", "html"])
-def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path, kind):
-    """As text beside HTML that shows nothing, too."""
-    cells = [shown("", {"text/plain": typed}) for typed in TYPED]
-    for cell, typed in zip(cells, TYPED, strict=True):
-        if kind == "html":
-            cell.outputs[0].data["text/html"] = "<script>x()</script>"
-        elif kind == "stream":
-            cell.outputs = [nbformat.v4.new_output("stream", text=typed)]
-        elif kind == "traceback":
-            error = {"ename": "", "evalue": "", "traceback": [typed]}
-            cell.outputs = [nbformat.v4.new_output("error", **error)]
-    made = Made(tmp_path, p1_1=cells)
-    blocks = [block for block in made.soup.select("#nb-1-1 pre") if block.get_text().strip()]
-    found = [
-        (
-            block.get_text().strip(),
-            {" ".join(span.get("class", [])): span.get_text().strip() for span in block("span")},
-        )
-        for block in blocks
-    ]
-    assert found == [seen for seen in TYPED.values() if seen]
+def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path):
+    """In a value, beside HTML that shows nothing, in what is printed, and in a traceback."""
+    cells, expected = [], []
+    for case in CASES["typed"]:
+        typed = case["printed"]
+        value = {"text/plain": typed}
+        cells.append(shown("", value, value | {"text/html": "<script>x()</script>"}))
+        cells[-1].outputs += [new_output("stream", text=typed)]
+        cells[-1].outputs += [new_output("error", traceback=[typed])]
+        if case["shown"]:
+            expected += 4 * [(case["shown"], case["colours"])]
+    made, found = Made(tmp_path, p1_1=cells), []
+    for block in made.first.select("pre"):
+        spans = {" ".join(span.get("class", [])): span.get_text().strip() for span in block("span")}
+        found.append((block.get_text().strip(), spans))
+    assert [(shown, spans) for shown, spans in found if shown] == expected
     assert not made.soup.select("script, pre b")
     assert "\x1b" not in made.html
     printed = made.pdf()
-    assert all(line in printed for text, _ in found for line in text.split("\n"))
+    assert all(line in printed for shown, _ in expected for line in shown.split("\n"))
     assert not re.search("[\x00-\x08\x1b]", printed)
 
 
@@ -244,18 +184,10 @@ def test_colours_can_be_read_in_light_and_dark_mode():
     assert {name[1:-3] for name in named} == set(ansi._ANSI_COLORS)
     for mode in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
         colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+        luminance = {name: rgb2xyz(to_rgb(colour))[1] for name, colour in colours.items()}
         for name in ("ink", "soft", "red", "green", "yellow", "blue", "magenta", "cyan"):
-            darker, lighter = sorted(luminance(colours[each]) for each in (name, "wash"))
+            darker, lighter = sorted((luminance[name], luminance["wash"]))
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (name, mode)
-
-
-def luminance(colour):
-    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
-    linear = [
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in (byte / 255 for byte in bytes.fromhex(colour[1:]))
-    ]
-    return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_a_long_line_is_broken_in_print(tmp_path):
@@ -267,32 +199,17 @@ def test_a_long_line_is_broken_in_print(tmp_path):
     assert "short" in lines
 
 
-GRIDS = {
-    "<table><tr><td>1<td>2</table>": [["1", "2"]],
-    "<TABLE><TR><TD>1<TD>2<TR><TD>3<TD>4</TABLE>": [["1", "2"], ["3", "4"]],
-    "<table><tr><td>1</td><td>2</td><tr><td>3</td><td>4</td></table>": [["1", "2"], ["3", "4"]],
-    "<table><caption>c<thead><tr><th>a<th>b<tbody><tr><td>1<td>2": [["a", "b"], ["1", "2"]],
-    "<table><tr><td colspan=2>1<tr><td>3<td>4</table>": [["1"], ["3", "4"]],
-    "<table><td>1<td title='a>b'>2 < 3</table>": [["1", "2 < 3"]],
-    "<table><tr><td>\n\n<p>1<p>one\n<td><ul><li>2<li>3</ul>\n</table>": [["1 one", "2 3"]],
-    "<div><table><tr><td>1<td><!-- <td> --><script>'<td>'</script>2</table>": [["1", "2"]],
-    "<table><tr><td>1<td><table><tr><td>x<td>y</table><tr><td>3<td>4": [
-        *(["1", "x y"], ["x", "y"], ["3", "4"]),
-    ],
-}
-"""Tables that leave out tags -> their rows."""
-
-
-@pytest.mark.parametrize("kind", ["cell", "output"])
-def test_tables_may_leave_out_tags(tmp_path, kind):
-    cells = [text(html) if kind == "cell" else shown("", {"text/html": html}) for html in GRIDS]
-    made = Made(tmp_path, p1_1=cells)
+def test_tables_may_leave_out_tags(tmp_path):
+    """In a cell and in an output."""
+    grids = [grid["html"] for grid in CASES["tables"]]
+    outputs = [shown("", {"text/html": html}) for html in grids]
+    made = Made(tmp_path, p1_1=[*map(text, grids), *outputs])
     rows = [
         [" ".join(td.get_text(" ").split()) for td in row.find_all(["td", "th"], recursive=False)]
-        for row in made.soup.select("#nb-1-1 tr")
+        for row in made.first.select("tr")
     ]
-    assert rows == [row for grid in GRIDS.values() for row in grid]
-    assert made.soup.select("#nb-1-1 [colspan='2']")
+    assert rows == 2 * [row for grid in CASES["tables"] for row in grid["rows"]]
+    assert len(made.first.select("[colspan='2']")) == 2
     assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
 
 
@@ -304,30 +221,14 @@ def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
 
 
 def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
-    """Its headings, formulas, pictures and links."""
-    source = "## Sizes\n\n[to it](#sizes) $x<1$ ![p](attachment:x.png) ![q](gone.png)\n\n"
-    cell = text(source + "<table><tr><td>1<td>2</table>")
-    cell.attachments = {"x.png": {"image/png": CODED}}
-    section = Made(tmp_path, p1_1=[cell]).soup.select_one("#nb-1-1")
-    assert section.select_one("#sizes h3").get_text() == "Sizes"
-    assert section.a["href"] == "#sizes"
-    assert len(section.select("math, img, td")) == 4
-    assert "no picture in this project: gone.png" in section.get_text()
-
-
-def test_a_title_beside_a_table_is_the_notebooks(tmp_path):
-    book = nbformat.v4.new_notebook(cells=[text("# One\n\n<table><tr><td>1</table>\n\n## Two")])
-    page = render.Page("1-1", book, {}, tmp_path)
-    tree = render.parsed("".join(page.parts), {"1-1": page})
-    soup = BeautifulSoup(render.to_html(tree, tmp_path), "html.parser")
-    assert [each["id"] for each in soup.select("section")] == ["nb-1-1", "two"]
-
-
-def test_headings_of_an_output_are_below_the_notebooks(tmp_path):
-    cell = shown("", {"text/html": "<h1>Big</h1><table><tr><td>1</table>"})
-    section = Made(tmp_path, p1_1=[cell, text("After")]).soup.select_one("#nb-1-1")
-    assert section.h3.get_text() == "Big"
-    assert "After" in section.get_text()
+    """Its headings, formulas, pictures and links; an output's headings are below the notebook's."""
+    source = "[to it](#sizes) $x<1$ ![p](attachment:x.png)\n\n<table><tr><td>1</table>\n\n## Sizes"
+    cell = text(source, attachments={"x.png": {"image/png": CASES["png"]}})
+    output = shown("", {"text/html": "<h1>Big</h1><table><tr><td>2</table>"})
+    made = Made(tmp_path, first="# One\n\n<table><tr><td>0</table>", p1_1=[cell, output])
+    assert [each.get_text() for each in made.first.select("h2, h3")] == ["One", "Sizes", "Big"]
+    assert made.first.a["href"] == "#sizes"
+    assert len(made.first.select("math, img, td")) == 5
 
 
 # --- what an author writes ------------------------------------------------------------------------
@@ -336,81 +237,50 @@ def test_headings_of_an_output_are_below_the_notebooks(tmp_path):
 @pytest.fixture
 def web():
     """An address at which nothing may be asked for; the test fails if something was."""
-    asked = []
-    # What asks is told nothing.
-    server = HTTPServer(("127.0.0.1", 0), lambda request, *_: asked.append(request.recv(1000)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    assert asked == []
+    asked = Mock()  # what asks is told nothing
+    with HTTPServer(("127.0.0.1", 0), asked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    asked.assert_not_called()
 
 
 def test_pictures_of_a_cell_are_embedded_linked_or_named(tmp_path, web):
-    folder = tmp_path / "notebooks"
+    folder, secret = tmp_path / "notebooks", tmp_path / "secret.png"
     folder.mkdir()
-    for path in (folder / "a b.png", tmp_path / "secret.png"):
-        path.write_bytes(PNG)
+    for path in (folder / "a b.png", folder / "d.bmp", secret):
+        Image.new("RGB", (9, 9)).save(path)
     (folder / "c.svg").write_text(SVG)
-    Image.open(io.BytesIO(PNG)).save(folder / "d.bmp")
-    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(secret)
     (folder / "text.png").write_text("no picture")
-    good = ["a%20b.png", "<a b.png>", "c.svg", "d.bmp", "attachment:x%20y.png"]
-    good += [f"data:image/png;base64,{CODED}"]
-    bad = ["gone.png", "../secret.png", f"{tmp_path}/secret.png", "link.png", "text.png", "."]
-    bad += ["/etc/hostname", "file:///etc/hostname", "attachment:z.png", "figures/../x.png"]
+    good, bad = CASES["pictures"]["shown"], [*CASES["pictures"]["named"], str(secret)]
     source = "\n\n".join(f"![p{n}]({each})" for n, each in enumerate(good + bad))
     source += f"\n\n![web]({web}/e.png){{share=1}} ![r][ref]\n\n[ref]: a%20b.png"
-    cell = text(source, attachments={"x y.png": {"image/png": CODED}})
+    cell = text(source, attachments={"x y.png": {"image/png": CASES["png"]}})
     html = text(f"<img src='a b.png' width=336 onerror='x()'> <img src='{web}/f.png'>")
     made = Made(tmp_path, folder, p1_1=[cell, html])
-    section = made.soup.select_one("#nb-1-1")
-    pictures = section.select("img")
+    pictures = made.first.select("img")
     names = [picture.get("alt", "") for picture in pictures]
     assert names == [*(f"p{n}" for n in range(len(good))), "r", ""]
     assert all(picture["src"].startswith("data:image/") for picture in pictures)
-    links = [a["href"] for a in section.select("a")]
-    assert links == [f"{web}/e.png", f"{web}/f.png"]
-    assert re.findall(r"no picture in this project: ([^]]*)]", section.get_text()) == bad
+    assert [a["href"] for a in made.first.select("a")] == [f"{web}/e.png", f"{web}/f.png"]
+    assert re.findall(r"no picture in this project: ([^]]*)]", made.first.get_text()) == bad
     assert "no picture in this project" in made.pdf()
 
 
 def test_nothing_in_a_cell_runs_or_loads(tmp_path, web):
-    its = f'src="{web}/a" poster="{web}/b" data-src="file:///etc/hostname" onclick="x()"'
-    cells = [
-        f'[s]{{{its} style="background:url({web}/c)"}} `c`{{{its}}}',
-        f"::: {{{its}}}\nd\n:::\n\n## H {{{its}}}",
-        f"<div {its}><script>x()</script><iframe src='{web}/d'></iframe></div>",
-        f"<table {its}><tr {its}><td {its}>t</table>",
-        f"<style>@import url({web}/e)</style><link rel=stylesheet href={web}/f><svg onload=x()>",
-        "[j](javascript:x()) [d](data:text/html,x) [f](file:///etc/passwd) [p](a.ipynb)",
-        f"$\\href{{javascript:x()}}{{y}}$ `<script>x()</script>`{{=html}} <{web}>",
-    ]
-    section = Made(tmp_path, p1_1=list(map(text, cells))).soup.select_one("#nb-1-1")
+    with_attributes = [cell.replace("ATTRIBUTES", CASES["attributes"]) for cell in CASES["active"]]
+    cells = [text(cell.replace("WEB", web)) for cell in with_attributes]
+    section = Made(tmp_path, p1_1=cells).first
     assert not section.select("script, iframe, link, style, [onclick], [data-src], [poster]")
     assert all(tag["src"].startswith("data:image/") for tag in section.select("[src]"))
     assert not section.select("[style*=url]")
     assert [a["href"] for a in section.select("a")] == [web]
 
 
-OPEN = [
-    "```python\n# unclosed",
-    "::: {.note}\nopen",
-    "---\ntitle: a: b\n---",
-    "<div><details><b>open",
-    "$$\nx",
-    "<!-- open",
-    "% title",
-    "[^1] [l]\n\n[^1]: One\n\n[l]: http://one",
-    "> quoted\n- a\n  1. b",
-    "| a |\n|--",
-    "\x00\x1e{}\x1b",
-]
-
-
 def test_what_a_cell_leaves_open_ends_with_it(tmp_path):
     after = text("[^1] [l]\n\n[^1]: Two\n\n[l]: http://two")
-    made, sections = in_sections(tmp_path, [*map(text, OPEN), after, figure("a", "fig-a")])
+    made, sections = in_sections(tmp_path, [*map(text, CASES["open"]), after, figure("a", "fig-a")])
     headings = [section.h3.get_text() for section in sections]
     assert headings == [f"Case {n}" for n in range(len(sections))]
     *_, after, last = sections
@@ -459,10 +329,11 @@ def test_runs_are_named_once_at_the_end_of_a_problem(tmp_path):
 
 
 def test_hostile_text_stays_text(tmp_path):
-    frame = pd.DataFrame({"text": HOSTILE})
+    hostile = CASES["hostile"]
+    frame = pd.DataFrame({"text": hostile})
     made = Made(tmp_path, p1_1=[table("t", frame), figure("a", "tbl-t")])
     cells = [" ".join(td.get_text().split()) for td in made.soup.select("#tbl-t td")]
-    assert cells == HOSTILE
+    assert cells == hostile
     assert made.soup.select("script, #tbl-t img, #tbl-t td a") == []
     printed = made.pdf().replace(" ", "").replace("\n", "")
-    assert all(hostile.replace(" ", "") in printed for hostile in HOSTILE[:3])
+    assert all(each.replace(" ", "") in printed for each in hostile[:3])

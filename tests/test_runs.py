@@ -92,14 +92,11 @@ def test_data_and_versions_determine_a_run(monkeypatch, package):
 @pytest.mark.parametrize(
     ("module", "affected"),
     [
-        ("methods/vae", {"vae"}),
         ("methods/averaging", {"dcgan", "adamatch"}),
         ("methods/classifier", {"classifier", "dann", "pixelda", "adamatch"}),
-        ("data/batches", set(METHODS)),
         ("training/loop", set(METHODS)),
         ("config/schema", set()),
         ("evaluation/features", set()),
-        ("utils/storage", set()),
     ],
 )
 def test_only_code_that_trains_determines_a_run(module, affected, monkeypatch):

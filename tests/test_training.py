@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
-from conftest import interrupt, same, settings_of
+from conftest import before_step, interrupt, same, settings_of
 from safetensors.torch import load_file
 from torch import nn
 
@@ -76,12 +76,8 @@ def test_each_step_has_the_rate_of_the_originals_schedule(tmp_path):
 
 
 def test_cosine_rises_then_falls():
-    factors = [loop.learning_rate_factor("cosine", p / 100) for p in range(101)]
-    peak = max(range(101), key=factors.__getitem__)
-    assert 5 <= peak <= 10
-    assert factors[0] < 0.1
-    assert factors[100] == pytest.approx(0.01)
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    factors = [loop.learning_rate_factor("cosine", p) for p in (0, 0.05, 0.1, 0.55, 1)]
+    assert factors == pytest.approx([0.010, 0.507, 0.976, 0.428, 0.010], abs=0.001)
 
 
 def test_each_step_and_seed_has_its_own_noise():
@@ -169,9 +165,7 @@ def test_processes_that_share_batches_match_a_single_one(tmp_path):
         (checkpoint, 2, r"small-\w+ was started with 1 processes"),
     ],
 )
-def test_unsuitable_numbers_of_processes_are_refused(
-    tmp_path, before_step, monkeypatch, module, processes, message
-):
+def test_unsuitable_counts_are_refused(tmp_path, monkeypatch, module, processes, message):
     """For a batch that cannot be divided among them, or to continue a run of another number."""
     with before_step(Small, 3, interrupt), pytest.raises(KeyboardInterrupt):
         fit(tmp_path)
@@ -184,7 +178,7 @@ def test_unsuitable_numbers_of_processes_are_refused(
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_keeps_its_precision(tmp_path, before_step, monkeypatch):
+def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     """Even if this machine would now choose another one."""
     monkeypatch.setattr(device, "choose", lambda *_: ("bf16", "for a test"))
     whole = fit(tmp_path / "whole")

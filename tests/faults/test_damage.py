@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import joblib
 import pytest
-from conftest import interrupt
+from conftest import before_step, interrupt
 
 from dlcvlib.data.faces import load_faces
 from dlcvlib.methods import vae
@@ -46,7 +46,7 @@ def test_a_snapshot(train, damage, capsys):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint-*.safetensors"])
-def test_a_checkpoint(train, tmp_path, damage, name, capsys, before_step):
+def test_a_checkpoint(train, tmp_path, damage, name, capsys):
     with before_step(vae.VAE, 8, interrupt), pytest.raises(KeyboardInterrupt):
         train("vae", "cut")
     (path,) = tmp_path.rglob(name)

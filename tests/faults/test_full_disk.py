@@ -6,6 +6,7 @@ from functools import partial
 from pkgutil import resolve_name
 
 import pytest
+from conftest import before_step, disk_full_beyond
 
 from dlcvlib.methods import vae
 from dlcvlib.report import cli, execute
@@ -15,25 +16,21 @@ from dlcvlib.utils.errors import UserError
 NEEDS = r"cannot write .*{}.*: it needs [\d.,e+-]+ MB, and [\d.,e+-]+ MB are free there"
 
 
-@pytest.fixture
-def full_at(monkeypatch, disk_full_beyond):
-    """A context in which a file of some name does not fit."""
+@contextmanager
+def full_at(name):
+    """A file of some name does not fit."""
     original = storage.write_bytes
 
-    @contextmanager
-    def patched(name):
-        def write_bytes(path, data):
-            with disk_full_beyond(len(data) // 2) if path.name == name else nullcontext():
-                original(path, data)
+    def write_bytes(path, data):
+        with disk_full_beyond(len(data) // 2) if path.name == name else nullcontext():
+            original(path, data)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "write_bytes", write_bytes)
-            yield
-
-    return patched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "write_bytes", write_bytes)
+        yield
 
 
-def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path, before_step, disk_full_beyond):
+def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path):
     """The disk fills up after step 9; once there is space, the run ends as if undisturbed."""
     whole = train("vae", "whole", steps=20)
     failing = pytest.raises(UserError, match=NEEDS.format(r"checkpoint-10\.safetensors"))
@@ -50,7 +47,7 @@ def test_at_a_checkpoint_the_last_good_one_stays(train, tmp_path, before_step, d
     assert resumed.provenance["files"] == whole.provenance["files"]
 
 
-def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys, disk_full_beyond):
+def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys):
     arguments = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
     arguments += ["--set=vae.drawn_train=40", "--set=vae.drawn_test=4"]
     with disk_full_beyond(5000):
@@ -63,7 +60,7 @@ def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys, disk_f
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_at_a_notebook(small, full_at, capsys):
+def test_at_a_notebook(small, capsys):
     """The executed notebook cannot be saved: it counts as failed, and the report says so."""
     small.write(p1_1=["'before'"])
     assert small.make()
@@ -79,7 +76,7 @@ def test_at_a_notebook(small, full_at, capsys):
     assert "'after'" in executed.read_text()
 
 
-def test_while_writing_each_part_of_the_report(small, full_at, monkeypatch):
+def test_while_writing_each_part_of_the_report(small, monkeypatch):
     """Whichever part does not fit, the old report stays complete."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731

@@ -2,13 +2,12 @@
 
 import json
 import pickle
-import shutil
 import struct
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import write_csv
+from conftest import write_pictures
 
 from dlcvlib.config import paths, profiles
 from dlcvlib.data.faces import load_faces
@@ -33,29 +32,23 @@ def malicious(tmp_path):
 # --- pickles in every place that is read --------------------------------------------------------
 
 
-@pytest.fixture
-def made(request, small, smoke, train, tmp_path):
-    """How something is made, or read again, and the files that it is then read from."""
-    if request.param == "run":
-        return lambda: train("vae", steps=4), "runs/vae-*/*"
-    if request.param == "prepared data":
-        chosen = smoke(runs_dir=str(tmp_path / "runs"))
-        return lambda: load_faces(chosen), "runs/data/faces-*/images.[js]*"
-    small.write(p1_1=["1 + 1"])
-    return small.make, "report/notebooks/*.*"
-
-
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize("made", ["run", "prepared data", "notebook"], indirect=True)
-def test_in_each_file_that_is_read_again(made, tmp_path, malicious):
-    make, pattern = made
-    assert make()
-    paths = sorted(tmp_path.glob(pattern))
-    assert len(paths) > 1
-    for path in paths:
-        path.write_bytes(malicious)
+def test_in_each_file_that_is_read_again(small, smoke, train, tmp_path, malicious):
+    chosen = smoke(runs_dir=str(tmp_path / "runs"))
+    small.write(p1_1=["1 + 1"])
+    makers = {
+        "runs/vae-*/*": lambda: train("vae", steps=4),
+        "runs/data/faces-*/images.[js]*": lambda: load_faces(chosen),
+        "report/notebooks/*.*": small.make,
+    }
+    for pattern, make in makers.items():
         assert make()
-        assert path.read_bytes() != malicious
+        paths = sorted(tmp_path.glob(pattern))
+        assert len(paths) > 1
+        for path in paths:
+            path.write_bytes(malicious)
+            assert make()
+            assert path.read_bytes() != malicious
 
 
 def test_where_the_hashes_match(train, tmp_path, malicious, capsys):
@@ -106,25 +99,22 @@ def test_yaml_runs_no_code(tmp_path, monkeypatch, malicious):
 # --- safetensors --------------------------------------------------------------------------------
 
 
-def safetensors(header, body=b"\0" * 8, length=None):
-    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
-    return struct.pack("<Q", len(text) if length is None else length) + text + body
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
-def tensor(begin, end):
-    return {"dtype": "F32", "shape": [2], "data_offsets": [begin, end]}
+def safetensors(length=None, **changes):
+    """A file with a tensor of two zeros, valid but for some changes of its header."""
+    header = json.dumps({"a": TENSOR, "__metadata__": {"meta": "{}"}} | changes).encode()
+    return struct.pack("<Q", length or len(header)) + header + bytes(8)
 
 
-META = {"__metadata__": {"meta": "{}"}}
 FALSE = {
-    "oversized": safetensors({"a": tensor(0, 8)} | META, length=2**62),
-    "overlapping": safetensors({"a": tensor(0, 8), "b": tensor(4, 12)} | META, b"\0" * 12),
-    "outside": safetensors({"a": tensor(0, 2**40)} | META),
-    "no body": safetensors({"a": tensor(0, 8)} | META, body=b""),
-    "no meta": safetensors({"a": tensor(0, 8)}),
-    "other meta": safetensors({"a": tensor(0, 8), "__metadata__": {"other": "{}"}}),
-    "bad meta": safetensors({"a": tensor(0, 8), "__metadata__": {"meta": "{"}}),
-    "deep": safetensors(b"[" * 10_000),
+    "oversized": safetensors(length=2**62),
+    "overlapping": safetensors(b=TENSOR),
+    "outside": safetensors(a=TENSOR | {"data_offsets": [0, 2**40]}),
+    "no meta": safetensors(__metadata__=None),
+    "other meta": safetensors(__metadata__={"other": "{}"}),
+    "bad meta": safetensors(__metadata__={"meta": "{"}),
     "empty": b"",
 }
 
@@ -132,7 +122,7 @@ FALSE = {
 @pytest.mark.parametrize("content", FALSE.values(), ids=FALSE)
 def test_a_file_with_a_false_header_is_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(safetensors({"a": tensor(0, 8)} | META))  # of this form, but valid
+    path.write_bytes(safetensors())
     assert storage.read_tensors(path, storage.sha256(path))[0]["a"].tolist() == [0, 0]
     path.write_bytes(content)
     with pytest.raises(storage.DamagedFileError, match="refused"):
@@ -144,15 +134,11 @@ def test_a_file_with_a_false_header_is_refused(tmp_path, content):
 SYNTAX = "<script>alert(1)</script> #panic() $(touch x) `y` *z* ![a](b.png) [c](http://d) | a"
 
 
-def test_attribute_names_and_folders_are_text(smoke, tmp_path, folder, capsys):
+def test_attribute_names_and_folders_are_text(tmp_path, capsys):
     """A column's name with HTML, Typst and shell syntax comes through the whole report as text."""
+    strange, shades = tmp_path / "<b>#x $(y)", [5 + n % 10 for n in range(80)]
     for split in ("train", "test"):
-        place = folder / "face" / split
-        for i in range(6, 80):
-            shutil.copy(place / f"{i % 6}.png", place / f"{i}.png")
-        rows = [(f"{i}.png", i % 2) for i in range(80)]
-        write_csv(place.with_suffix(".csv"), ["image_name", SYNTAX], rows)
-    strange = folder.rename(tmp_path / "<b>#x $(y)")
+        write_pictures(strange / "face" / split, shades, **{SYNTAX: lambda shade: shade % 2})
     arguments = ["report", "--profile=smoke", "--only=1-5", f"--data=folder:{strange}"]
     arguments += ["--set=vae.validation_size=32", "--set=vae.tsne_perplexity=5"]
     arguments += [f"--out={tmp_path / 'out'}", f"--runs-dir={tmp_path / 'runs'}"]

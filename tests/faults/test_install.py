@@ -1,7 +1,6 @@
 """`run_all.sh` is killed while it installs, and started twice at once; with a stand-in for pip."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,79 +14,21 @@ import yaml
 
 from dlcvlib.config.paths import ROOT
 
-# Installs nothing if it finds a word of its command in the file `refused`.
-PIP = """
-import pathlib, sys, sysconfig
-if "-e" not in sys.argv:
-    pathlib.Path("torch").write_text(" ".join(sys.argv[-2:]))
-    sys.exit("no such versions")
-refused = pathlib.Path("refused")
-if refused.exists() and refused.read_text() in sys.argv:
-    sys.exit("no such package")
-if pathlib.Path("go").exists():
-    pathlib.Path("pip-runs").touch()
-    pathlib.Path("go").read_text()
-with open("installed", "a") as log:
-    log.write("installed\\n")
-package = pathlib.Path(sysconfig.get_path("purelib"), "needed-1.0.dist-info")
-package.mkdir()
-package.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: needed\\nVersion: 1.0\\n")
-"""
-# Creates a venv without installing the real pip, which would take seconds.
-VENV = """
-import pathlib, sys
-sys.path = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
-import venv
-venv.EnvBuilder(symlinks=True, with_pip=False).create(sys.argv[1])
-"""
-"""Creates a venv without installing the real pip, which would take seconds."""
-CONDA = """#!/bin/sh
-case "$1" in
-    create) echo "$@" >conda && exec python3 -m venv env ;;
-    run) [ -x env/bin/python ] && shift 3 && PATH="env/bin:$PATH" exec "$@" ;;
-esac
-"""
-"""Has one environment, a venv, and notes how it was made."""
-PROJECT = """
-[project]
-name = "stand-in"
-requires-python = ">=3.11"
-dependencies = ["needed>=1"]
-"""
-
-
-MAIN = """
-import importlib.metadata, os, sys
-print("has", importlib.metadata.version("needed"))
-if sys.argv[2:]:
-    print(os.getcwd(), *sys.argv[1:])
-"""
-FILES = {
-    "pyproject.toml": PROJECT,
-    "constraints.txt": "torch==2.1\ntorchinfo==1.0\ntorchvision==0.2\n",
-    "dlcvlib/__main__.py": MAIN,
-    "dlcvlib/utils/environment.py": (ROOT / "dlcvlib/utils/environment.py").read_text(),
-    "else where/thesis.txt": "",
-    "stand-ins/pip/__init__.py": "",
-    "stand-ins/pip/__main__.py": PIP,
-    "stand-ins/venv.py": VENV,
-}
+CASES = yaml.safe_load((ROOT / "tests/cases/install.yaml").read_text("utf-8"))
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout whose only dependency comes from the stand-in for pip; it prints the result."""
-    shutil.copy(ROOT / "run_all.sh", tmp_path)
-    for name, content in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    stand_ins = tmp_path / "stand-ins"
-    (stand_ins / "packaging").symlink_to(Path(packaging.__file__).parent)
+    shutil.copytree(Path(__file__).with_name("checkout"), tmp_path, dirs_exist_ok=True)
+    for name in ("run_all.sh", "dlcvlib/utils/environment.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "stand-ins/packaging").symlink_to(Path(packaging.__file__).parent)
     # No conda, and this Python by whatever name it is looked for.
-    (stand_ins / "bin").mkdir()
-    for version in ("3.13", "3.12", "3.11", "3"):
-        python = stand_ins / "bin" / f"python{version}"
-        python.symlink_to(Path(sys._base_executable).resolve())
+    (tmp_path / "stand-ins/bin").mkdir()
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        (tmp_path / "stand-ins/bin" / name).symlink_to(Path(sys._base_executable).resolve())
     return tmp_path
 
 
@@ -156,47 +97,14 @@ def test_folders_of_others_are_never_removed(checkout):
     assert (elsewhere / "new" / "pyvenv.cfg").is_file()
 
 
-CDPATH = "mkdir -p x ../x; cd ..; export CDPATH=$OLDPWD; x/../run_all.sh train vae"
-
-
-@pytest.mark.parametrize(
-    ("typed", "out", "said"),
-    [
-        ("../run_all.sh smoke --jobs 1", "{here} report --profile smoke --jobs 1\n", ""),
-        ("../run_all.sh train vae", "{here} train vae\n", ""),
-        ("../run_all.sh params gan --seed=1", "{here} params gan --seed=1\n", ""),
-        # A sourced script must not end the shell; CDPATH must not lead elsewhere.
-        ("source ../run_all.sh train vae; echo on", "{here} train vae\non\n", ""),
-        (CDPATH, "{root} train vae\n", ""),
-        # Another shell hands over to bash.
-        ("echo -n -c >../refused; sh ../run_all.sh", "", ".*Not all versions of constraints.txt"),
-    ],
-)
-def test_from_anywhere_and_from_each_shell(checkout, typed, out, said):
-    """Arguments are passed on, and paths are relative to the start."""
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["typed"])
+def test_from_anywhere_and_from_each_shell(checkout, case):
     here = checkout / "else where"
-    found = run(checkout, "-c", typed, script="bash", cwd=here)
-    assert found[0] == "has 1.0\n" + out.format(here=here, root=checkout)
-    assert re.match(said, found[1], re.DOTALL)
-
-
-WINDOWS = "uname() { echo MINGW64_NT-10.0; }; export -f uname; ./run_all.sh"
-
-
-@pytest.mark.parametrize(
-    ("typed", "out", "said", "status"),
-    [
-        ("./run_all.sh --help", "Sets up .*smoke|quick|full|original", "", 0),
-        ("./run_all.sh quik", "", "run_all.sh: unknown command 'quik'; did you mean 'quick'.", 2),
-        (WINDOWS, "", "run_all.sh: on Windows, use it in WSL", 2),
-    ],
-)
-def test_what_is_said_before_anything_is_installed(checkout, typed, out, said, status):
-    found = run(checkout, "-c", typed, script="bash")
-    assert re.match(out, found[0], re.DOTALL)
-    assert re.match(said, found[1])
-    assert found[2] == status
-    assert not (checkout / ".venv").exists()
+    out, said, status = run(checkout, "-c", case["typed"], script="bash", cwd=here)
+    assert out.replace(str(here), "HERE").replace(str(checkout), "ROOT").startswith(case["out"])
+    assert case.get("said", "") in said
+    assert status == case.get("status", 0)
+    assert (checkout / ".venv").exists() == out.startswith("has")
 
 
 @pytest.mark.parametrize("driver", [False, True])
@@ -204,10 +112,9 @@ def test_what_is_said_before_anything_is_installed(checkout, typed, out, said, s
 def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driver, conda):
     """With conda too, whose environment has what environment.yml names."""
     if conda:
-        (checkout / "stand-ins" / "bin" / conda).write_text(CONDA)
-        (checkout / "stand-ins" / "bin" / conda).chmod(0o755)
+        shutil.copy(checkout / "stand-ins/conda", checkout / "stand-ins/bin" / conda)
     if driver:
-        (checkout / "stand-ins" / "bin" / "nvidia-smi").symlink_to("/bin/true")
+        (checkout / "stand-ins/bin/nvidia-smi").symlink_to("/bin/true")
     elif Path("/proc/driver/nvidia").exists() or Path("/dev/dxg").exists():
         pytest.skip("this machine has a driver")
     assert run(checkout)[0] == "has 1.0\n"
