@@ -113,7 +113,7 @@ def test_images_without_variance_have_no_probe_and_axes_without_length(images):
         names,
         faces=SimpleNamespace(train=split, test=split),
         tests=drawn,
-        params=SimpleNamespace(latent_dim=4),
+        means=latents,
         latents={"train": latents, "test": latents},
     )
     (row,) = found["probes"].to_dict("records")
