@@ -146,7 +146,8 @@ def train_dann(settings: DANNSettings, source: Path, target: Path) -> Iterator[N
         optimizer.zero_grad()
         domain_losses = []
         for images, is_source in ((x_s, True), (x_t, False)):
-            hidden, predicted = classifier(extractor(images), with_hidden=True)
+            hidden = classifier.hidden(extractor(images))
+            predicted = classifier.output(hidden)
             if is_source:
                 class_loss = F.cross_entropy(predicted, y_s)
                 weight *= learned(class_loss)

@@ -12,8 +12,7 @@ from torch.nn.functional import mse_loss
 
 from dlcvlib.data.batches import to_float
 from dlcvlib.data.types import ImageSet
-from dlcvlib.evaluation import metrics
-from dlcvlib.evaluation.latent import latents
+from dlcvlib.evaluation import latent, metrics
 from dlcvlib.methods import vae
 
 
@@ -105,23 +104,23 @@ def test_fitted_samples_follow_the_latents():
     centres = torch.tensor([[8.0, 0.0], [-8.0, 0.0]])
     rows = centres[torch.arange(460) % 2] + torch.randn(460, 2)
     fitted, held_out = rows[:60], rows[60:]
-    z, likelihood = vae.fitted_samples(fitted, held_out, 500, seed=0)
+    z, likelihood = latent.fitted_samples(fitted, held_out, 500, seed=0)
     assert z.shape == (500, 2)
     assert (z[:, 0].abs() > 4).float().mean() > 0.98
     assert (z[:, 0] > 0).float().mean() == pytest.approx(0.5, abs=0.1)
-    assert list(likelihood) == list(vae.COMPONENTS)
+    assert list(likelihood) == list(latent.COMPONENTS)
     assert max(likelihood, key=likelihood.get) == 2
     one = MultivariateNormal(fitted.mean(0), fitted.T.cov(correction=0))
     assert likelihood[1] == pytest.approx(one.log_prob(held_out).mean().item(), abs=0.01)
-    assert torch.equal(z, vae.fitted_samples(fitted, held_out, 500, seed=0)[0])
+    assert torch.equal(z, latent.fitted_samples(fitted, held_out, 500, seed=0)[0])
 
 
 def test_latents_are_computed_once(train, faces, monkeypatch):
     run = train("vae")
-    means, draws, likelihood = latents(run, faces)
+    means, draws, likelihood = latent.latents(run, faces)
     assert torch.equal(means, run.method.encode(faces.train.images))
     assert draws.shape == (metrics.COMPARED, run.settings.latent_dim)
     monkeypatch.setattr(vae.VAE, "posterior", None)
-    *again, table = latents(run, faces)
+    *again, table = latent.latents(run, faces)
     torch.testing.assert_close(again, [means, draws], rtol=0, atol=0)
     pd.testing.assert_frame_equal(table, likelihood)

@@ -80,7 +80,6 @@ Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
-AdversarialLoss = Literal["least_squares", "bce"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
 DomainUpdate = Literal["joint", "alternating"]
@@ -254,7 +253,6 @@ class ClassifierFields(TrainingFields):
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
     normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")
-    instance_norm: bool = means("normalise each image by its own mean and deviation")
     augmentation: Augmentation = means("of labelled images: none, geometric or strong (and colour)")
 
 
@@ -300,7 +298,6 @@ class PixelDAFields(TrainingFields):
     residual_blocks: Depth = means("residual blocks of the generator")
     discriminator_channels: Width = means("width of the discriminator's first convolution")
     discriminator_norm: PixelNorm = means("instance (original) or batch, which lets D see colours")
-    adversarial_loss: AdversarialLoss = means("least_squares (original) or bce (paper)")
     adversarial_weight: Weight = means("weight of the adversarial loss in G's loss")
     task_weight: Weight = means("weight of the classifier's loss in G's loss")
     content_weight: Weight = means("weight of the content loss, by the correlation of greys")

@@ -3,8 +3,11 @@
 References:
     [1] van der Maaten, Hinton: Visualizing Data using t-SNE. JMLR 2008
     [2] Ben-David et al.: Analysis of Representations for Domain Adaptation. NIPS 2006 (A-distance)
+    [3] Ghosh et al.: From Variational to Deterministic Autoencoders. ICLR 2020. arXiv:1903.12436
+        (a density fitted to the latents after training)
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import kneighbors_graph
 from sklearn.pipeline import make_pipeline
@@ -27,7 +32,7 @@ from dlcvlib.data.batches import prior_samples
 from dlcvlib.data.types import FaceData, LabelledImages, Pair
 from dlcvlib.evaluation.metrics import COMPARED
 from dlcvlib.methods.classifier import Classifier
-from dlcvlib.methods.vae import VAE, fitted_samples
+from dlcvlib.methods.vae import VAE
 from dlcvlib.training.runs import Run
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.stopwatch import timed
@@ -38,6 +43,10 @@ ITERATIONS = 500
 
 CODE = fingerprints.hashes([Path(__file__)])
 """Of what is cached here."""
+FITTED = 30_000
+"""Maximum number of latents that a density is fitted to: more would take gigabytes."""
+COMPONENTS = (1, 2, 5, 10)
+"""Numbers of Gaussians that a fitted density is chosen from."""
 DRAWS = 3
 """Latent vectors per training image that a density is fitted to: with one, several Gaussians
 overfit."""
@@ -48,7 +57,7 @@ def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFram
 
     Returns:
         Means of q(z|x) of the training images, (N, latent_dim); draws from the density fitted by
-        `methods.vae.fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
+        `fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
         log_likelihood (nats) of validation images' z for each number of components.
     """
     identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, CODE]
@@ -69,6 +78,33 @@ def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFram
     kept, meta = storage.cached(path, make)
     table = pd.DataFrame(meta["rows"], columns=["components", "log_likelihood"])
     return kept["mean"], kept["fitted"], table
+
+
+def fitted_samples(z: Tensor, held_out: Tensor, count: int, seed: int) -> tuple[Tensor, dict]:
+    """Draws from a Gaussian mixture fitted to latents after training ([3], section 4).
+
+    Args:
+        z: drawn from q(z|x) of training images, (N, latent_dim): their means are less spread than
+            what the decoder was trained on.
+        held_out: the same of validation images; they choose the number of components, of
+            `COMPONENTS`, by their likelihood.
+        count: number of draws.
+        seed: of fit and draws.
+
+    Returns:
+        Draws (count, latent_dim), and number of components -> mean log-likelihood (nats) of the
+        held-out z.
+    """
+    rows, others = z[:FITTED].double().numpy(), held_out.double().numpy()
+    how = {"reg_covar": 1e-3, "max_iter": 20, "random_state": seed}
+    mixtures = [GaussianMixture(n, **how) for n in COMPONENTS if n <= len(rows)]
+    # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        likelihood = {mixture: mixture.fit(rows).score(others) for mixture in mixtures}
+    draws, _ = max(likelihood, key=likelihood.get).sample(count)
+    shuffled = np.random.default_rng(seed).permutation(draws)  # sample() sorts by component
+    by_number = {mixture.n_components: value for mixture, value in likelihood.items()}
+    return torch.from_numpy(shuffled).float(), by_number
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:

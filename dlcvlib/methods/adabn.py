@@ -7,12 +7,10 @@ Reference: Li et al.: Revisiting Batch Normalization for Practical Domain Adapta
 Workshop. arXiv:1603.04779
 """
 
-import copy
-
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from dlcvlib.data.batches import CHUNK, to_float
+from dlcvlib.methods.averaging import with_statistics
 from dlcvlib.methods.classifier import Classifier
 
 
@@ -28,11 +26,10 @@ class AdaBN(Classifier):
 
     def __init__(self, source_only: Classifier, target: Tensor) -> None:
         super().__init__(source_only.settings)
-        self.extractor = copy.deepcopy(source_only.extractor)
-        self.classifier = copy.deepcopy(source_only.classifier)
         # Parts of about the same size: BatchNorm cannot normalise a single image.
-        parts = target.tensor_split(max(1, len(target) // CHUNK))
-        update_bn((to_float(part) for part in parts), self, source_only.device)
+        parts = target.to(source_only.device).tensor_split(max(1, len(target) // CHUNK))
+        adapted = with_statistics(source_only, map(to_float, parts))
+        self.extractor, self.classifier = adapted.extractor, adapted.classifier
         self.source_only = source_only
         self.eval()
 

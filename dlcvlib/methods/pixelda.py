@@ -110,7 +110,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: four stride-2 Conv + normalisation + LeakyReLU blocks, then a logit for each of 4 patches.
+    """D: four stride-2 Conv + normalisation + LeakyReLU blocks, then a value for each of 4 patches.
 
     The first block has no normalisation.
 
@@ -132,20 +132,17 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 32, 32) in 0..1 -> logits of being from the target, per patch (N, 1, 2, 2)."""
+        """(N, 3, 32, 32) in 0..1 -> 1 for the target, 0 for G, per patch (N, 1, 2, 2)."""
         return self.layers(2 * images - 1)
 
 
-def adversarial_loss(kind: str, logits: Tensor, target: bool) -> Tensor:
-    """Loss of D's logits if all patches are from the target, or none of them: scalar.
+def adversarial_loss(outputs: Tensor, target: bool) -> Tensor:
+    """Loss of D's outputs if all patches are from the target, or none of them: scalar.
 
-    "least_squares" is the mean of (logit - label)^2 ([2], eq. 2, without its factor 1/2), "bce" the
-    cross-entropy of [1].
+    The mean of (output - label)^2 ([2], eq. 2, without its factor 1/2), as in the original's code;
+    [1] has a cross-entropy.
     """
-    labels = torch.full_like(logits, float(target))
-    if kind == "least_squares":
-        return F.mse_loss(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.mse_loss(outputs, torch.full_like(outputs, float(target)))
 
 
 def task_loss(logits: Tensor, labels: Tensor, softmax_twice: bool = False) -> Tensor:
@@ -203,17 +200,15 @@ class PixelDA(TwoDomains):
         return terms | self._train_generator(x_s, y_s, fake)
 
     def _train_discriminator(self, x_t: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        kind = self.settings.adversarial_loss
         on_target, on_fake = self._discriminate(x_t), self._discriminate(fake)
-        loss = adversarial_loss(kind, on_target, True) + adversarial_loss(kind, on_fake, False)
+        loss = adversarial_loss(on_target, True) + adversarial_loss(on_fake, False)
         update(loss, [self.optimizers["discriminator"]])
-        middle = 0.5 if kind == "least_squares" else 0.0
-        correct = (on_target > middle).float().mean() + (on_fake <= middle).float().mean()
+        correct = (on_target > 0.5).float().mean() + (on_fake <= 0.5).float().mean()
         outputs = {"d_real": on_target.mean(), "d_fake": on_fake.mean()}
         return {"discriminator": loss, "discriminator_accuracy": correct / 2} | outputs
 
     def _discriminate(self, images: Tensor) -> Tensor:
-        """D's logits of images with the instance noise of this step."""
+        """D's outputs for images with the instance noise of this step."""
         if std := self.settings.instance_noise * (1 - self.step / self.settings.steps):
             images = images + std * torch.randn_like(images)
         return self.discriminator(images)
@@ -222,7 +217,7 @@ class PixelDA(TwoDomains):
         settings, updated = self.settings, [self.optimizers["generator"]]
         if settings.classifier_with_generator:
             updated.append(self.optimizers["classifier"])
-        adversarial = adversarial_loss(settings.adversarial_loss, self._discriminate(fake), True)
+        adversarial = adversarial_loss(self._discriminate(fake), True)
         on_source, on_fake = self._task_losses(x_s, y_s, fake)
         content = content_loss(x_s, fake)
         weight = learned(on_source) if settings.patient else 1.0

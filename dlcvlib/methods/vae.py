@@ -6,16 +6,14 @@ trained on the evidence lower bound, with a weight on its second term:
     loss = E + kld_weight * KL(q(z|x) || N(0, I)),   z ~ q(z|x)
 
 E is the squared error SE = ||x - decode(z)||^2 ("sum", the original's) or, with a calibrated
-decoder ([4], section 4.2), D/2 log(SE/D): up to a constant the negative log-likelihood of an image
+decoder ([3], section 4.2), D/2 log(SE/D): up to a constant the negative log-likelihood of an image
 of D values under a Gaussian whose variance is the best one for the batch, its mean SE/D. That needs
 no weight: kld_weight is then 1.
 
 References:
     [1] Kingma, Welling: Auto-Encoding Variational Bayes. ICLR 2014. arXiv:1312.6114
     [2] Higgins et al.: beta-VAE. ICLR 2017 (the weight on the KL term)
-    [3] Ghosh et al.: From Variational to Deterministic Autoencoders. ICLR 2020. arXiv:1903.12436
-        (a density fitted to the latents after training)
-    [4] Rybkin, Daniilidis, Levine: Simple and Effective VAE Training with Calibrated Decoders.
+    [3] Rybkin, Daniilidis, Levine: Simple and Effective VAE Training with Calibrated Decoders.
         ICML 2021. arXiv:2006.13202
 
 Departures from the original homework: the decoder is calibrated, except in profile `original`; both
@@ -25,10 +23,8 @@ unlike the original's 2x2 ones; the log-variance is clamped to a range that trai
 when it diverges.
 """
 
-import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,12 +39,6 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 ROUNDING = 1 / (12 * 255**2)
 """Variance of rounding to 8 bits: the least that a calibrated decoder can have."""
-
-FITTED = 30_000
-"""Maximum number of latents that a density is fitted to: more would take gigabytes."""
-
-COMPONENTS = (1, 2, 5, 10)
-"""Numbers of Gaussians that a fitted density is chosen from."""
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
@@ -69,10 +59,8 @@ class Encoder(nn.Module):
 
         def head() -> nn.Module:
             side = settings.image_size >> len(channels)
-            linear = nn.Linear(channels[-1] * side**2, latent_dim)
-            if settings.normalise_heads:
-                return nn.Sequential(linear, nn.BatchNorm1d(latent_dim))
-            return linear
+            norm = [nn.BatchNorm1d(latent_dim)] * settings.normalise_heads
+            return nn.Sequential(nn.Linear(channels[-1] * side**2, latent_dim), *norm)
 
         self.mean, self.log_variance = head(), head()
 
@@ -141,37 +129,32 @@ class VAE(Method):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on the evidence lower bound."""
         (images,) = batch
-        terms = self.terms(images)
-        loss = self.objective(terms["mse"], terms["kld"])
+        terms = {name: values.mean() for name, values in self.terms(images).items()}
+        loss = self.objective(**terms)
         update(loss, self.optimizers.values())
         return {"loss": loss, **terms}
 
     def objective(self, mse: Tensor, kld: Tensor) -> Tensor:
-        """What is minimised, of both `terms` of a batch: scalar."""
+        """What is minimised, of a batch's mean `terms`: scalar."""
         if self.settings.reconstruction_loss == "calibrated":
             values = 3 * self.settings.image_size**2
             mse = values / 2 * torch.log(mse / values + ROUNDING)
         return mse + self.settings.kld_weight * kld
 
     def terms(self, images: Tensor) -> dict[str, Tensor]:
-        """Squared error and KL divergence, averaged over images (N, 3, 64, 64), z ~ q(z|x)."""
+        """Squared error and KL divergence of images (N, 3, 64, 64), (N,) each, z ~ q(z|x)."""
         images = resized(images, self.settings.image_size)
         mean, log_variance = self.encoder(images)
         z = reparameterise(mean, log_variance)
         return {
-            "mse": reconstruction_error(images, self.decoder(z)).mean(),
-            "kld": kl_divergence(mean, log_variance).mean(),
+            "mse": reconstruction_error(images, self.decoder(z)),
+            "kld": kl_divergence(mean, log_variance),
         }
 
     def evaluate(self, data: FaceData) -> dict[str, float]:
         """Loss and its terms on validation images, z drawn as in training."""
         images = data.validation.images
-
-        def sums(chunk: Tensor) -> Tensor:
-            terms = self.terms(chunk)
-            return len(chunk) * torch.stack([terms["mse"], terms["kld"]])[None]
-
-        mse, kld = self.over(sums, images).sum(0).div(len(images))
+        mse, kld = self.over(lambda x: torch.stack([*self.terms(x).values()], 1), images).mean(0)
         means = {"loss": self.objective(mse, kld), "mse": mse, "kld": kld}
         return {name: value.item() for name, value in means.items()}
 
@@ -195,34 +178,3 @@ class VAE(Method):
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) uint8 -> their reconstructions in 0..1, from the mean of q(z|x)."""
         return self.decode(self.encode(images))
-
-
-def fitted_samples(z: Tensor, held_out: Tensor, count: int, seed: int) -> tuple[Tensor, dict]:
-    """Draws from a Gaussian mixture fitted to latents after training ([3], section 4).
-
-    Args:
-        z: drawn from q(z|x) of training images, (N, latent_dim): their means are less spread than
-            what the decoder was trained on.
-        held_out: the same of validation images; they choose the number of components, of
-            `COMPONENTS`, by their likelihood.
-        count: number of draws.
-        seed: of fit and draws.
-
-    Returns:
-        Draws (count, latent_dim), and number of components -> mean log-likelihood (nats) of the
-        held-out z.
-    """
-    # Imported here: scikit-learn takes more than a second to import, and training needs none of it.
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    rows, others = z[:FITTED].double().numpy(), held_out.double().numpy()
-    how = {"reg_covar": 1e-3, "max_iter": 20, "random_state": seed}
-    mixtures = [GaussianMixture(n, **how) for n in COMPONENTS if n <= len(rows)]
-    # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        likelihood = {mixture: mixture.fit(rows).score(others) for mixture in mixtures}
-    draws, _ = max(likelihood, key=likelihood.get).sample(count)
-    shuffled = np.random.default_rng(seed).permutation(draws)  # sample() sorts by component
-    by_number = {mixture.n_components: value for mixture, value in likelihood.items()}
-    return torch.from_numpy(shuffled).float(), by_number
