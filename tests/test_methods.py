@@ -37,6 +37,7 @@ BASE = {
         "ema_decay": 0.15,
     },
     "dann": {"domain_schedule": "rising"},
+    "pixelda": {"patient": False},  # T learns too little in two steps for D to count
     "adamatch": {"ema_decay": 0.15},
 }
 """Settings under which all other settings matter."""
