@@ -83,7 +83,8 @@ def test_results(results):
     assert len(results["2-3"]["claims"]) == 5 + 9
     provenance, work = results["provenance"], ["data", "training: vae", "t-SNE", "writing PDF"]
     assert {"torch", "python"} <= provenance["versions"].keys()
-    assert set(provenance["notebooks"]) == set(PROBLEMS)
+    assert set(provenance["notebooks"]) == set(provenance["own_runs"]) == set(PROBLEMS)
+    assert provenance["own_runs"]["1-3"]["runs"] == 0 < provenance["own_runs"]["1-6"]["runs"]
     assert all(provenance["seconds_by_work"][each] > 0 for each in work)
 
 

@@ -46,6 +46,12 @@ def describe(
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
+    uses = Counter(name for page in pages.values() for name in set(page.runs))
+    cost = {run["run"]: run["seconds"] for run in runs if uses[run["run"]] == 1}
+    own = {
+        problem: [cost[name] for name in set(page.runs) & cost.keys()]
+        for problem, page in pages.items()
+    }
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
     payloads = itertools.chain.from_iterable(page.payloads for page in pages.values())
     inside = sum((Counter(payload["seconds"]) for payload in payloads), Counter())
@@ -64,6 +70,7 @@ def describe(
         "untested_versions": environment.deviations(),
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(about["started"])),
         "notebooks": dict(seconds),
+        "own_runs": {p: {"runs": len(each), "seconds": sum(each)} for p, each in own.items()},
         "seconds_by_work": dict(spent.most_common()),
         "runs": runs,
     }
