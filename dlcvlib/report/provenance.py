@@ -49,7 +49,7 @@ def describe(
     uses = Counter(name for page in pages.values() for name in set(page.runs))
     cost = {run["run"]: run["seconds"] for run in runs if uses[run["run"]] == 1}
     own = {
-        problem: [cost[name] for name in set(page.runs) & cost.keys()]
+        problem: [cost[name] for name in dict.fromkeys(page.runs) if name in cost]
         for problem, page in pages.items()
     }
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
