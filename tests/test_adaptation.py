@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import built, class_of, settings_of
+from conftest import METHODS, built, settings_of
 
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import LabelledImages, Pair
@@ -18,7 +18,7 @@ from dlcvlib.methods import adabn
 from dlcvlib.training.runs import train_or_load
 
 USPS, BACK = "usps->mnistm", "mnistm->usps"
-METHODS = ["dann", "pixelda", "adamatch"]
+ADAPTING = ["dann", "pixelda", "adamatch"]
 
 
 # --- every method -----------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def test_the_adaptation_contains_no_target_label(pair):
     assert "mnistm labelled" not in held["fingerprint"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ADAPTING)
 def test_without_target_labels_the_same_is_trained_bit_for_bit(name, pair, tmp_path):
     """Nor does the test data of either domain change anything."""
     splits = {"test": LabelledImages(pair.target.test.images[:0], torch.empty(0))}
@@ -41,7 +41,7 @@ def test_without_target_labels_the_same_is_trained_bit_for_bit(name, pair, tmp_p
         splits[split] = LabelledImages(images, torch.empty(0))
     blind = Pair(source, dataclasses.replace(pair.target, **splits, fingerprint="other"))
     one, two = (
-        train_or_load(class_of(name), settings_of(name), data.adaptation(), tmp_path / str(i))
+        train_or_load(METHODS[name], settings_of(name), data.adaptation(), tmp_path / str(i))
         for i, data in enumerate((pair, blind))
     )
     assert one.name == two.name
@@ -64,7 +64,7 @@ def test_each_domain_has_its_own_augmentation(name, expected, pair, monkeypatch)
     assert [x.max().item() if x.min() == x.max() else None for x in (x_s, x_t)] == expected
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ADAPTING)
 def test_predictions_are_the_classifiers_of_its_features(name, pair):
     method, images = built(name), pair.target.test.images
     found = method.predict(images)

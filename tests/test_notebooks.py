@@ -65,14 +65,6 @@ def test_no_number_is_typed_into_prose(notebook):
 # --- analysis in a notebook ---------------------------------------------------------------------
 
 
-def run_cells(problem, names, **namespace):
-    """The namespace after some cells of a notebook, by their ids."""
-    for cell in BOOKS[problem].cells:
-        if cell.id in names:
-            exec(cell.source, namespace)
-    return namespace
-
-
 @pytest.mark.parametrize(
     ("signs", "accuracies", "recalls"),
     [
@@ -87,7 +79,9 @@ def test_signs_of_failure(signs, accuracies, recalls):
     history = pd.DataFrame({"d_accuracy": accuracies})
     history["step"] = 10.0 * (history.index + 1)
     history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
-    frame = run_cells("2-1", ["2-1-31"], gan_health=gan_health, pd=pd)["signs_of"](history)
+    (cell,) = (cell for cell in BOOKS["2-1"].cells if cell.id == "2-1-31")
+    exec(cell.source, namespace := {"gan_health": gan_health, "pd": pd})
+    frame = namespace["signs_of"](history)
     assert frame.loc[frame["seen"], "sign"].tolist() == signs
 
 

@@ -307,27 +307,6 @@ def test_what_cannot_be_printed_costs_only_itself(tmp_path):
     assert printed.count("cannot be printed") == 2
 
 
-def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):
-    row = {"quantity": "KID", "ours": "0.1", "original": 0.25, "data": "a|b"}
-    cells = [
-        shown("#| tags: [abstract]\nsay()", {"text/markdown": "In *short*, @fig-a."}),
-        figure("a", "tbl-t"),
-        table("t", FRAME),
-        shown("#| tags: [headline]\nf", {MIME: {"kind": "headline", "rows": [row]}}),
-    ]
-    cover = Made(tmp_path, p3_1=cells).soup.select_one(".cover")
-    assert cover.select_one(".abstract p").get_text() == "DANN. In short, Figure 3-1.1."
-    assert [td.get_text() for td in cover.select("td")][:4] == ["KID", "0.1", "0.25", "a|b"]
-
-
-def test_runs_are_named_once_at_the_end_of_a_problem(tmp_path):
-    names = [f"vae-{n}" for n in range(6)]
-    cell = shown("1", {MIME: {"kind": "values", "runs": names}})
-    made = Made(tmp_path, p1_1=[cell, cell])
-    (note,) = made.soup.select(".note")
-    assert note.get_text().strip() == "Runs: vae-0, vae-1, vae-2, vae-3, … (6)."
-
-
 def test_hostile_text_stays_text(tmp_path):
     hostile = CASES["hostile"]
     frame = pd.DataFrame({"text": hostile})

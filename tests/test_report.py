@@ -60,11 +60,20 @@ def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.select("details.code")
 
 
-def test_first_page_has_abstract_main_table_and_provenance(page):
+def test_first_page_has_abstract_main_table_and_provenance(page, results):
     cover = page.select_one(".cover").get_text(" ", strip=True)
     titles = [paragraph.strong.get_text() for paragraph in page.select(".abstract p")]
     assert titles == ["The variational autoencoder.", "The GAN.", "DANN.", "PixelDA."]
     assert all(each in cover for each in ("profile smoke", "torch "))
+    quantity, ours, original, *_ = [td.get_text() for td in page.select(".cover table td")]
+    error = f"{results['1-3']['test_mse_per_pixel_mean']:.4f}"
+    assert (quantity[:3], ours, original) == ("VAE", error, "0.0074")
+
+
+def test_each_problem_names_its_runs_once(page):
+    notes = [note.get_text().split()[:2] for note in page.select(".note")]
+    assert [kind for kind, _ in notes] == ["Runs:"] * len(PROBLEMS)
+    assert notes[0][1].startswith("vae-")
 
 
 def test_pdf(smoke_report):
