@@ -240,17 +240,13 @@ class Small:
         self.out, self.folder, self.params = root / "report", root / "notebooks", params
 
     def write(self, **notebooks):
-        """Write notebooks from lists of cells, such as p1_2=["x = 1"].
-
-        A cell may be a list of cells; "N-M" in one is the notebook's problem.
-        """
+        """Write notebooks from lists of cells, such as p1_2=["x = 1"]."""
         self.folder.mkdir(exist_ok=True)
         parameters = new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]})
         kernel = {"name": "python3", "language": "python", "display_name": ""}
         for name, cells in notebooks.items():
             problem = name[1:].replace("_", "-")
-            flat = itertools.chain(*([c] if isinstance(c, str) else c for c in cells))
-            code = [new_code_cell(cell.replace("N-M", problem)) for cell in flat]
+            code = map(new_code_cell, cells)
             book = new_notebook(cells=[new_markdown_cell(f"# {name}"), parameters, *code])
             book.metadata.kernelspec = kernel
             nbformat.write(book, self.folder / f"{problem}-test.ipynb")

@@ -243,9 +243,10 @@ def test_plots_and_warnings_are_kept_and_progress_is_not(small):
     assert not re.search("waiting|%", text)
 
 
-@pytest.mark.parametrize(
-    "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
-)
+OTHERS = ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_files_that_no_report_created_are_not_overwritten(small, name):
     small.write(p1_1=[GOOD])
     mine = small.out / name

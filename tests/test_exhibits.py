@@ -1,11 +1,9 @@
 """Cell options, checked before anything runs; what a kernel shows and passes to the report."""
 
-from pathlib import Path
-
 import nbformat
 import pandas as pd
 import pytest
-import yaml
+from conftest import cases
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
@@ -17,7 +15,7 @@ from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import as_text, to_markdown
 from dlcvlib.utils.errors import UserError
 
-CASES = yaml.safe_load((Path(__file__).parent / "cases/exhibits.yaml").read_text("utf-8"))
+CASES = cases("exhibits")
 FIGURE = "#| label: fig-{0}\n#| fig-cap: The {0}.\n#| fig-alt: Lines.\n{1}"
 TABLE = "#| label: tbl-{0}\n#| tbl-cap: The {0}.\n{1}"
 

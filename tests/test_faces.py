@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import tarfile
 from base64 import b64decode
 from functools import partial
 from itertools import product
@@ -15,8 +14,6 @@ import sklearn.datasets
 import torch
 from conftest import ROOT, cases, shaded, shades, start, write_csv
 from PIL import ExifTags, Image, ImageOps
-from sklearn.datasets import _lfw
-from sklearn.datasets._base import RemoteFileMetadata
 from torchvision.datasets import CelebA
 
 from dlcvlib.data import decode, prepare, source, weights
@@ -488,22 +485,19 @@ def refused(monkeypatch):
 
 @pytest.mark.usefixtures("refused")
 def test_lfw_is_downloaded_if_celeba_is_refused(load, lfw, tmp_path, monkeypatch, capsys):
-    def offered(path):
-        return RemoteFileMetadata(path.name, path.as_uri(), storage.sha256(path))
+    def unpack(data_home, **_):
+        shutil.copytree(lfw, data_home, dirs_exist_ok=True)
 
-    with tarfile.open(tmp_path / "lfw-funneled.tgz", "w:gz") as archive:
-        archive.add(lfw / "lfw_home" / "lfw_funneled", "lfw_funneled")
-    (tmp_path / "pairs.txt").touch()
-    monkeypatch.setattr(_lfw, "TARGETS", (offered(tmp_path / "pairs.txt"),))
-    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", offered(tmp_path / "lfw-funneled.tgz"))
+    fetch = mock.Mock(side_effect=unpack)
+    monkeypatch.setattr(sklearn.datasets, "fetch_lfw_people", fetch)
     home = tmp_path / "empty" / "lfw_home"
     (home / ".tmp-killed").mkdir(parents=True)
     data = load(f"torchvision:{home.parent}")
     assert data.fingerprint == load(f"torchvision:{lfw}").fingerprint
     assert "(refused)" in capsys.readouterr().out
     assert [path.name for path in home.iterdir() if path.is_dir()] == ["lfw_funneled"]
-    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", None)
     assert load(f"torchvision:{home.parent}").fingerprint == data.fingerprint
+    fetch.assert_called_once()
 
 
 @pytest.mark.usefixtures("refused")

@@ -13,23 +13,7 @@ from dlcvlib.evaluation.features import measured
 from dlcvlib.training import loop
 from dlcvlib.training.runs import train_or_load
 
-BASE = {
-    "dcgan": {
-        "discriminator_norm": "spectral",
-        "soft_labels": [1.0, 1.0],
-        "flip_labels": 0.3,
-        "flip_labels_until": 2,
-        "generator_steps": 2,
-        "generator_steps_until": 2,
-        "input_noise": 0.2,
-        "input_blur": 1.0,
-        "augmentation": ["color"],
-        "ema_decay": 0.15,
-    },
-    "dann": {"domain_schedule": "rising"},
-    "pixelda": {"patient": False},  # T learns too little in two steps for D to count
-    "adamatch": {"ema_decay": 0.15},
-}
+BASE = cases("settings")
 """Settings under which all other settings matter."""
 
 

@@ -5,14 +5,13 @@ import io
 import re
 import threading
 from http.server import HTTPServer
-from pathlib import Path
 from unittest.mock import Mock
 
 import pandas as pd
 import pypdf
 import pytest
-import yaml
 from bs4 import BeautifulSoup
+from conftest import cases
 from matplotlib.colors import to_rgb
 from nbconvert.filters import ansi
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -24,7 +23,7 @@ from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
 
-CASES = yaml.safe_load((Path(__file__).parent / "cases/render.yaml").read_text("utf-8"))
+CASES = cases("render")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
 FIGURE = """\
 #| label: fig-{0}
@@ -211,13 +210,6 @@ def test_tables_may_leave_out_tags(tmp_path):
     assert rows == 2 * [row for grid in CASES["tables"] for row in grid["rows"]]
     assert len(made.first.select("[colspan='2']")) == 2
     assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
-
-
-def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
-    heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
-    made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
-    printed = render._written(made.tree, "typst", "report.typ")
-    assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
 
 
 def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
