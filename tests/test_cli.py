@@ -1,6 +1,5 @@
 """The command line: help, errors, exit statuses, and that help is fast."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import start
 
 import dlcvlib.utils.process
 from dlcvlib.config import profiles
@@ -19,19 +19,19 @@ from dlcvlib.training import loop
 from dlcvlib.utils import environment, storage
 
 
-def python(*words, cwd=ROOT, **environment):
-    """Run Python with some arguments, by default in the project."""
-    command = [sys.executable, *map(str, words)]
-    options = {"capture_output": True, "text": True, "cwd": cwd, "timeout": 300}
-    return subprocess.run(command, env=os.environ | environment, **options)
+def python(*words, **options):
+    """Run Python with some arguments: its exit status, and what it says on each stream."""
+    with start(*words, **options) as process:
+        said = process.communicate(timeout=300)
+    return process.returncode, *said
 
 
 @pytest.mark.parametrize("words", [[], ["report"], ["train"], ["params"]])
 def test_help_imports_nothing_heavy(words):
-    done = python("-X", "importtime", "-m", "dlcvlib", *words, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m dlcvlib")
-    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    status, output, error = python("-X", "importtime", "-m", "dlcvlib", *words, "--help")
+    assert status == 0
+    assert output.startswith("usage: python -m dlcvlib")
+    imported = set(re.findall(r"\| +(\w+)$", error, re.MULTILINE))
     assert "argparse" in imported
     assert not {"torch", "numpy", "pandas", "pydantic", "matplotlib"} & imported
 
@@ -114,9 +114,9 @@ def test_papermill_runs_a_notebook_by_itself(tmp_path, name, value, message):
     """
     (notebook,) = NOTEBOOKS.glob("1-3-*.ipynb")
     words = [notebook, "out.ipynb", "-f", PARAMS / "smoke" / "vae.yaml", "-p", name, value]
-    done = python("-m", "papermill", *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode != 0
-    assert message.format(tmp_path.parent) in done.stderr
+    status, _, error = python("-m", "papermill", *words, cwd=tmp_path)
+    assert status != 0
+    assert message.format(tmp_path.parent) in error
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
@@ -159,8 +159,8 @@ def test_train_trains_a_chapters_main_runs_once(chapter, processes, tmp_path, mo
     train.append(f"--set={chapter}.precision=fp32")
     if chapter != "gan":
         train += [f"--set={chapter}.pairs=[usps->mnistm]", f"--set={chapter}.seeds=[0]"]
-    done = python(*words, *train, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
+    status, _, error = python(*words, *train, ACCELERATE_USE_CPU="true")
+    assert status == 0, error
     records = {path.parent.name: storage.read_sealed(path) for path in tmp_path.glob("*-*/prov*")}
     assert {record["processes"] for record in records.values()} == {processes}
     kinds = Counter(name.split("-")[0] for name in records)
@@ -185,11 +185,10 @@ def test_missing_or_untested_packages_are_named(monkeypatch):
 
 
 def test_a_python_without_the_packages_says_how_to_get_them():
-    done = python("-S", "-m", "dlcvlib", "--help", PYTHONPATH="")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {sys.executable} lacks ")
-    assert "use ./run_all.sh" in done.stderr
-    assert done.stderr.count("\n") == 1
+    status, _, error = python("-S", "-m", "dlcvlib", "--help", PYTHONPATH="")
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: {sys.executable} lacks ")
+    assert "use ./run_all.sh" in error
 
 
 def test_the_commit_is_of_the_project_itself(tmp_path, monkeypatch):
@@ -202,10 +201,10 @@ def test_the_commit_is_of_the_project_itself(tmp_path, monkeypatch):
         command = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", folder, *words]
         return subprocess.check_output(command, text=True).strip()
 
-    for folder, start in ((tmp_path, "not under version control"), (root, "")):
+    for folder, known in ((tmp_path, "not under version control"), (root, "")):
         git(folder, "init")
         git(folder, "commit", "--allow-empty", "--message", folder.name)
-        assert provenance._commit().startswith(start)
+        assert provenance._commit().startswith(known)
     own = git(root, "rev-parse", "--short=12", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     assert provenance._commit() == own

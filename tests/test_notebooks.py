@@ -65,16 +65,16 @@ def test_no_number_is_typed_into_prose(notebook):
 # --- analysis in a notebook ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("signs", "accuracies", "recalls"),
-    [
-        (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
-        ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
-        (["discriminator at chance"], [0.5] * 10, [0.2]),
-        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
-        ([], [0.9] * 4, [float("nan")]),
-    ],
-)
+SIGNS = [
+    (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
+    ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
+    (["discriminator at chance"], [0.5] * 10, [0.2]),
+    (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
+    ([], [0.9] * 4, [float("nan")]),
+]
+
+
+@pytest.mark.parametrize(("signs", "accuracies", "recalls"), SIGNS)
 def test_signs_of_failure(signs, accuracies, recalls):
     history = pd.DataFrame({"d_accuracy": accuracies})
     history["step"] = 10.0 * (history.index + 1)
