@@ -291,7 +291,8 @@ FOUR = ["1-1", "1-2", "4-1", "4-2"]
 
 
 @pytest.mark.parametrize(
-    ("problems", "asked", "threads"), [(FOUR, "7", "4"), (FOUR, "1", "1"), (FOUR[:1], "7", "7")]
+    ("problems", "asked", "threads"),
+    [(FOUR, "7", "4"), (FOUR, "1", "1"), (FOUR, "", "4"), (FOUR[:1], "7", "7")],
 )
 def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems, asked, threads):
     """They share the cores, unless fewer threads are asked for; a single one uses all."""
