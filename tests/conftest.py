@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from functools import cache, partial
@@ -40,12 +42,6 @@ PROBLEMS = sorted(path.name[:3] for path in (ROOT / "notebooks").glob("*.ipynb")
 def cases(name):
     """The cases of a test whose inputs and outcomes are texts, from `tests/cases`."""
     return yaml.safe_load((ROOT / "tests" / "cases" / f"{name}.yaml").read_text("utf-8"))
-
-
-@pytest.fixture
-def smoke():
-    """Parameters of chapter 1 under profile smoke, changed by keyword."""
-    return lambda **changes: profiles.load("smoke", "vae", changes)
 
 
 @pytest.fixture(scope="session")
@@ -93,15 +89,10 @@ def settings_of(method, **changes):
     return _settings()[method].replace(**{"precision": "fp32"} | changes)
 
 
-def class_of(method):
-    """The class of a method."""
-    return METHODS[method]
-
-
 def built(method, **changes):
     """An untrained method with `settings_of` these, the same at each call."""
     torch.manual_seed(0)
-    return class_of(method)(settings_of(method, **changes))
+    return METHODS[method](settings_of(method, **changes))
 
 
 @pytest.fixture
@@ -122,7 +113,7 @@ def train(data, tmp_path):
 
     def trained(method, folder="runs", **changes):
         settings = settings_of(method, **changes)
-        return train_or_load(class_of(method), settings, data[method], tmp_path / folder)
+        return train_or_load(METHODS[method], settings, data[method], tmp_path / folder)
 
     return trained
 
@@ -242,31 +233,26 @@ class Small:
 
     Args:
         root: the folder.
-        smoke: parameters of chapter 1, changed by keyword.
+        params: parameters of a chapter, changed by keyword.
     """
 
-    def __init__(self, root, smoke):
-        self.out, self.folder = root / "report", root / "notebooks"
-        self.runs_dir, self.smoke = str(root / "runs"), smoke
+    def __init__(self, root, params):
+        self.out, self.folder, self.params = root / "report", root / "notebooks", params
 
     def write(self, **notebooks):
-        """Write notebooks from lists of cells, such as p1_2=["x = 1"].
-
-        A cell may be a list of cells; "N-M" in one is the notebook's problem.
-        """
+        """Write notebooks from lists of cells, such as p1_2=["x = 1"]."""
         self.folder.mkdir(exist_ok=True)
         parameters = new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]})
         kernel = {"name": "python3", "language": "python", "display_name": ""}
         for name, cells in notebooks.items():
             problem = name[1:].replace("_", "-")
-            flat = itertools.chain(*([c] if isinstance(c, str) else c for c in cells))
-            code = [new_code_cell(cell.replace("N-M", problem)) for cell in flat]
+            code = map(new_code_cell, cells)
             book = new_notebook(cells=[new_markdown_cell(f"# {name}"), parameters, *code])
             book.metadata.kernelspec = kernel
             nbformat.write(book, self.folder / f"{problem}-test.ipynb")
 
     def chosen(self, changes):
-        return {"vae": self.smoke(runs_dir=self.runs_dir, **changes)}
+        return {"vae": self.params("vae", **changes)}
 
     def plan(self, **changes):
         return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
@@ -279,22 +265,25 @@ class Small:
     def results(self):
         return json.loads((self.out / "results.json").read_text())
 
-    def contents(self):
-        """Everything that a reader sees: file -> bytes."""
-        made = [*self.out.glob("*.*"), *(self.out / "figures").glob("*")]
-        return {path.name: path.read_bytes() for path in made if path.name[0] != "."}
-
 
 @pytest.fixture
-def small(tmp_path, smoke):
+def small(tmp_path, params):
     """Small notebooks and a report from them."""
-    return Small(tmp_path, smoke)
+    return Small(tmp_path, params)
 
 
 @pytest.fixture
 def unrendered(monkeypatch):
     """Reports that are not written: the tests check which notebooks run."""
     monkeypatch.setattr(execute, "run_in_subprocess", lambda *_, **__: None)
+
+
+def start(*words, cwd=ROOT, **environment):
+    """Start Python with some arguments; it finds the library and what the tests import."""
+    command, found = [sys.executable, *map(str, words)], f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    options |= {"env": os.environ | {"PYTHONPATH": found} | environment, "cwd": cwd}
+    return subprocess.Popen(command, text=True, **options)
 
 
 # --- faults -----------------------------------------------------------------------------------

@@ -76,15 +76,15 @@ def test_without_a_weight_source_only_is_trained_bit_for_bit(train):
 GUESSING = math.log(10)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "class_loss", "shares"),
-    [
-        ("fixed", GUESSING, [1, 1, 1]),
-        ("rising", GUESSING, [0, 0.98661430, 0.99990920]),  # the paper's
-        ("patient", 2 * GUESSING, [0, 0, 0]),
-        ("patient", GUESSING / 4, [0, 0.75 * 0.98661430, 0.75 * 0.99990920]),
-    ],
-)
+SCHEDULES = [
+    ("fixed", GUESSING, [1, 1, 1]),
+    ("rising", GUESSING, [0, 0.98661430, 0.99990920]),  # the paper's
+    ("patient", 2 * GUESSING, [0, 0, 0]),
+    ("patient", GUESSING / 4, [0, 0.75 * 0.98661430, 0.75 * 0.99990920]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "class_loss", "shares"), SCHEDULES)
 def test_domain_weight_over_a_run(schedule, class_loss, shares):
     method, weights = built("dann", domain_weight=0.5, domain_schedule=schedule, steps=8), []
     for method.step in (0, 4, 8):

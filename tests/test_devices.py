@@ -1,14 +1,11 @@
 """Which precision is chosen, and process-wide settings, made only in `setup`."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, built, disk_full_beyond, same, weights
+from conftest import built, disk_full_beyond, same, start, weights
 
 from dlcvlib.data.batches import memory_format
 from dlcvlib.training import device
@@ -87,18 +84,15 @@ def test_requested_precisions_alternate_in_one_process():
 IMPORTS = """
 import pkgutil, sys
 from importlib import import_module
-
 import joblib, matplotlib, pandas, torch
-
 import dlcvlib
 
+cudnn = torch.backends.cudnn
 
 def state():
-    cudnn = torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
     others = torch.random.get_rng_state().tolist(), pandas.get_option("display.width")
     return flags, others, dict(matplotlib.rcParams)
-
 
 torch.set_num_threads(500)
 before = state()
@@ -107,26 +101,15 @@ for name in {*modules} - {"dlcvlib.__main__"}:
     import_module(name)
 assert len(modules) > 40
 assert state() == before
-
-sys.path.append("tests")
-from conftest import METHODS, built
-from dlcvlib.evaluation import features
-from dlcvlib.training import device
-
-methods = [built(name) for name in METHODS]
-features.inception()
 assert not {"torchvision", "torch._dynamo"} & set(sys.modules)
-assert all(method.optimizers for method in methods)
-assert "torch._dynamo" in sys.modules  # else there is nothing to put off any more
 
-device.setup()
-assert torch.backends.cudnn.deterministic
-assert not torch.backends.cudnn.allow_tf32
+dlcvlib.training.device.setup()
+assert (cudnn.deterministic, cudnn.allow_tf32) == (True, False)
 assert torch.get_num_threads() <= joblib.cpu_count()
 """
 
 
 def test_importing_the_library_changes_no_global_state():
     """Nor does it load torchvision or torch's compiler, which the first optimiser loads: 150 MB."""
-    environment = os.environ | {"TORCH_HOME": "/nowhere"}
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=ROOT, env=environment)
+    with start("-c", IMPORTS) as process:
+        assert process.communicate() == ("", "")

@@ -75,11 +75,11 @@ def test_data_libraries_style_the_original_and_an_older_record_count_too(small, 
     assert reasons() == [uptodate.OLDER]
 
 
-def test_explain_names_stale_unfinished_and_older_models(smoke, faces, tmp_path, monkeypatch):
+def test_explain_names_stale_unfinished_and_older_models(params, faces, tmp_path, monkeypatch):
     def explained():
         return uptodate.explain_runs(tmp_path).splitlines()
 
-    run = train_or_load(vae.VAE, smoke().settings, faces, tmp_path)
+    run = train_or_load(vae.VAE, params("vae").settings, faces, tmp_path)
     assert explained() == [f"trained models in {tmp_path} that can be used: 1"]
     real, mark = fingerprints.hashes, run.folder / "provenance.json"
     with monkeypatch.context() as patch:
@@ -213,8 +213,8 @@ def test_each_way_to_fail_names_the_cell_and_the_others_run(small, capsys):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_what_a_notebook_used_is_what_was_asked_or_it_fails(small, capsys, smoke):
-    own = "\n".join(f"{k}: object = {v!r}" for k, v in smoke().model_dump().items())
+def test_what_a_notebook_used_is_what_was_asked_or_it_fails(small, capsys):
+    own = "\n".join(f"{k}: object = {v!r}" for k, v in small.params("vae").model_dump().items())
     begin = "from dlcvlib.config.schema import VAEParams\n"
     begin += "from dlcvlib.report.notebook import begin\nparams = begin(VAEParams, In)"
     small.write(p1_1=[own, begin], p1_2=["# Parameters\nsteps = 999", begin])
@@ -243,9 +243,10 @@ def test_plots_and_warnings_are_kept_and_progress_is_not(small):
     assert not re.search("waiting|%", text)
 
 
-@pytest.mark.parametrize(
-    "name", ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
-)
+OTHERS = ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_files_that_no_report_created_are_not_overwritten(small, name):
     small.write(p1_1=[GOOD])
     mine = small.out / name
@@ -286,11 +287,15 @@ def test_the_page_is_readable_as_notebooks_finish(small, monkeypatch, capsys):
     assert "no page yet: no space left" in capsys.readouterr().out
 
 
+FOUR = ["1-1", "1-2", "4-1", "4-2"]
+
+
 @pytest.mark.parametrize(
-    ("problems", "threads"),
-    [(["1-1", "1-2", "4-1", "4-2"], "4"), (["1-1"], "7")],  # a single one uses all cores
+    ("problems", "asked", "threads"),
+    [(FOUR, "7", "4"), (FOUR, "1", "1"), (FOUR, "", "4"), (FOUR[:1], "7", "7")],
 )
-def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems, threads):
+def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems, asked, threads):
+    """They share the cores, unless fewer threads are asked for; a single one uses all."""
     started, together = [], threading.Barrier(min(2, len(problems)))
 
     def run(task, environment, _):
@@ -301,17 +306,13 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
 
     monkeypatch.setattr(execute, "execute", run)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
     tasks = [SimpleNamespace(problem=problem, reasons=["new"]) for problem in problems]
     assert not any(outcome.error for outcome in execute._run(tasks, 2, None))
     assert {*started[:2]} == {*problems[::2]}
 
 
-def test_how_many_threads_and_notebooks_at_once(monkeypatch):
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    for jobs, asked, threads in ((1, "7", "7"), (2, "", "4"), (2, "1", "1")):
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-        assert execute.kernel_environment(jobs, "")["OMP_NUM_THREADS"] == threads
+def test_how_many_notebooks_at_once(monkeypatch):
     for cores, gpu, jobs in ((2, False, 2), (8, False, 4), (8, True, 1)):
         monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
         assert execute.side_by_side(gpu) == jobs

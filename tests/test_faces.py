@@ -2,23 +2,18 @@
 
 import re
 import shutil
-import struct
-import subprocess
-import sys
-import tarfile
+from base64 import b64decode
 from functools import partial
+from itertools import product
 from unittest import mock
-from zlib import compress, crc32
 
 import numpy as np
 import psutil
 import pytest
 import sklearn.datasets
 import torch
-from conftest import ROOT, cases, shaded, shades, write_csv
+from conftest import ROOT, cases, shaded, shades, start, write_csv
 from PIL import ExifTags, Image, ImageOps
-from sklearn.datasets import _lfw
-from sklearn.datasets._base import RemoteFileMetadata
 from torchvision.datasets import CelebA
 
 from dlcvlib.data import decode, prepare, source, weights
@@ -30,10 +25,10 @@ from dlcvlib.utils.errors import UserError
 
 
 @pytest.fixture
-def chosen(smoke, tmp_path):
+def chosen(params, tmp_path):
     """Parameters: a data source, by default the fixture `folder`, and a cache of its own."""
-    fixed = {"validation_size": 3, "image_limit": 0, "runs_dir": str(tmp_path / "runs")}
-    return lambda data=f"folder:{tmp_path}/data", **changes: smoke(data=data, **fixed | changes)
+    choose = partial(params, "vae", validation_size=3, image_limit=0)
+    return lambda data=f"folder:{tmp_path}/data", **changes: choose(data=data, **changes)
 
 
 @pytest.fixture
@@ -102,18 +97,17 @@ def test_the_central_square_is_used(tmp_path, size):
     assert (pixels == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(f"deep.{ending}", "<u2") for ending in ("png", "tif", "pgm", "jp2")]
-    + [("deep.tif", ">u2"), ("deep.tif", "<i4")],
-)
-def test_sixteen_bits_keep_their_shades(tmp_path, name, dtype):
+DEEP = [*product(["png", "tif", "pgm", "jp2"], ["<u2"]), ("tif", ">u2"), ("tif", "<i4")]
+
+
+@pytest.mark.parametrize(("ending", "dtype"), DEEP)
+def test_sixteen_bits_keep_their_shades(tmp_path, ending, dtype):
     """Values of fewer bits in a file of 16 are noted, others refused."""
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
 
     def remarks(values):
-        Image.fromarray(values.astype(dtype)).save(tmp_path / name)
-        return decode.decode_file(tmp_path / name, 64)
+        Image.fromarray(values.astype(dtype)).save(tmp_path / f"deep.{ending}")
+        return decode.decode_file(tmp_path / f"deep.{ending}", 64)
 
     pixels, found = remarks(ramp)
     assert np.array_equal(pixels[..., 0], ramp.astype(int) >> 8)
@@ -129,37 +123,19 @@ INK = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
 INK.paste((0, 0, 0, 255), (0, 0, 32, 64))
 
 
-def png(depth, colour, row, key):
-    """A PNG of two pixels with a transparent colour, at any bit depth."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0)
-    chunks = {b"IHDR": header, b"tRNS": key, b"IDAT": compress(b"\0" + row), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, chunks, chunks.values()))
+INKS = [(INK, ending) for ending in ("png", "webp", "tif", "ico", "gif", "avif", "jp2")]
+INKS += [(INK.convert("LA"), "png"), (INK.convert("LA"), "tif"), (INK.convert("PA"), "tif")]
+INKS += [(INK.quantize(), "png")]
+INKS += [(b64decode(content), "png") for content in cases("transparent").values()]
 
 
-LIGHT = b"\xea\x60"
-
-
-@pytest.mark.parametrize(
-    ("picture", "ending"),
-    [(INK, ending) for ending in ("png", "webp", "tif", "ico", "gif", "avif", "jp2")]
-    + [(INK.convert("LA"), "png"), (INK.convert("LA"), "tif"), (INK.convert("PA"), "tif")]
-    + [(INK.quantize(), "png"), (png(1, 0, b"\x40", b"\0\1"), "png")]
-    + [(png(2, 0, b"\x30", b"\0\3"), "png"), (png(4, 0, b"\x0f", b"\0\x0f"), "png")]
-    + [(png(8, 0, b"\1\0", b"\0\0"), "png"), (png(16, 0, b"\0\0" + LIGHT, LIGHT), "png")]
-    + [(png(8, 2, b"\1\1\1\0\0\0", bytes(6)), "png")]
-    + [(png(16, 2, bytes(6) + 3 * LIGHT, 3 * LIGHT), "png")],
-)
+@pytest.mark.parametrize(("picture", "ending"), INKS)
 def test_transparency_shows_the_background(tmp_path, picture, ending):
     path = tmp_path / f"ink.{ending}"
     if isinstance(picture, bytes):
         path.write_bytes(picture)
     else:
-        lossless = {"webp": {"lossless": True}, "avif": {"quality": 100}}
-        picture.save(path, **lossless.get(ending, {}))
+        picture.save(path, quality=100, lossless=ending == "webp")
     for background, expected in ((), [255, 255, 255]), (("red",), [255, 0, 0]):
         found, remarks = decode.open_picture(path, *background)
         width, height = found.size
@@ -175,23 +151,20 @@ def exif(picture, orientation):
 
 
 MODES = ["RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "I;16"]
+TURNED = [*product(["RGB"], ["jpg", "png", "webp", "avif"], ["raw"])]
+TURNED += product(MODES, ["tif"], ["raw", "tiff_lzw"])
 
 
-@pytest.mark.parametrize(
-    ("mode", "ending", "options"),
-    [("RGB", ending, {"quality": 95}) for ending in ("jpg", "png", "webp", "avif")]
-    + [(mode, "tif", {"compression": "raw"}) for mode in MODES]
-    + [(mode, "tif", {"compression": "tiff_lzw"}) for mode in MODES],
-)
+@pytest.mark.parametrize(("mode", "ending", "compression"), TURNED)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_a_picture_of_any_mode_upright(tmp_path, mode, ending, options, orientation):
+def test_exif_turns_a_picture_of_any_mode_upright(tmp_path, mode, ending, compression, orientation):
     picture = Image.new("RGB", (64, 40))
     picture.paste("red", (0, 0, 32, 20))
     picture.paste("blue", (32, 0, 64, 20))
     picture = Image.new(mode, (64, 40)) if mode == "I;16" else picture.convert(mode)
     orders = exif(picture, orientation)
     upright = ImageOps.exif_transpose(picture).convert("RGB")
-    picture.save(tmp_path / f"a.{ending}", exif=orders, **options)
+    picture.save(tmp_path / f"a.{ending}", exif=orders, compression=compression)
     found, remarks = decode.open_picture(tmp_path / f"a.{ending}")
     assert found.size == upright.size
     difference = np.abs(np.subtract(found, upright, dtype=int)).mean()
@@ -358,15 +331,15 @@ def test_a_limit_draws_from_the_whole_list(load, folder):
     assert 0 < load(image_limit=6).train.attributes["Male"].sum() < 3
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("torchvision:{}/file", "data: there is no folder .*file"),
-        ("folder:{}", "no folder .*/face .*--only 3,4"),
-        ("folder:", "not one of embedded"),
-        ("embedded", "leaves none of the 3 training images of faces"),
-    ],
-)
+SOURCES = {
+    "torchvision:{}/file": "data: there is no folder .*file",
+    "folder:{}": "no folder .*/face .*--only 3,4",
+    "folder:": "not one of embedded",
+    "embedded": "leaves none of the 3 training images of faces",
+}
+
+
+@pytest.mark.parametrize(("data", "message"), SOURCES.items())
 def test_sources_are_checked(load, tmp_path, data, message):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=message):
@@ -412,31 +385,19 @@ PROGRAM = """
 import os, sys, time
 import numpy as np
 from dlcvlib.data import decode
-from dlcvlib.data.synthetic import faces
+from dlcvlib.data.synthetic import faces  # neither imports torch
 
-decode.CHUNK, decode.cpu_count = 20, lambda: 2
-count, parent = 2 * decode.CHUNK + 10, os.getpid()
-out = np.empty((count, 3, 64, 64), np.uint8)
+decode.CHUNK, decode.cpu_count, parent = 20, lambda: 2, os.getpid()
 
 def work(index):
-    if {condition}:
-        {action}
-    return faces.draw_face(0, index)
+    if {}:
+        {}
+    assert "torch" not in sys.modules
+    return np.full((1, 1, 1), index), dict(index=index)
 
-columns = decode.fill(work, range(count), out, "t")
-assert "torch" not in sys.modules  # nor in a worker, which imports the same
-for number in (0, count - 1):
-    picture, attributes = faces.draw_face(0, number)
-    assert np.array_equal(out[number].transpose(1, 2, 0), picture)
-    assert attributes == {{name: values[number] for name, values in columns.items()}}
+found = decode.fill(work, range(50), out := np.empty((50, 1, 1, 1), np.uint8), "t")
+assert found["index"].tolist() == out.ravel().tolist() == [*range(50)]
 """
-
-
-def start(condition, action, **options):
-    program = PROGRAM.format(condition=condition, action=action)
-    return subprocess.Popen([sys.executable, "-c", program], text=True, cwd=ROOT, **options)
-
-
 WHOLE = "os.getpid() == parent", "raise AssertionError"
 KILLED = "os.getpid() != parent and index == 20", "os.kill(os.getpid(), 9)"
 
@@ -444,12 +405,13 @@ KILLED = "os.getpid() != parent and index == 20", "os.kill(os.getpid(), 9)"
 @pytest.mark.parametrize(("condition", "action"), [WHOLE, KILLED])
 def test_several_processes_match_a_single_one(condition, action):
     """From a script without a `__main__` guard; also if one of the processes is killed."""
-    assert start(condition, action).wait() == 0
+    with start("-c", PROGRAM.format(condition, action)) as process:
+        assert process.wait() == 0
 
 
 def test_workers_end_with_a_parent_that_is_killed():
     action = "time.sleep(1); print(os.getpid(), flush=True)"
-    with start("index % 20 == 0", action, stdout=subprocess.PIPE) as parent:
+    with start("-c", PROGRAM.format("index % 20 == 0", action)) as parent:
         workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
         parent.kill()
         assert not psutil.wait_procs(workers, timeout=60)[1]
@@ -523,22 +485,19 @@ def refused(monkeypatch):
 
 @pytest.mark.usefixtures("refused")
 def test_lfw_is_downloaded_if_celeba_is_refused(load, lfw, tmp_path, monkeypatch, capsys):
-    def offered(path):
-        return RemoteFileMetadata(path.name, path.as_uri(), storage.sha256(path))
+    def unpack(data_home, **_):
+        shutil.copytree(lfw, data_home, dirs_exist_ok=True)
 
-    with tarfile.open(tmp_path / "lfw-funneled.tgz", "w:gz") as archive:
-        archive.add(lfw / "lfw_home" / "lfw_funneled", "lfw_funneled")
-    (tmp_path / "pairs.txt").touch()
-    monkeypatch.setattr(_lfw, "TARGETS", (offered(tmp_path / "pairs.txt"),))
-    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", offered(tmp_path / "lfw-funneled.tgz"))
+    fetch = mock.Mock(side_effect=unpack)
+    monkeypatch.setattr(sklearn.datasets, "fetch_lfw_people", fetch)
     home = tmp_path / "empty" / "lfw_home"
     (home / ".tmp-killed").mkdir(parents=True)
     data = load(f"torchvision:{home.parent}")
     assert data.fingerprint == load(f"torchvision:{lfw}").fingerprint
     assert "(refused)" in capsys.readouterr().out
     assert [path.name for path in home.iterdir() if path.is_dir()] == ["lfw_funneled"]
-    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", None)
     assert load(f"torchvision:{home.parent}").fingerprint == data.fingerprint
+    fetch.assert_called_once()
 
 
 @pytest.mark.usefixtures("refused")

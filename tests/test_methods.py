@@ -6,40 +6,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import (
-    METHODS,
-    before_step,
-    built,
-    cases,
-    class_of,
-    interrupt,
-    same,
-    settings_of,
-    weights,
-)
+from conftest import METHODS, before_step, built, cases, interrupt, same, settings_of, weights
 
 from dlcvlib.config import profiles
 from dlcvlib.evaluation.features import measured
 from dlcvlib.training import loop
 from dlcvlib.training.runs import train_or_load
 
-BASE = {
-    "dcgan": {
-        "discriminator_norm": "spectral",
-        "soft_labels": [1.0, 1.0],
-        "flip_labels": 0.3,
-        "flip_labels_until": 2,
-        "generator_steps": 2,
-        "generator_steps_until": 2,
-        "input_noise": 0.2,
-        "input_blur": 1.0,
-        "augmentation": ["color"],
-        "ema_decay": 0.15,
-    },
-    "dann": {"domain_schedule": "rising"},
-    "pixelda": {"patient": False},  # T learns too little in two steps for D to count
-    "adamatch": {"ema_decay": 0.15},
-}
+BASE = cases("settings")
 """Settings under which all other settings matter."""
 
 
@@ -54,7 +28,7 @@ def test_the_originals_networks(case):
     name, network = case["network"].split(".")
     settings = profiles.load("original", {"dcgan": "gan"}.get(name, name)).settings
     with torch.device("meta"):
-        method = class_of(name)(settings(0) if callable(settings) else settings)
+        method = METHODS[name](settings(0) if callable(settings) else settings)
     layers = [vars(module) for module in method.get_submodule(network).modules()]
     outputs = [layer.get("out_features", layer.get("out_channels")) for layer in layers]
     assert [width for width in outputs if width] == case["widths"]
@@ -92,7 +66,7 @@ def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(name, train, monkey
     seed_step = Mock(side_effect=loop.seed_step)
     monkeypatch.setattr(loop, "seed_step", seed_step)
     for step in (1, 2, 5):
-        with before_step(class_of(name), step, interrupt), pytest.raises(KeyboardInterrupt):
+        with before_step(METHODS[name], step, interrupt), pytest.raises(KeyboardInterrupt):
             train(name, "killed", steps=6, **changes)
     resumed = train(name, "killed", steps=6, **changes)
     begun = [call.args[1] for call in seed_step.call_args_list]
@@ -112,7 +86,7 @@ def test_test_images_are_unseen_and_held_out_ones_measured(name, faces, pair, pa
         changed = replace(data, **splits)
         if name == "dcgan":
             changed = measured(params("gan", runs_dir=str(tmp_path / folder)), changed)
-        return train_or_load(class_of(name), settings_of(name), changed, tmp_path / folder)
+        return train_or_load(METHODS[name], settings_of(name), changed, tmp_path / folder)
 
     whole = train("whole")
     blind = train("blind", test=replace(data.test, images=data.test.images[:0]))

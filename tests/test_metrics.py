@@ -133,12 +133,6 @@ def test_the_extractor_learns_an_attribute(train, faces):
     assert probability[male].mean() > probability[~male].mean() + 0.3
 
 
-def test_both_chapters_of_faces_use_one_extractor(faces, params):
-    runs = [features.attribute_classifier(params(c), faces).name for c in ("vae", "gan")]
-    assert runs[0] == runs[1]
-    assert list(features.extractors(params("vae"), faces)) == [features.OWN]
-
-
 def test_inceptions_weights_give_features_and_are_not_downloaded(monkeypatch, tmp_path):
     from safetensors.torch import save_file
     from torchvision.models import Inception_V3_Weights, inception_v3

@@ -65,29 +65,23 @@ def test_no_number_is_typed_into_prose(notebook):
 # --- analysis in a notebook ---------------------------------------------------------------------
 
 
-def run_cells(problem, names, **namespace):
-    """The namespace after some cells of a notebook, by their ids."""
-    for cell in BOOKS[problem].cells:
-        if cell.id in names:
-            exec(cell.source, namespace)
-    return namespace
+SIGNS = [
+    (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
+    ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
+    (["discriminator at chance"], [0.5] * 10, [0.2]),
+    (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
+    ([], [0.9] * 4, [float("nan")]),
+]
 
 
-@pytest.mark.parametrize(
-    ("signs", "accuracies", "recalls"),
-    [
-        (["discriminator overpowers"], [0.9] * 15 + [0.995] * 5, [0.2]),
-        ([], [0.9, 1.0] * 10, [0.2]),  # now and then is not for long
-        (["discriminator at chance"], [0.5] * 10, [0.2]),
-        (["few real faces covered"], [0.9] * 4, [0.5, 0.05]),
-        ([], [0.9] * 4, [float("nan")]),
-    ],
-)
+@pytest.mark.parametrize(("signs", "accuracies", "recalls"), SIGNS)
 def test_signs_of_failure(signs, accuracies, recalls):
     history = pd.DataFrame({"d_accuracy": accuracies})
     history["step"] = 10.0 * (history.index + 1)
     history["validation_recall"] = pd.Series(recalls, history.index[-len(recalls) :])
-    frame = run_cells("2-1", ["2-1-31"], gan_health=gan_health, pd=pd)["signs_of"](history)
+    (cell,) = (cell for cell in BOOKS["2-1"].cells if cell.id == "2-1-31")
+    exec(cell.source, namespace := {"gan_health": gan_health, "pd": pd})
+    frame = namespace["signs_of"](history)
     assert frame.loc[frame["seen"], "sign"].tolist() == signs
 
 

@@ -152,17 +152,3 @@ def test_the_classifier_is_updated_once_per_step(batch, monkeypatch, with_genera
     method.training_step(batch)
     found = [method.optimizers["classifier"] in optimizers for optimizers in updates]
     assert found == ([False, True] if with_generator else [False, True, False])
-
-
-# --- parameters -------------------------------------------------------------------------------
-
-
-def test_the_classifier_is_chapter_3s(params):
-    changes = {"channels": [4, 4], "augmentation": "geometric"}
-    third, fourth = params("dann", **changes), params("pixelda", dann_changes=changes)
-    for settings in (fourth.settings(0), fourth.adamatch(0)):
-        assert settings.channels == third.channels
-        assert settings.classifier_width == third.classifier_width
-        assert settings.precision == "fp32"  # this chapter's
-    assert fourth.settings(0).augmentation == "geometric"
-    assert fourth.adamatch(0).steps == fourth.adamatch_steps

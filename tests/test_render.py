@@ -5,14 +5,13 @@ import io
 import re
 import threading
 from http.server import HTTPServer
-from pathlib import Path
 from unittest.mock import Mock
 
 import pandas as pd
 import pypdf
 import pytest
-import yaml
 from bs4 import BeautifulSoup
+from conftest import cases
 from matplotlib.colors import to_rgb
 from nbconvert.filters import ansi
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -25,7 +24,7 @@ from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
 
-CASES = yaml.safe_load((Path(__file__).parent / "cases/render.yaml").read_text("utf-8"))
+CASES = cases("render")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
 FIGURE = """\
 #| label: fig-{0}
@@ -215,13 +214,6 @@ def test_tables_may_leave_out_tags(tmp_path):
     assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
 
 
-def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
-    heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
-    made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
-    printed = render._written(made.tree, "typst", "report.typ")
-    assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
-
-
 def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
     """Its headings, formulas, pictures and links; an output's headings are below the notebook's."""
     source = "[to it](#sizes) $x<1$ ![p](attachment:x.png)\n\n<table><tr><td>1</table>\n\n## Sizes"
@@ -307,27 +299,6 @@ def test_what_cannot_be_printed_costs_only_itself(tmp_path):
     printed = Made(tmp_path, p1_1=cells).pdf()
     assert all(each in printed for each in ("Before", *(u.strip("$") for u in unknown), "after"))
     assert printed.count("cannot be printed") == 2
-
-
-def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):
-    row = {"quantity": "KID", "ours": "0.1", "original": 0.25, "data": "a|b"}
-    cells = [
-        shown("#| tags: [abstract]\nsay()", {"text/markdown": "In *short*, @fig-a."}),
-        figure("a", "tbl-t"),
-        table("t", FRAME),
-        shown("#| tags: [headline]\nf", {MIME: {"kind": "headline", "rows": [row]}}),
-    ]
-    cover = Made(tmp_path, p3_1=cells).soup.select_one(".cover")
-    assert cover.select_one(".abstract p").get_text() == "DANN. In short, Figure 3-1.1."
-    assert [td.get_text() for td in cover.select("td")][:4] == ["KID", "0.1", "0.25", "a|b"]
-
-
-def test_runs_are_named_once_at_the_end_of_a_problem(tmp_path):
-    names = [f"vae-{n}" for n in range(6)]
-    cell = shown("1", {MIME: {"kind": "values", "runs": names}})
-    made = Made(tmp_path, p1_1=[cell, cell])
-    (note,) = made.soup.select(".note")
-    assert note.get_text().strip() == "Runs: vae-0, vae-1, vae-2, vae-3, … (6)."
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -60,11 +60,20 @@ def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.select("details.code")
 
 
-def test_first_page_has_abstract_main_table_and_provenance(page):
+def test_first_page_has_abstract_main_table_and_provenance(page, results):
     cover = page.select_one(".cover").get_text(" ", strip=True)
     titles = [paragraph.strong.get_text() for paragraph in page.select(".abstract p")]
     assert titles == ["The variational autoencoder.", "The GAN.", "DANN.", "PixelDA."]
     assert all(each in cover for each in ("profile smoke", "torch "))
+    quantity, ours, original, *_ = [td.get_text() for td in page.select(".cover table td")]
+    error = f"{results['1-3']['test_mse_per_pixel_mean']:.4f}"
+    assert (quantity[:3], ours, original) == ("VAE", error, "0.0074")
+
+
+def test_each_problem_names_its_runs_once(page):
+    notes = [note.get_text().split()[:2] for note in page.select(".note")]
+    assert [kind for kind, _ in notes] == ["Runs:"] * len(PROBLEMS)
+    assert notes[0][1].startswith("vae-")
 
 
 def test_pdf(smoke_report):
@@ -128,29 +137,26 @@ def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
 
 # --- small notebooks of our own ---------------------------------------------------------------
 
-TABLE = "#| label: tbl-N-M-t\n#| tbl-cap: A.\nimport pandas as pd\npd.DataFrame({'a': [1.5]})"
-GOOD = [
-    "from dlcvlib.report import notebook\nnotebook.show_exhibits()\nnotebook.record(b=2)",
-    TABLE,
-]
+GOOD = ["from dlcvlib.report import notebook\nnotebook.show_exhibits()\nnotebook.record(b=2)"]
+GOOD += ["#| label: tbl-t\n#| tbl-cap: A.\nimport pandas as pd\npd.DataFrame({'a': [1.5]})"]
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):
     message = "<b>*bold* `x` #panic() ```"
-    small.write(p1_1=["print('started')", f"raise ValueError('{message}')"], p1_2=[GOOD])
+    small.write(p1_1=["print('started')", f"raise ValueError('{message}')"], p1_2=GOOD)
     assert not small.make()
     page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
     cover, notice = page.select(".failed")
     assert cover.select_one("a")["href"] == "#nb-1-1"
     assert f"ValueError: {message}" in notice.pre.text
-    assert page.find(id="tbl-1-2-t")
+    assert page.find(id="tbl-t")
     text = "\n".join(p.extract_text() for p in pypdf.PdfReader(small.out / "report.pdf").pages)
     assert all(each in text for each in ("This notebook failed", "#panic()"))
     assert "ValueError" in small.results()["1-1"]["failed"]
     assert small.results()["1-2"] == {"b": 2, "t": {"a": [1.5]}}
     # What an earlier report had and this one has not is removed.
     (small.out / "figures" / "old.png").touch()
-    small.write(p1_1=[GOOD])
+    small.write(p1_1=["1"])
     assert small.make()
     assert "failed" not in small.results()["1-1"]
     left = ("notebooks/*.failed.ipynb", "figures/*", ".tmp*")

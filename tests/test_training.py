@@ -157,14 +157,14 @@ def test_processes_that_share_batches_match_a_single_one(tmp_path):
     torch.testing.assert_close(first, dict(one), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("module", "processes", "message"),
-    [
-        (loop, 3, "a batch of 8 cannot be divided evenly.* 3 processes"),
-        (loop, 8, "at least two each, among 8 processes"),
-        (checkpoint, 2, r"small-\w+ was started with 1 processes"),
-    ],
-)
+UNSUITABLE = [
+    (loop, 3, "a batch of 8 cannot be divided evenly.* 3 processes"),
+    (loop, 8, "at least two each, among 8 processes"),
+    (checkpoint, 2, r"small-\w+ was started with 1 processes"),
+]
+
+
+@pytest.mark.parametrize(("module", "processes", "message"), UNSUITABLE)
 def test_unsuitable_counts_are_refused(tmp_path, monkeypatch, module, processes, message):
     """For a batch that cannot be divided among them, or to continue a run of another number."""
     with before_step(Small, 3, interrupt), pytest.raises(KeyboardInterrupt):

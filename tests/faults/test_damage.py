@@ -18,13 +18,12 @@ from dlcvlib.utils import storage
     "name",
     ["model.safetensors", "history.csv", "provenance.json", "images.safetensors", "images.json"],
 )
-def test_runs_and_prepared_data(train, smoke, tmp_path, damage, name, capsys):
-    few = {"drawn_train": 10, "drawn_test": 5, "validation_size": 2}
-    params = smoke(runs_dir=str(tmp_path / "runs"), **few)
+def test_runs_and_prepared_data(train, params, tmp_path, damage, name, capsys):
+    few = params("vae", drawn_train=10, drawn_test=5, validation_size=2)
 
     def make():
         if name.startswith("images"):
-            return joblib.hash(load_faces(params).train.images.numpy())
+            return joblib.hash(load_faces(few).train.images.numpy())
         return train("vae").provenance["files"]
 
     before = make()
@@ -86,13 +85,12 @@ def test_an_executed_notebook(small, damage, capsys):
         assert not small.plan()[0].reasons
 
 
-def test_a_record_that_only_the_report_reads(smoke, train, damage):
+def test_a_record_that_only_the_report_reads(params, train, damage):
     """The report does without a run whose record is damaged or gone, and counts it."""
     run = train("vae")
     pages = {"1-1": SimpleNamespace(runs=[run.name], payloads=[])}
-    params = {"vae": smoke(runs_dir=str(run.folder.parent))}
     about = {"spent": {}, "started": 0, "profile": "smoke", "command": ""}
-    describe = partial(provenance.describe, pages, {"1-1": 1.0}, params, about)
+    describe = partial(provenance.describe, pages, {"1-1": 1.0}, {"vae": params("vae")}, about)
     assert [record["run"] for record in describe()["runs"]] == [run.name]
     for harm in (damage, Path.unlink):
         harm(run.folder / "provenance.json")

@@ -33,12 +33,11 @@ def malicious(tmp_path):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_in_each_file_that_is_read_again(small, smoke, train, tmp_path, malicious):
-    chosen = smoke(runs_dir=str(tmp_path / "runs"))
+def test_in_each_file_that_is_read_again(small, params, train, tmp_path, malicious):
     small.write(p1_1=["1 + 1"])
     makers = {
         "runs/vae-*/*": lambda: train("vae", steps=4),
-        "runs/data/faces-*/images.[js]*": lambda: load_faces(chosen),
+        "runs/data/faces-*/images.[js]*": lambda: load_faces(params("vae")),
         "report/notebooks/*.*": small.make,
     }
     for pattern, make in makers.items():
@@ -70,12 +69,10 @@ def test_where_the_hashes_match(train, tmp_path, malicious, capsys):
 
 
 @pytest.mark.parametrize("name", ["face/train/0.png", "face/train.csv"])
-def test_in_a_data_folder(smoke, folder, tmp_path, malicious, name):
+def test_in_a_data_folder(params, folder, malicious, name):
     (folder / name).write_bytes(malicious)
-    runs = str(tmp_path / "runs")
-    chosen = smoke(data=f"folder:{folder}", runs_dir=runs, validation_size=2)
     with pytest.raises(UserError, match=name):
-        load_faces(chosen)
+        load_faces(params("vae", data=f"folder:{folder}", validation_size=2))
 
 
 # --- YAML and assignments cannot reach code -----------------------------------------------------

@@ -11,10 +11,9 @@ from pathlib import Path
 import packaging
 import pytest
 import yaml
+from conftest import ROOT, cases
 
-from dlcvlib.config.paths import ROOT
-
-CASES = yaml.safe_load((ROOT / "tests/cases/install.yaml").read_text("utf-8"))
+CASES = cases("install")
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
-from conftest import ROOT
+from conftest import ROOT, start
 
 from dlcvlib.report.cli import CHAPTERS
 from dlcvlib.utils import storage
@@ -38,14 +37,11 @@ SourceFileLoader.exec_module = exec_module
 """Python's `sitecustomize`, for a checkpoint at every opportunity, in kernels as well."""
 
 
-def start(base, *words):
+def begin(base, *words):
     """Start the command line, with `CUSTOM` and a folder of runs."""
     (storage.make_dir(base / "site") / "sitecustomize.py").write_text(CUSTOM)
-    command = [sys.executable, "-m", "dlcvlib", *words]
-    command += ["--profile=smoke", f"--runs-dir={base}/runs"]
-    environment = os.environ | {"PYTHONPATH": f"{base}/site{os.pathsep}{ROOT}"}
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **output)
+    words += "--profile=smoke", f"--runs-dir={base}/runs"
+    return start("-m", "dlcvlib", *words, PYTHONPATH=f"{base}/site{os.pathsep}{ROOT}")
 
 
 def run(base, after=None, in_training=False):
@@ -58,11 +54,11 @@ def run(base, after=None, in_training=False):
     words += [f"--set={name}=30" for name in STEPS]
     words += [f"--set={chapter}.precision=fp32" for chapter in CHAPTERS]  # no trial decides it
     before, started = checkpoints(base), time.monotonic()
-    process = start(base, "report", *words)
+    process = begin(base, "report", *words)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            output, _ = process.communicate(timeout=0.05)
-            assert process.returncode == 0, output
+            said = process.communicate(timeout=0.05)
+            assert process.returncode == 0, said
             return time.monotonic() - started
         written = checkpoints(base)
         late = after is not None and time.monotonic() - started > after
@@ -106,12 +102,12 @@ def test_killed_at_random_moments(tmp_path):
 
 
 def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
-    process = start(tmp_path, "train", "vae", "--set=vae.steps=100000")
+    process = begin(tmp_path, "train", "vae", "--set=vae.steps=100000")
     while not list(tmp_path.glob("runs/vae-*/checkpoint.json")):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 130
     (pointer,) = tmp_path.glob("runs/vae-*/checkpoint.json")
     saved = storage.read_sealed(pointer)["step"]

@@ -1,9 +1,6 @@
 """Two at once: all is computed once; the second waits, says for whom, and uses the result."""
 
-import subprocess
-import sys
-
-from conftest import ROOT
+from conftest import start
 
 from dlcvlib.utils import storage
 
@@ -20,12 +17,6 @@ def make():
 print(storage.cached(Path(sys.argv[1]), make)[1]["by"])
 """
 """Creates a file as soon as it is told to on standard input."""
-
-
-def start(*arguments):
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
 def line_with(text, stream):
