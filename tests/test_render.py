@@ -85,6 +85,12 @@ class Made:
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
+def test_operators_that_typst_has_renamed_are_set(tmp_path):
+    tree = render.parsed(render.part(r"$a \otimes b \ominus c \odot d \cap \bigcap_i e_i$"), {})
+    page = pypdf.PdfReader(io.BytesIO(render.to_pdf(tree, tmp_path))).pages[0]
+    assert "\\" not in page.extract_text()
+
+
 def in_sections(folder, cells):
     """A report of cells under headings of their own, and a section for each."""
     headed = [each for n, cell in enumerate(cells) for each in (text(f"## Case {n}"), cell)]
