@@ -19,6 +19,7 @@ from nbformat.v4 import new_markdown_cell as text
 from PIL import Image
 from skimage.color import rgb2xyz
 
+from dlcvlib.evaluation import original
 from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
@@ -68,7 +69,8 @@ class Made:
         exhibits, beside = check(books | {"4-4": FAR}), beside or folder
         pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
         about = provenance.describe({}, {}, {}, ABOUT)
-        document = render.document(pages=pages, failures={}, provenance=about, params={})
+        values = {"pages": pages, "failures": {}, "provenance": about, "params": {}}
+        document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
         self.files = {name: c for page in pages.values() for name, c in page.files.items()}
         (folder / "figures").mkdir(exist_ok=True)
@@ -120,7 +122,7 @@ def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
 def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
     prose = text("See @tbl-t, @fig-far, [1-2](#nb-1-2), [4-4](#nb-4-4) and ![a picture](x.png).")
     made = Made(tmp_path, p1_1=[prose, figure("a", "tbl-t")], p1_2=[table("t", FRAME)])
-    (paragraph,) = (p for p in made.soup.select("p") if p.get_text().startswith("See"))
+    (paragraph,) = (p for p in made.soup.select("p") if p.get_text().startswith("See "))
     assert paragraph.get_text().startswith("See Table 1-2.1, Figure 4-4.1, 1-2, 4-4 and a picture")
     assert [a["href"] for a in paragraph.select("a")] == ["#tbl-t", "#nb-1-2"]
     assert "Figure 4-4.1" in made.soup.select_one("#tbl-t caption").get_text()
