@@ -95,10 +95,14 @@ def test_params_shows_values_and_meaning_and_can_be_read_back(capsys):
 def test_changes_to_a_chapter_reach_the_chapters_that_use_it():
     found = chapters_of("--seed=3", "--set=vae.kld_weight=0.5", "--set=dann.channels=[4, 8]")
     assert found["gan"].vae == found["vae"]
-    assert found["gan"].vae_changes == {"seed": 3, "ablation_seeds": [3, 4], "kld_weight": 0.5}
-    assert found["vae"].ablation_seeds == found["gan"].ablation_seeds == [3, 4]
+    assert found["gan"].vae_changes == {
+        "seed": 3,
+        "ablation_seeds": [3, 4, 5, 6, 7],
+        "kld_weight": 0.5,
+    }
+    assert found["vae"].ablation_seeds == found["gan"].ablation_seeds == [3, 4, 5, 6, 7]
     assert found["pixelda"].dann == found["dann"]
-    assert found["pixelda"].seeds == [3, 4]
+    assert found["pixelda"].seeds == [3, 4, 5]
     assert found["pixelda"].settings(3).channels == [4, 8]
 
 
