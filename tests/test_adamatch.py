@@ -20,11 +20,9 @@ def test_alignment_handles_a_class_that_is_never_predicted():
     torch.testing.assert_close(aligned.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    ("progress", "weight"), [(0, 0), (0.125, 0.1464466), (0.25, 0.5), (0.5, 1), (0.75, 1), (1, 1)]
-)
-def test_warm_up(progress, weight):
-    assert adamatch.warm_up(progress) == pytest.approx(weight, abs=1e-6)
+def test_warm_up():
+    found = [adamatch.warm_up(progress) for progress in (0, 0.125, 0.25, 0.5, 0.75, 1)]
+    assert found == pytest.approx([0, 0.1464466, 0.5, 1, 1, 1], abs=1e-6)
 
 
 def test_the_step_matches_the_paper(batch, monkeypatch):

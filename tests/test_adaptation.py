@@ -140,14 +140,6 @@ def test_adabn_changes_only_the_statistics_and_only_for_the_target(train, pair):
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
 
 
-def test_accuracies_are_shown_beside_reported_ones():
-    found = adaptation.beside_original(scores([USPS, USPS, "usps->svhn"], DANN=[0.5, 0.7, 0.4]))
-    first, second = found.itertuples()
-    assert (first.accuracy, first.seeds, first.original) == ("0.600 ± 0.141", 2, 0.548)
-    assert (second.accuracy, second.seeds, second.others) == ("0.400", 1, "–")
-    assert math.isnan(second.original)
-
-
 def test_a_dann_is_measured_on_the_target_and_at_its_end(train, pair):
     run = train("dann")
     at_the_end = run.method.evaluate(pair.adaptation())
