@@ -35,7 +35,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
@@ -258,6 +257,8 @@ class DCGAN(Method):
         """Images (N, 3, S, S) in -1..1 as D sees them: blurred, noisy and augmented."""
         settings, left = self.settings, 1 - self.step / self.settings.steps
         if blur := settings.input_blur * left:
+            from torchvision.transforms.v2.functional import gaussian_blur  # loads slowly
+
             # As matrix products: on a GPU, the gradient of padding is not exactly reproducible.
             pixels = torch.eye(images.shape[-1], device=images.device)[None]
             size = 2 * math.ceil(3 * settings.input_blur) + 1
