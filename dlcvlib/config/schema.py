@@ -395,7 +395,8 @@ class GANParams(Chapter, FaceParams, GANSettings):
     @cached_property
     def vae(self) -> VAEParams:
         """Chapter 1's parameters, on this chapter's faces; as they were when this was made."""
-        return load(self.vae_profile, "vae", self.vae_changes | dict(_part(FaceParams, self)))
+        changes = self.vae_changes | dict(_part(FaceParams, self))
+        return load(self.vae_profile, "vae", changes, "vae_changes: ")
 
 
 class DANNParams(Chapter, DigitParams, DANNFields):
@@ -432,7 +433,8 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     @cached_property
     def dann(self) -> DANNParams:
         """Chapter 3's parameters, on this chapter's digits; as they were when this was made."""
-        return load(self.dann_profile, "dann", self.dann_changes | dict(_part(DigitParams, self)))
+        changes = self.dann_changes | dict(_part(DigitParams, self))
+        return load(self.dann_profile, "dann", changes, "dann_changes: ")
 
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
@@ -449,14 +451,16 @@ CHAPTERS = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams, "pixelda": P
 """In the order of their numbers; the names are those of their files."""
 
 
-def load(profile: str, chapter: str, changes: dict[str, Any] | None = None) -> Any:
+def load(profile: str, chapter: str, changes: dict[str, Any] | None = None, by: str = "") -> Any:
     """The parameters of a chapter, such as "vae", under a profile, with some of them changed.
+
+    Errors begin with `by`, what has changed them.
 
     Raises:
         UserError: if a file is not there or damaged, or a parameter is refused.
     """
     values = _read("quick", chapter) | _read(profile, chapter) | (changes or {})
-    return CHAPTERS[chapter].parse(values, f"profile {profile}, chapter {chapter}")
+    return CHAPTERS[chapter].parse(values, f"{by}profile {profile}, chapter {chapter}")
 
 
 def _read(profile: str, chapter: str) -> dict[str, Any]:

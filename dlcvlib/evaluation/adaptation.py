@@ -62,10 +62,9 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
     }
     runs = train_all(jobs, params.runs_dir)
     if ADABN in methods:
+        targets = {name: pair.target.train.images for name, pair in digits.pairs.items()}
         runs |= {
-            (ADABN, name, seed): replace(
-                run, method=AdaBN(run.method, digits.pairs[name].target.train.images)
-            )
+            (ADABN, name, seed): replace(run, method=AdaBN(run.method, targets[name]))
             for (method, name, seed), run in runs.items()
             if method == SOURCE_ONLY
         }
