@@ -92,6 +92,7 @@ def test_an_index_that_says_something_becomes_columns():
 @pytest.fixture
 def kernel():
     """Run cells after `begin`, and collect what they show."""
+    plt.close("all")  # what other tests have left open would be shown
     shell = InteractiveShell.instance()
     shell.enable_gui = lambda gui=None: None  # of a shell with a display, as kernels have
     notebook.begin(VAEParams, [parameters_cell()])
