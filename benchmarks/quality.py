@@ -20,27 +20,26 @@ from scipy import stats
 from dlcvlib.config import profiles
 
 PROBLEMS = {"vae": "1-6", "gan": "2-3", "dann": "3-5,3-6", "pixelda": "4-4"}
-PREFIX = "ablation_"
 
 
-def full_size(chapter: str, profile: str = "quick") -> dict[str, Any]:
+def full_size(chapter: str) -> dict[str, Any]:
     """The main runs' values of a chapter's ablation parameters, with a single seed."""
-    params = dict(profiles.load(profile, chapter))
-    names = [name.removeprefix(PREFIX) for name in params if name.startswith(PREFIX)]
-    return {PREFIX + name: params[name] for name in names if name != "seeds"} | {
-        f"{PREFIX}seeds": [0]
+    params = profiles.load("quick", chapter)
+    names = params.own("ablation").keys() - {"seeds"}
+    return {f"ablation_{name}": getattr(params, name) for name in sorted(names)} | {
+        "ablation_seeds": [0]
     }
 
 
-def measure(chapter: str, runs_dir: Path, profile: str = "quick") -> pd.DataFrame:
+def measure(chapter: str, runs_dir: Path) -> pd.DataFrame:
     """One row per comparison, variant and measure: its mean on the small task and at full size."""
     means, problems = {}, PROBLEMS[chapter]
-    for size, changes in (("small", {}), ("full", full_size(chapter, profile))):
+    for size, changes in (("small", {}), ("full", full_size(chapter))):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "dlcvlib", "report", "--only", problems]
             for name, value in changes.items():
                 command += ["--set", f"{chapter}.{name}={json.dumps(value)}"]
-            command += ["--profile", profile, "--runs-dir", str(runs_dir), "--out", folder]
+            command += ["--runs-dir", str(runs_dir), "--out", folder]
             subprocess.run(command, check=True)
             results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
         for problem in problems.split(","):

@@ -382,7 +382,7 @@ def test_inceptions_weights_count_as_soon_as_they_are_there(chosen, folder, tmp_
 # --- several processes ------------------------------------------------------------------------
 
 PROGRAM = """
-import os, sys, time
+import os, sys, threading
 import numpy as np
 from dlcvlib.data import decode
 from dlcvlib.data.synthetic import faces  # neither imports torch
@@ -410,7 +410,7 @@ def test_several_processes_match_a_single_one(condition, action):
 
 
 def test_workers_end_with_a_parent_that_is_killed():
-    action = "time.sleep(1); print(os.getpid(), flush=True)"
+    action = "print(os.getpid(), flush=True); threading.Event().wait()"
     with start("-c", PROGRAM.format("index % 20 == 0", action)) as parent:
         workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
         parent.kill()

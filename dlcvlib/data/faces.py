@@ -44,16 +44,13 @@ def load_faces(params: FaceParams) -> FaceData:
 def _embedded(params: FaceParams, _: Path) -> Source:
     from dlcvlib.data.synthetic import faces as drawn_faces
 
-    train, total = params.drawn_train, params.drawn_train + params.drawn_test
-    work = partial(drawn_faces.draw_face, 0)
-    code = [f"data/synthetic/{name}" for name in ("faces", "people", "brushes")]
     return Source(
         "faces drawn by this project (synthetic)",
-        range(train),
-        range(train, total),
-        work,
+        range(params.drawn_train),
+        range(params.drawn_train, params.drawn_train + params.drawn_test),
+        partial(drawn_faces.draw_face, 0),
         packages=["skia-python"],
-        code=code,
+        code=["data/synthetic/faces", "data/synthetic/people", "data/synthetic/brushes"],
     )
 
 

@@ -41,8 +41,6 @@ PCA_DIMENSIONS = 50
 ITERATIONS = 500
 """Of t-SNE: the usual 1,000 take twice the time and preserve hardly more neighbours."""
 
-CODE = fingerprints.hashes([Path(__file__)])
-"""Of what is cached here."""
 FITTED = 30_000
 """Maximum number of latents that a density is fitted to: more would take gigabytes."""
 COMPONENTS = (1, 2, 5, 10)
@@ -60,7 +58,8 @@ def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFram
         `fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
         log_likelihood (nats) of validation images' z for each number of components.
     """
-    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, CODE]
+    code = fingerprints.hashes([Path(__file__)])
+    identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, code]
     name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
 
     @timed("fitted densities")
@@ -118,8 +117,9 @@ def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -
         seed: of PCA and t-SNE.
         runs_dir: folder of the runs; the map is cached in its `maps`.
     """
+    code = fingerprints.hashes([Path(__file__)])
     packages = fingerprints.versions("scikit-learn", "scipy", "numpy")
-    identity = [joblib.hash(features.numpy()), perplexity, seed, CODE, packages]
+    identity = [joblib.hash(features.numpy()), perplexity, seed, code, packages]
 
     @timed("t-SNE")
     def make() -> tuple[dict[str, Tensor], dict]:
