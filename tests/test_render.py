@@ -20,6 +20,7 @@ from nbformat.v4 import new_markdown_cell as text
 from PIL import Image
 from skimage.color import rgb2xyz
 
+from dlcvlib.evaluation import original
 from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
@@ -69,7 +70,8 @@ class Made:
         exhibits, beside = check(books | {"4-4": FAR}), beside or folder
         pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
         about = provenance.describe({}, {}, {}, ABOUT)
-        document = render.document(pages=pages, failures={}, provenance=about, params={})
+        values = {"pages": pages, "failures": {}, "provenance": about, "params": {}}
+        document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
         self.files = {name: c for page in pages.values() for name, c in page.files.items()}
         (folder / "figures").mkdir(exist_ok=True)
@@ -121,11 +123,32 @@ def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
 def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
     prose = text("See @tbl-t, @fig-far, [1-2](#nb-1-2), [4-4](#nb-4-4) and ![a picture](x.png).")
     made = Made(tmp_path, p1_1=[prose, figure("a", "tbl-t")], p1_2=[table("t", FRAME)])
-    (paragraph,) = (p for p in made.soup.select("p") if p.get_text().startswith("See"))
+    (paragraph,) = (p for p in made.soup.select("p") if p.get_text().startswith("See "))
     assert paragraph.get_text().startswith("See Table 1-2.1, Figure 4-4.1, 1-2, 4-4 and a picture")
     assert [a["href"] for a in paragraph.select("a")] == ["#tbl-t", "#nb-1-2"]
     assert "Figure 4-4.1" in made.soup.select_one("#tbl-t caption").get_text()
     assert "a picture" in made.pdf()
+
+
+def test_citations_lead_to_the_works_and_show_them_on_hover(tmp_path):
+    """In a cell with HTML, and in a caption, too; the report's own are among the works."""
+    prose = text("By @kingma2014, `@kingma2014`, <b>see</b> [e.g. @wang2004, $k$; @mao2017].")
+    caption = "#| label: tbl-t\n#| tbl-cap: As in [@holm1979].\nframe"
+    bundle = {"text/markdown": to_markdown(FRAME), MIME: {"kind": "table"}}
+    made = Made(tmp_path, p1_1=[prose, shown(caption, bundle)])
+    (paragraph,) = (p for p in made.first.select("p") if p.get_text().startswith("By"))
+    cited = " ".join(paragraph.get_text().split())
+    assert cited.startswith(
+        "By Kingma and Welling (2014), @kingma2014, see (e.g. Wang et al. 2004, k"
+    )
+    works = {work["id"]: work for work in made.soup.select("#refs > div")}
+    links = [*paragraph.select("a"), made.first.select_one("caption a")]
+    entries = [works[link["href"][1:]].get_text().strip() for link in links]
+    assert [entry.split(",")[0] for entry in entries] == ["Kingma", "Wang", "Mao", "Holm"]
+    assert [link["title"][:9] for link in links] == [entry[:9] for entry in entries]
+    assert all(work.a["href"].startswith("http") for work in works.values())
+    assert {"ref-alpaydin1998", "ref-liu2015"} <= works.keys()
+    assert "Auto-Encoding Variational Bayes" in made.pdf().replace("\n", " ")
 
 
 def test_code_and_output_are_text_and_can_be_left_out(tmp_path):

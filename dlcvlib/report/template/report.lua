@@ -5,10 +5,15 @@ local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
 
 -- The document without its parts, which Typst's errors can be traced to. A name is there once; a
--- link leads to the web or to what is there, and a picture of the web is a link.
+-- link leads to the web or to what is there, and a picture of the web is a link. A citation's link
+-- has the cited work as its title.
 local function join(doc)
-  local blocks, targets, repeated = pandoc.List(), {}, {}
+  local blocks, targets, repeated, works = pandoc.List(), {}, {}, {}
   for number, part in ipairs(doc.blocks) do
+    local refs = part.content[2]
+    if refs and refs.identifier == "refs" then
+      for _, work in ipairs(refs.content) do works["#" .. work.identifier] = pandoc.utils.stringify(work) end
+    end
     if typst then blocks:insert(pandoc.RawBlock("typst", "// part " .. number)) end
     if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
   end
@@ -28,6 +33,8 @@ local function join(doc)
     Link = function(link)
       local web = link.target:lower():match("^https?://") or link.target:lower():match("^mailto:")
       if not web and not targets[link.target] then return link.content end
+      if works[link.target] then link.title = works[link.target] end
+      return link
     end,
     Image = function(image)
       if image.src:match("^figures/[%w._-]+$") then return nil end
