@@ -81,8 +81,11 @@ class Made:
         self.soup = BeautifulSoup(self.html, "html.parser")
         self.first = self.soup.select_one("#nb-1-1")
 
+    def pdf_bytes(self):
+        return render.to_pdf(self.tree, self.folder)
+
     def pdf(self):
-        found = pypdf.PdfReader(io.BytesIO(render.to_pdf(self.tree, self.folder)))
+        found = pypdf.PdfReader(io.BytesIO(self.pdf_bytes()))
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
@@ -221,6 +224,29 @@ def test_a_long_line_is_broken_in_print(tmp_path):
     assert "short" in lines
 
 
+def test_what_does_not_fit_on_a_page_leaves_no_gap(tmp_path):
+    """A large figure floats, what follows stays; the PDF is PDF/UA, since all has a text."""
+    svg = SVG.replace("72pt", "470pt")
+    cells = [text("Before\n\n" * 12), figure("a", "fig-a", **{"image/svg+xml": svg}), text("After")]
+    pdf = pypdf.PdfReader(io.BytesIO(Made(tmp_path, p1_1=cells).pdf_bytes()))
+    pages = [sheet.extract_text() for sheet in pdf.pages]
+    (number,) = (n for n, page in enumerate(pages) if "Before" in page)
+    assert "After" in pages[number]
+    assert "Figure 1-1.1." in pages[number + 1]
+    assert b"pdfuaid" in pdf.trailer["/Root"]["/Metadata"].get_data()
+
+
+def test_columns_of_a_wide_table_are_as_wide_as_their_cells_need(tmp_path):
+    """In print, the longest texts get most; a heading stands over both ends of an interval."""
+    row = {"claim": "word " * 30, "low": -0.123, "high": 0.5, "measure": "word " * 5, "n": 1}
+    made = Made(tmp_path, p1_1=[table("t", pd.DataFrame([row]))])
+    assert made.first.select_one("th[colspan='2']").get_text().strip() == "95 % interval"
+    printed = render._written(made.tree, "typst-citations", "report.typ")
+    found = next(w for w in re.findall(r"columns: \((.*),?\)", printed) if w.count("%") == 5)
+    claim, low, _, measure, n = [float(width) for width in re.findall(r"[\d.]+", found)]
+    assert claim > measure > low > n
+
+
 def test_tables_may_leave_out_tags(tmp_path):
     """In a cell and in an output."""
     grids = [grid["html"] for grid in CASES["tables"]]
@@ -238,7 +264,7 @@ def test_tables_may_leave_out_tags(tmp_path):
 def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
     heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
     made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
-    printed = render._written(made.tree, "typst", "report.typ")
+    printed = render._written(made.tree, "typst-citations", "report.typ")
     assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
 
 
@@ -323,10 +349,11 @@ def test_headings_have_names_of_their_own(tmp_path):
 def test_what_cannot_be_printed_costs_only_itself(tmp_path):
     unknown = [r"$\llbracket x\rrbracket$", r"$\nosuch{x}$"]  # to Typst, to pandoc
     cells = [shown("", {"image/svg+xml": "<x/>"}), text("![x](data:image/svg+xml,<x/>)")]
-    cells = [text("Before"), *map(text, unknown), *cells, text("$x^2$ after")]
+    cells = [text("Before"), *map(text, unknown), *cells, text(r"$p \otimes x$ after")]
     printed = Made(tmp_path, p1_1=cells).pdf()
     assert all(each in printed for each in ("Before", *(u.strip("$") for u in unknown), "after"))
     assert printed.count("cannot be printed") == 2
+    assert "⊗" in printed
 
 
 def test_the_first_page_has_the_abstract_and_the_main_table(tmp_path):

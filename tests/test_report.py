@@ -69,11 +69,15 @@ def test_first_page_has_abstract_main_table_and_provenance(page):
 
 def test_pdf(smoke_report):
     pdf = pypdf.PdfReader(smoke_report[0] / "report.pdf")
-    text = "\n".join(sheet.extract_text() for sheet in pdf.pages)
+    texts = [sheet.extract_text() for sheet in pdf.pages]
+    text = "\n".join(texts)
     for problem in PROBLEMS:
         assert all(f"{kind} {problem}.1" in text for kind in ("Figure", "Table"))
     assert "Chapter 1" in pdf.outline[0].title
     assert pdf.outline[1][0].title.startswith("1-1")
+    assert b"pdfuaid" in pdf.trailer["/Root"]["/Metadata"].get_data()
+    first = next(n for n, page in enumerate(texts) if "Parameters by chapter" in page)
+    assert len(pdf.pages) - first <= 2
 
 
 def test_results(results):
@@ -84,6 +88,7 @@ def test_results(results):
     provenance, work = results["provenance"], ["data", "training: vae", "t-SNE", "writing PDF"]
     assert {"torch", "python"} <= provenance["versions"].keys()
     assert set(provenance["notebooks"]) == set(PROBLEMS)
+    assert provenance["changed"]["vae"] == ["runs_dir"]
     assert all(provenance["seconds_by_work"][each] > 0 for each in work)
 
 

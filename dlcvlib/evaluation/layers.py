@@ -72,7 +72,7 @@ def _title(layer: nn.Module) -> str:
 
 
 def by_block(frame: pd.DataFrame) -> pd.DataFrame:
-    """A network's `layers` with one row per weight layer and what follows it, their counts added."""
+    """A network's `layers`, one row per weight layer and what follows it, their counts added."""
     shown = frame[frame["layer"] != "Unflatten"]
     starts = shown["layer"].str.startswith(("Conv", "Linear"))
     how = {"layer": " + ".join, "input": "first", "output": "last"}

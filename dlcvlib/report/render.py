@@ -396,18 +396,22 @@ def _coloured(code: re.Match[str]) -> str:
 
 @timed("writing PDF")
 def to_pdf(tree: dict[str, Any], folder: Path) -> bytes:
-    """The printed report; its pictures lie in `folder`.
+    """The printed report, as PDF/UA-1 where all has a text alternative; pictures lie in `folder`.
 
     Formulas that Typst refuses are shown as they were typed, and a notice stands in the place of
     any other part that it refuses; both are changed in the tree.
     """
     # The font for Chinese, Japanese and Korean comes from its package.
     where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}
+    standards = ["ua-1"]
     while True:
         source = strip_ansi(_written(tree, "typst-citations", "report.typ"))
         try:
-            return typst.compile(source.encode(), **where)
+            return typst.compile(source.encode(), pdf_standards=standards, **where)
         except typst.TypstError as error:
+            if "PDF/UA-1" in str(error) and standards:
+                standards = []
+                continue
             _without_refused(tree, source, error)
 
 

@@ -69,6 +69,13 @@ local function Str(str)
   if str.text:match("^%d+%.$") then return pandoc.RawInline("typst", (str.text:gsub("%.", "\\."))) end
 end
 
+-- A formula's alternative text is its TeX.
+local function Math(math)
+  if not typst then return nil end
+  local alt = "#[#set math.equation(alt: " .. typst_string(math.text) .. ");"
+  return { pandoc.RawInline("typst", alt), math, pandoc.RawInline("typst", "]") }
+end
+
 -- A mean stays on one line with its deviation, and a source with its target.
 local function Inlines(inlines)
   local function is_sign(inline) return inline and inline.t == "Str" and (inline.text == "±" or inline.text == "→") end
@@ -114,7 +121,7 @@ local SMALL = "#show table: set text(6.4pt)\n#set table(inset: (x: 3pt, y: 1.6pt
 
 -- Widths of columns in print. Where a table is too wide for the page, headings are wrapped, numbers
 -- are not, and the other columns share what is left: the longer texts get as much as each other.
--- Returns whether even the longest words do not fit.
+-- Returns whether that is so little that the table is to be set smaller.
 local function set_widths(tbl, heads, rows)
   local LINE = tbl.classes:includes("small") and LINE * 8.5 / 6.4 or LINE
   local whole, need, want = {}, {}, {} -- with headings on one line; at least; what most cells need
@@ -145,9 +152,13 @@ local function set_widths(tbl, heads, rows)
     end
     return sum
   end
-  local level, tight = 1000, total(need, 0) > LINE
-  local natural = total(whole, level) <= LINE
+  local level, natural = 1000, total(whole, 1000) <= LINE
   while level > 0 and total(want, level) > LINE do level = level - 1 end
+  local tight = level < 22
+  if tight then
+    LINE, level = LINE * 8.5 / 7.5, 1000
+    while level > 0 and total(want, level) > LINE do level = level - 1 end
+  end
   local line = math.max(LINE, total(want, level))
   tbl.colspecs = tbl.colspecs:map(function(spec, i)
     local length = math.max(need[i], math.min(want[i], level))
@@ -255,5 +266,5 @@ end
 
 return {
   { Pandoc = join },
-  { Str = Str, Inlines = Inlines, Blocks = Blocks, Table = Table, Figure = Figure, Image = Image, Div = Div },
+  { Str = Str, Math = Math, Inlines = Inlines, Blocks = Blocks, Table = Table, Figure = Figure, Image = Image, Div = Div },
 }
