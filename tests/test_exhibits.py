@@ -48,7 +48,7 @@ def test_a_mistake_gives_one_error_that_names_its_cell(case):
 
 
 def test_lookalikes_are_not_references():
-    text = r">name@fig-tree.org, \@fig-x, @figure-x, @ref, `@tbl-`; @fig-there."
+    text = r">name@fig-tree.org, \@fig-x, @figure-x, @ref, `@tbl-`; @fig-there a@b2014."
     check({"1-1": book(FIGURE.format("there", ""), text, "%matplotlib inline\n@decorator")})
 
 

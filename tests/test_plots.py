@@ -117,6 +117,9 @@ def test_multiply_adds_are_those_of_weights_biases_and_norms():
     convolutions = [8 * 27 * 49, 8 * 4 * 16 * 49 + 4 * 256]
     assert table["mult_adds"].tolist() == [*convolutions, 4 * 256, 0, 5 * (4 * 256 + 1)]
     assert table["parameters"].sum() == sum(p.numel() for p in network.parameters())
+    shown = layers.together(net=table)
+    assert shown["layer"].tolist() == [names[0], f"{names[1]} + BN + ReLU", "Linear"]
+    assert shown["mult_adds"].sum() == table["mult_adds"].sum()
 
 
 def test_a_map_can_show_misclassified_images_only():

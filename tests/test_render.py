@@ -80,8 +80,11 @@ class Made:
         self.soup = BeautifulSoup(self.html, "html.parser")
         self.first = self.soup.select_one("#nb-1-1")
 
+    def pdf_bytes(self):
+        return render.to_pdf(self.tree, self.folder)
+
     def pdf(self):
-        found = pypdf.PdfReader(io.BytesIO(render.to_pdf(self.tree, self.folder)))
+        found = pypdf.PdfReader(io.BytesIO(self.pdf_bytes()))
         return "\n".join(sheet.extract_text() for sheet in found.pages)
 
 
@@ -133,6 +136,26 @@ def test_references_link_to_what_is_there_and_name_what_is_not(tmp_path):
     assert [a["href"] for a in paragraph.select("a")] == ["#tbl-t", "#nb-1-2"]
     assert "Figure 4-4.1" in made.soup.select_one("#tbl-t caption").get_text()
     assert "a picture" in made.pdf()
+
+
+def test_citations_lead_to_the_works_and_show_them_on_hover(tmp_path):
+    """In a cell with HTML, and in a caption, too; the report's own are among the works."""
+    prose = text("By @kingma2014, `@kingma2014`, <b>see</b> [e.g. @wang2004, $k$; @mao2017].")
+    caption = "#| label: tbl-t\n#| tbl-cap: As in [@holm1979].\nframe"
+    bundle = {"text/markdown": to_markdown(FRAME), MIME: {"kind": "table"}}
+    made = Made(tmp_path, p1_1=[prose, shown(caption, bundle)])
+    (paragraph,) = (p for p in made.first.select("p") if p.get_text().startswith("By"))
+    cited = " ".join(paragraph.get_text().split())
+    names = "By Kingma and Welling (2014), @kingma2014, see (e.g. Wang et al. 2004, k"
+    assert cited.startswith(names)
+    works = {work["id"]: work for work in made.soup.select("#refs > div")}
+    links = [*paragraph.select("a"), made.first.select_one("caption a")]
+    entries = [works[link["href"][1:]].get_text().strip() for link in links]
+    assert [entry.split(",")[0] for entry in entries] == ["Kingma", "Wang", "Mao", "Holm"]
+    assert [link["title"][:9] for link in links] == [entry[:9] for entry in entries]
+    assert all(work.a["href"].startswith("http") for work in works.values())
+    assert {"ref-alpaydin1998", "ref-liu2015"} <= works.keys()
+    assert "Auto-Encoding Variational Bayes" in made.pdf().replace("\n", " ")
 
 
 def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
@@ -206,6 +229,29 @@ def test_a_long_line_is_broken_in_print(tmp_path):
     assert "short" in lines
 
 
+def test_what_does_not_fit_on_a_page_leaves_no_gap(tmp_path):
+    """A large figure floats, what follows stays; the PDF is PDF/UA, since all has a text."""
+    svg = SVG.replace("72pt", "470pt")
+    cells = [text("Before\n\n" * 12), figure("a", "fig-a", **{"image/svg+xml": svg}), text("After")]
+    pdf = pypdf.PdfReader(io.BytesIO(Made(tmp_path, p1_1=cells).pdf_bytes()))
+    pages = [sheet.extract_text() for sheet in pdf.pages]
+    (number,) = (n for n, page in enumerate(pages) if "Before" in page)
+    assert "After" in pages[number]
+    assert "Figure 1-1.1." in pages[number + 1]
+    assert b"pdfuaid" in pdf.trailer["/Root"]["/Metadata"].get_data()
+
+
+def test_columns_of_a_wide_table_are_as_wide_as_their_cells_need(tmp_path):
+    """In print, the longest texts get most; a heading stands over both ends of an interval."""
+    row = {"claim": "word " * 30, "low": -0.123, "high": 0.5, "measure": "word " * 5, "n": 1}
+    made = Made(tmp_path, p1_1=[table("t", pd.DataFrame([row]))])
+    assert made.first.select_one("th[colspan='2']").get_text().strip() == "95 % interval"
+    printed = render._written(made.tree, "typst-citations", "report.typ")
+    found = next(w for w in re.findall(r"columns: \((.*),?\)", printed) if w.count("%") == 5)
+    claim, low, _, measure, n = [float(width) for width in re.findall(r"[\d.]+", found)]
+    assert claim > measure > low > n
+
+
 def test_tables_may_leave_out_tags(tmp_path):
     """In a cell and in an output."""
     grids = [grid["html"] for grid in CASES["tables"]]
@@ -218,6 +264,13 @@ def test_tables_may_leave_out_tags(tmp_path):
     assert rows == 2 * [row for grid in CASES["tables"] for row in grid["rows"]]
     assert len(made.first.select("[colspan='2']")) == 2
     assert "1 2\n3 4" in re.sub("[ \n]*\n", "\n", made.pdf())
+
+
+def test_only_the_head_of_a_table_is_bold_in_print(tmp_path):
+    heads = "<table><tr><th>a<tr><td>b</table>", "<table><thead><tr><td>c<tbody><tr><td>d</table>"
+    made = Made(tmp_path, p1_1=[text(html) for html in (*heads, "<table><tr><td>e</table>")])
+    printed = render._written(made.tree, "typst-citations", "report.typ")
+    assert set(re.findall(r"#strong\[(\w)\]", printed)) == {"a", "c"}
 
 
 def test_a_cell_with_a_table_is_otherwise_as_any_other(tmp_path):
@@ -301,10 +354,11 @@ def test_headings_have_names_of_their_own(tmp_path):
 def test_what_cannot_be_printed_costs_only_itself(tmp_path):
     unknown = [r"$\llbracket x\rrbracket$", r"$\nosuch{x}$"]  # to Typst, to pandoc
     cells = [shown("", {"image/svg+xml": "<x/>"}), text("![x](data:image/svg+xml,<x/>)")]
-    cells = [text("Before"), *map(text, unknown), *cells, text("$x^2$ after")]
+    cells = [text("Before"), *map(text, unknown), *cells, text(r"$p \otimes x$ after")]
     printed = Made(tmp_path, p1_1=cells).pdf()
     assert all(each in printed for each in ("Before", *(u.strip("$") for u in unknown), "after"))
     assert printed.count("cannot be printed") == 2
+    assert "⊗" in printed
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -71,23 +71,30 @@ def _title(layer: nn.Module) -> str:
     return SHORT.get(name, name)
 
 
+def by_block(frame: pd.DataFrame) -> pd.DataFrame:
+    """A network's `layers`, one row per weight layer and what follows it, their counts added."""
+    shown = frame[frame["layer"] != "Unflatten"]
+    starts = shown["layer"].str.startswith(("Conv", "Linear"))
+    how = {"layer": " + ".join, "input": "first", "output": "last"}
+    how |= dict.fromkeys(["parameters", "mult_adds"], "sum")
+    return shown.groupby(starts.cumsum()).agg(how).reset_index(drop=True)
+
+
 def blocks(frame: pd.DataFrame) -> pd.DataFrame:
-    """What a diagram shows of a network's `layers`: each weight layer with what follows it.
+    """What a diagram shows of a network's `layers`, block by block.
 
     Returns:
         One row per block: name (of its layers), shape (of its output, as text), channels and side
         (of its output; a vector's side is 1), beside (whether its input is that of the block
         before it, not that block's output).
     """
-    shown = frame[frame["layer"] != "Unflatten"]
-    starts = shown["layer"].str.startswith(("Conv", "Linear"))
     rows = []
     source = shape = ""
-    for _, group in shown.groupby(starts.cumsum()):
-        name, *rest = group["layer"]
-        before, source = source, group["input"].iloc[0]
+    for block in by_block(frame).itertuples():
+        name, *rest = block.layer.split(" + ")
+        before, source = source, block.input
         beside = source == before != shape
-        shape = group["output"].iloc[-1]
+        shape = block.output
         channels, *sides = map(int, shape.split("×"))
         title = f"{name.replace(', stride 2', '/2')}\n{' '.join(rest)}"
         rows.append((title, shape, channels, sides[-1] if sides else 1, beside))
@@ -97,9 +104,10 @@ def blocks(frame: pd.DataFrame) -> pd.DataFrame:
 def together(**frames: pd.DataFrame) -> pd.DataFrame:
     """The tables of several networks stacked, with a first column naming the network.
 
-    The inputs of layers are left out: they are the outputs of those before.
+    Layers are put together `by_block`, without their inputs: these are the outputs of those before.
     """
-    joined = pd.concat(frames, names=["network"]).reset_index("network")
+    shown = {name: by_block(one) if "layer" in one else one for name, one in frames.items()}
+    joined = pd.concat(shown, names=["network"]).reset_index("network")
     return joined.drop(columns="input", errors="ignore")
 
 

@@ -6,13 +6,15 @@ A code cell that makes an exhibit says so in lines of the form of Quarto's cell 
     #| fig-cap: Accuracy on the target; bars are means, dots seeds.
     #| fig-alt: For each pair of domains three bars, from source only to target only.
 
-The label begins with `fig-` or `tbl-`. Text anywhere in the report refers to it as `@fig-gap`.
-Numbers, captions and references are known, and checked, before any notebook runs.
+The label begins with `fig-` or `tbl-`. Text anywhere in the report refers to it as `@fig-gap`, and
+cites a work of references.bib as pandoc has it: `[@kingma2014, section 2]`, or `@kingma2014` in a
+sentence. All of these are known, and checked, before any notebook runs.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,6 +43,10 @@ KNOWN = frozenset(QUARTO.split())
 OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)
 LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
 REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
+BIBLIOGRAPHY = Path(__file__).with_name("references.bib")
+CITED = r"(?<![\w\\@`])@([a-z]+\d{4}[a-z]?\b|(?<=\[@)[a-z]\w*)"
+"""The key of a work: author and year; any name at the beginning of brackets."""
+CITATION = re.compile(rf"(?<![\\`])\[[^][]*?{CITED}[^][]*\](?!\()|{CITED}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
     Raises:
         UserError: naming the notebook and the cell, counted from 1, of the first mistake: an
             unknown option, a label twice or of neither kind, a figure without a caption or alt
-            text, a table without a caption, a reference to no exhibit.
+            text, a table without a caption, a reference to no exhibit, a citation of no work.
     """
     cells = [
         (problem, f"notebook {problem}, cell {number}", cell)
@@ -114,6 +120,13 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
                 _declare(problem, options(cell.source), found)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
+    works = re.findall(r"^@\w+\{(\w+),", BIBLIOGRAPHY.read_text(encoding="utf-8"), re.MULTILINE)
+    for _, where, cell in cells:
+        for key in re.findall(CITED, cell.source, re.ASCII):
+            if key not in works:
+                raise UserError(
+                    f"{where}: @{key} is not in {BIBLIOGRAPHY.name}{nearest(key, works)}"
+                )
     for _, where, cell in cells if whole else []:
         for label in REFERENCE.findall(cell.source):
             if label not in found:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dlcvlib import __version__
 from dlcvlib.config.paths import ROOT
-from dlcvlib.config.schema import CHAPTERS, Parameters
+from dlcvlib.config.schema import CHAPTERS, Parameters, load
 from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
@@ -61,6 +61,7 @@ def describe(
         "profile": about["profile"],
         "command": about["command"],
         "data": {chapter: params[chapter].data for chapter in chapters},
+        "changed": {c: _changed(params[c], about["profile"], c) for c in chapters},
         "seeds": "; ".join(f"{chapter}: {_seeds(params[chapter])}" for chapter in chapters),
         "device": devices or f"not known (training runs without a record: {len(names)})",
         "seconds_training": sum(run["seconds"] for run in runs),
@@ -89,6 +90,12 @@ def _records(names: Iterable[str], folders: Iterable[str]) -> list[dict[str, Any
 def _trained_on(run: Mapping[str, Any]) -> str:
     several = f"{run['processes']} processes, " if (run["processes"] or 1) > 1 else ""
     return f"{run['device']} ({several}threads: {run['threads']}, {run['precision']})"
+
+
+def _changed(params: Parameters, profile: str, chapter: str) -> list[str]:
+    """Names of the parameters that have another value than their profile's."""
+    of_profile = load(profile, chapter).model_dump()
+    return [name for name, value in params.model_dump().items() if value != of_profile[name]]
 
 
 def _seeds(params: Parameters) -> str:

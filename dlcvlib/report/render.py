@@ -35,7 +35,16 @@ from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.report import provenance
-from dlcvlib.report.exhibits import MIME, REFERENCE, Exhibit, code, name_of, options
+from dlcvlib.report.exhibits import (
+    BIBLIOGRAPHY,
+    CITATION,
+    MIME,
+    REFERENCE,
+    Exhibit,
+    code,
+    name_of,
+    options,
+)
 from dlcvlib.report.tables import to_markdown
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import escaped, fenced, table
@@ -254,13 +263,16 @@ class Page:
         return f"{stem}.{kind}", min(1.0, inches / TEXT_WIDTH)
 
     def _linked(self, text: str) -> str:
-        """References as links; report.lua makes those plain that lead to nothing."""
+        """References as links, of which report.lua makes those plain that lead to nothing.
+
+        Citations too, for a notebook's Markdown has none; parts.lua reads what the link holds.
+        """
 
         def link(match: re.Match[str]) -> str:
             exhibit = self.exhibits.get(match[1])
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
-        return REFERENCE.sub(link, text)
+        return CITATION.sub(r"[\g<0>](cite:)", REFERENCE.sub(link, text))
 
 
 def _content(data: Mapping[str, str]) -> bytes:
@@ -384,18 +396,22 @@ def _coloured(code: re.Match[str]) -> str:
 
 @timed("writing PDF")
 def to_pdf(tree: dict[str, Any], folder: Path) -> bytes:
-    """The printed report; its pictures lie in `folder`.
+    """The printed report, as PDF/UA-1 where all has a text alternative; pictures lie in `folder`.
 
     Formulas that Typst refuses are shown as they were typed, and a notice stands in the place of
     any other part that it refuses; both are changed in the tree.
     """
     # The font for Chinese, Japanese and Korean comes from its package.
     where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}
+    standards = ["ua-1"]
     while True:
-        source = strip_ansi(_written(tree, "typst", "report.typ"))
+        source = strip_ansi(_written(tree, "typst-citations", "report.typ"))
         try:
-            return typst.compile(source.encode(), **where)
+            return typst.compile(source.encode(), pdf_standards=standards, **where)
         except typst.TypstError as error:
+            if "PDF/UA-1" in str(error) and standards:
+                standards = []
+                continue
             _without_refused(tree, source, error)
 
 
@@ -418,6 +434,8 @@ def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError)
 
 def _written(tree: Mapping[str, Any], to: str, template: str, *more: str) -> str:
     options = ["--standalone", "--wrap=none", f"--metadata=pagetitle:{TITLE}", *more]
+    # Of the whole document: a part may cite what others do, and the works are listed once.
+    options += ["--citeproc", f"--bibliography={BIBLIOGRAPHY}", "--metadata=link-citations"]
     options += [f"--template={TEMPLATE / template}", f"--lua-filter={TEMPLATE / 'report.lua'}"]
     return _pandoc(json.dumps(tree), "json", to, *options)
 

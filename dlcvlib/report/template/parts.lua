@@ -7,10 +7,19 @@ local MARKDOWN = "markdown-smart-raw_html-raw_tex-raw_attribute-citations-exampl
   .. "-yaml_metadata_block-pandoc_title_block"
 -- What a notebook's author writes, as JupyterLab has it.
 local CELL = "commonmark_x-smart-raw_attribute-implicit_figures-emoji-yaml_metadata_block"
+local CITING = MARKDOWN:gsub("%-citations", "+citations")
 local HTML = "html+tex_math_single_backslash"
 
 local function read(text, format)
   return pandoc.read(text, format, { columns = 72 }, {}) -- in a sandbox, by the last argument
+end
+
+-- The citation that a link to "cite:" holds as text (see render.py).
+local function cited(link)
+  if link.target ~= "cite:" then return nil end
+  local text = pandoc.write(pandoc.Pandoc({ pandoc.Plain(link.content) }), "markdown-smart")
+  local first = read(text:gsub("\\([%[%]@])", "%1"), CITING).blocks[1]
+  return first and first.content
 end
 
 -- A part's document and, of a cell with HTML, the HTML that it was read from. What has a table is
@@ -38,6 +47,7 @@ function Reader(input)
     doc = doc:walk({
       RawBlock = function() return {} end,
       RawInline = function() return {} end,
+      Link = cited,
       Header = function(header)
         local name = "nb-" .. (how.page or "")
         if how.page and not named[name] and how.again ~= "" then -- where its links lead
