@@ -51,14 +51,13 @@ class Node:
         self.width, self.height = 0.16 + _longest(lines), 0.1 + LINE * len(lines)
         if self.layers is None:
             return
-        self.frame = frame = blocks(self.layers).assign(vector=lambda new: new["side"] == 1)
-        changes = frame.ne(frame.shift())
-        self.labelled = changes[["channels", "vector"]].any(axis=1)
-        self.resized = changes["side"] & ~frame["vector"]
+        self.frame = frame = blocks(self.layers)
+        shapes, beside = frame[["channels", "side"]], frame["beside"]
+        self.labelled = shapes.ne(shapes.shift()).any(axis=1)
         # The second of two heads is drawn under the first.
-        pitches = np.where(self.labelled | self.resized, *PITCH) * ~frame["beside"]
-        self.places = pitches.cumsum() - np.where(frame["beside"], pitches.shift(), pitches) / 2
-        self.tall = np.where(frame["vector"], 0.24, 0.12 * np.log2(frame["side"]))
+        pitches = np.where(self.labelled, *PITCH) * ~beside
+        self.places = pitches.cumsum() - pitches.where(~beside, pitches.shift()) / 2
+        self.tall = np.where(frame["side"] == 1, 0.24, 0.12 * np.log2(frame["side"]))
         counts = Counter(frame["name"]).items()
         operations = [f"{n}× {name}" if n > 1 else name for name, n in counts]
         self.operations = "\n".join(operations)
@@ -123,8 +122,7 @@ def architecture(
     for edge in edges:
         _connect(ax, _route(nodes[edge.source], nodes[edge.target]), edge, colors)
     frames = {name: node.frame for name, node in nodes.items() if node.layers is not None}
-    values = pd.concat(frames, names=["network"]).reset_index("network")
-    return with_values(figure, values.drop(columns=["vector", "beside"]))
+    return with_values(figure, pd.concat(frames, names=["network"]).reset_index("network"))
 
 
 def _longest(lines: Sequence[str]) -> float:
@@ -156,14 +154,14 @@ def _network(ax: Axes, node: Node, trained_by: Sequence[str]) -> None:
         ax.scatter(right - 0.1 - 0.11 * number, top - 0.12, s=20, color=color)
     places = (left + right - node.places.max() - node.places.min()) / 2 + node.places
     shift = 0.14 * frame["beside"].shift(-1, fill_value=False) - 0.14 * frame["beside"]
-    look = {"color": np.where(frame["vector"], VECTOR, MAP), "edgecolor": "#55606e"}
+    look = {"color": np.where(frame["side"] == 1, VECTOR, MAP), "edgecolor": "#55606e"}
     starts, widths = (high + low - node.tall) / 2 + shift, 0.03 + 0.008 * np.log2(frame["channels"])
     ax.bar(places, node.tall, widths, starts, linewidth=0.5, **look)
     text = {"ha": "center", "fontsize": FONT - 0.5, "color": "#444444"}
-    for x, channels in zip(places[node.labelled], frame["channels"][node.labelled], strict=True):
-        ax.text(x, high + 0.02, str(channels), va="bottom", **text)
-    for x, side in zip(places[node.resized], frame["side"][node.resized], strict=True):
-        ax.text(x, low - 0.02, f"{side}²", va="top", **text)
+    for block in frame.assign(place=places)[node.labelled].itertuples():
+        ax.text(block.place, high + 0.02, str(block.channels), va="bottom", **text)
+        if block.side > 1:
+            ax.text(block.place, low - 0.02, f"{block.side}²", va="top", **text)
     ax.text(node.x, bottom + 0.06, node.operations, va="bottom", linespacing=1.3, **text)
 
 

@@ -1,6 +1,7 @@
 """Rows and grids of images, and images for widgets."""
 
 import io
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from dlcvlib.data.types import CLASSES, LabelledImages
 from dlcvlib.methods.attributes import as_uint8
-from dlcvlib.plots.style import WIDTH, with_values
+from dlcvlib.plots.style import PIXEL_DPI, WIDTH, with_values
 
 GAP = 2
 """White pixels between images."""
+LABELS = 0.95
+"""Room for the rows' names in inches."""
 DIGITS = [str(digit) for digit in range(CLASSES)]
 """Headings of the columns of `digit_rows`."""
 
@@ -71,10 +74,8 @@ def image_rows(
     tops = number * (height + GAP)
     sheet = np.insert(sheet, np.repeat(tops[in_block::in_block], gap), 255, axis=0)
     tops += number // in_block * gap
-    texts, room = over or under, WIDTH - 0.95 * any(labels)
-    # No taller than wide: it must share a page with text.
-    size = (WIDTH, min(WIDTH, room * sheet.shape[0] / sheet.shape[1] + 0.25 * bool(texts)))
-    ax = ax or plt.subplots(figsize=size)[1]
+    texts = over or under
+    ax = ax or _axes(*sheet.shape[:2], any(labels))
     ax.imshow(sheet)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -88,6 +89,17 @@ def image_rows(
     if texts:
         frame["text"] = list(texts) * len(rows)
     return with_values(ax, frame)
+
+
+def _axes(height: int, width: int, labelled: bool) -> Axes:
+    """Axes for so many pixels, each of which is a square of whole dots where they are printed."""
+    # No taller than wide: it must share a page with text.
+    room = min(WIDTH - LABELS * labelled, WIDTH * width / height)
+    dpi = math.ceil(PIXEL_DPI * room / width) * width / room
+    left, size = LABELS * labelled, (room, room * height / width)
+    # The margins are cut off where nothing stands in them.
+    figure = plt.figure(figsize=(left + room, size[1]), dpi=dpi, layout="none")
+    return figure.add_axes((left / (left + room), 0, room / (left + room), 1))
 
 
 def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:

@@ -17,6 +17,8 @@ SHEET = mpl.rc_params_from_file(
 )
 WIDTH = 7.0
 """Width of a full figure in inches."""
+PIXEL_DPI = 200
+"""Least resolution of a figure that holds pixels: twice that of the usual screen."""
 CYCLE: list[str] = SHEET["axes.prop_cycle"].by_key()["color"]
 """Okabe and Ito's colours, which colour-blind readers can tell apart."""
 GREY, DARK = "#888888", "#222222"
