@@ -16,12 +16,10 @@ from torch import Tensor
 
 from dlcvlib.data.types import CLASSES, LabelledImages
 from dlcvlib.methods.attributes import as_uint8
-from dlcvlib.plots.style import PIXEL_DPI, WIDTH, with_values
+from dlcvlib.plots.style import PIXEL_DPI, WIDTH, text_width, with_values
 
 GAP = 2
 """White pixels between images."""
-LABELS = 0.95
-"""Room for the rows' names in inches."""
 DIGITS = [str(digit) for digit in range(CLASSES)]
 """Headings of the columns of `digit_rows`."""
 
@@ -75,7 +73,7 @@ def image_rows(
     sheet = np.insert(sheet, np.repeat(tops[in_block::in_block], gap), 255, axis=0)
     tops += number // in_block * gap
     texts = over or under
-    ax = ax or _axes(*sheet.shape[:2], any(labels))
+    ax = ax or _axes(*sheet.shape[:2], left=text_width(labels, 8.5) + 0.15 * any(labels))
     ax.imshow(sheet)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -91,15 +89,15 @@ def image_rows(
     return with_values(ax, frame)
 
 
-def _axes(height: int, width: int, labelled: bool) -> Axes:
-    """Axes for so many pixels, each of which is a square of whole dots where they are printed."""
+def _axes(height: int, width: int, left: float) -> Axes:
+    """Axes for so many pixels, each a square of whole dots in print, with so many inches beside."""
     # No taller than wide: it must share a page with text.
-    room = min(WIDTH - LABELS * labelled, WIDTH * width / height)
+    room = min(WIDTH - left, WIDTH * width / height)
     dpi = math.ceil(PIXEL_DPI * room / width) * width / room
-    left, size = LABELS * labelled, (room, room * height / width)
-    # The margins are cut off where nothing stands in them.
-    figure = plt.figure(figsize=(left + room, size[1]), dpi=dpi, layout="none")
-    return figure.add_axes((left / (left + room), 0, room / (left + room), 1))
+    size = (left + room, room * height / width)
+    # What stands under or over the axes is added where the picture is cut.
+    figure = plt.figure(figsize=size, dpi=dpi, layout="none")
+    return figure.add_axes((left / size[0], 0, room / size[0], 1))
 
 
 def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:

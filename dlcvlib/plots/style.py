@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.textpath import TextPath
 from noto_cjk_sans_otc import FONT_PATH
 
 SHEET = mpl.rc_params_from_file(
@@ -54,6 +56,12 @@ def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
     """Keep the tidy frame behind a picture as `values` of its figure; returns the picture."""
     drawn.get_figure(root=True).values = frame
     return drawn
+
+
+def text_width(lines: Iterable[str], size: float) -> float:
+    """Width in inches of the longest of some lines of text, which may hold formulas, at a size."""
+    paths = (TextPath((0, 0), line, size=size) for line in lines if line.strip())
+    return max((path.get_extents().width for path in paths), default=0) / 72
 
 
 def domain_name(name: str) -> str:
