@@ -61,7 +61,7 @@ class Node:
         counts = Counter(frame["name"]).items()
         operations = [f"{n}× {name}" if n > 1 else name for name, n in counts]
         self.operations = "\n".join(operations)
-        title = 1.15 * self.width + 0.12 * len(self.trained_by)  # in bold type, and dots
+        title = 1.22 * self.width + 0.12 * len(self.trained_by)  # in bold type, and dots
         self.width = max(pitches.sum() + 0.1, text_width(operations, FONT) + 0.16, title)
         self.height = self.tall.max() + 0.62 + LINE * len(operations)
 
@@ -180,9 +180,8 @@ def _route(source: Node, target: Node) -> np.ndarray:
     below = source.y > target.y
     if source.column == target.column:  # straight up or down
         return np.array([(source.x, low if below else high), (source.x, top if below else bottom)])
-    if min(high, top) - max(low, bottom) > 0.2:  # straight, at the height of the smaller
-        y = source.y if source.height < target.height else target.y
-        y = np.clip(y, max(low, bottom) + 0.1, min(high, top) - 0.1)
+    if min(high, top) - max(low, bottom) > 0.2:  # straight, where both are
+        y = (min(high, top) + max(low, bottom)) / 2
         return np.array([(start, y), (end, y)])
     if target.column - source.column > 1:  # below or above what lies between them
         leaves = low if below else high
