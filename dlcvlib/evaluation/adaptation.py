@@ -8,7 +8,6 @@ add to it.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,10 +144,9 @@ def headline(scores: pd.DataFrame, digits: DigitData) -> pd.DataFrame:
         quantity (the method), pair, ours (mean ± standard deviation), original and others (the
         best of them) as text, data (what the pair's target is here).
     """
-    theirs, others = (original.report()[key]["accuracy"] for key in ("digits", "others"))
 
-    def best(reported: dict[str, Any], method: str, pair: str) -> str:
-        found = reported.get(method, {}).get(pair)
+    def best(key: str, method: str, pair: str) -> str:
+        found = original.report()[key]["accuracy"].get(method, {}).get(pair)
         return "–" if found is None else f"{np.max(found):.3f}"
 
     return pd.DataFrame(
@@ -156,8 +154,8 @@ def headline(scores: pd.DataFrame, digits: DigitData) -> pd.DataFrame:
             "quantity": method,
             "pair": pair,
             "ours": mean_text(values, 3),
-            "original": best(theirs, method, pair),
-            "others": best(others, method, pair),
+            "original": best("digits", method, pair),
+            "others": best("others", method, pair),
             "data": digits.pairs[pair].target.source,
         }
         for (method, pair), values in scores.groupby(["method", "pair"], sort=False)["accuracy"]

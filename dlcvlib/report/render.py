@@ -200,7 +200,7 @@ class Page:
                 return {"text": self._exhibit(self.exhibits[chosen["label"]], data, payload)}
             if payload["kind"] == "summary":
                 file, _ = self._drawn(f"{self.problem}-summary", data, payload)
-                self.panels.append(_image(file, 1, chosen["fig-subcap"], chosen["fig-alt"]))
+                self.panels.append(_image(file, 1, chosen["fig-subcap"].strip(), chosen["fig-alt"]))
             return {"text": ""}
         if content := _content(data):
             file, share = self._file(content, f"{self.problem}-{len(self.files) + 1}")
@@ -232,9 +232,7 @@ class Page:
             body = _image(*self._drawn(stem, data, payload), caption, exhibit.alt)
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
 
-    def _drawn(
-        self, stem: str, data: Mapping[str, str], payload: Mapping[str, Any]
-    ) -> tuple[str, float]:
+    def _drawn(self, stem: str, data: Mapping[str, str], payload: Any) -> tuple[str, float]:
         """A figure and its values as files: see `_file`."""
         if payload["csv"]:
             self.files[f"{stem}.csv"] = payload["csv"].encode()
