@@ -252,6 +252,19 @@ def test_columns_of_a_wide_table_are_as_wide_as_their_cells_need(tmp_path):
     assert claim > measure > low > n
 
 
+def test_main_table_has_methods_of_other_pairs_in_one_and_target_only_last(tmp_path):
+    values = {"ours": "0.5", "original": "–", "others": "–", "data": "*d*"}
+    rows = [
+        values | {"quantity": m, "pair": p} for m, p in (("target only", "a->b"), ("M", "c->d"))
+    ]
+    cell = shown("#| tags: [headline]\nrows", {MIME: {"kind": "headline", "rows": rows}})
+    lines = Made(tmp_path, p1_1=[cell]).soup.select(".cover tbody tr")
+    assert [line.get_text(" ", strip=True).split() for line in lines[:2]] == [
+        ["M", "–", "–", "–", "0.5", "–", "–"],
+        ["target", "only", "0.5", "–", "–", "–", "–", "–"],
+    ]
+
+
 def test_tables_may_leave_out_tags(tmp_path):
     """In a cell and in an output."""
     grids = [grid["html"] for grid in CASES["tables"]]

@@ -9,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS, ROOT, digit_folder
 
+from dlcvlib.evaluation.adaptation import ALL
 from dlcvlib.evaluation.significance import mean_text
 from dlcvlib.report import cli, uptodate
 
@@ -60,15 +61,27 @@ def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.select("details.code")
 
 
-def test_first_page_has_abstract_main_table_and_provenance(page, results):
-    cover = page.select_one(".cover").get_text(" ", strip=True)
-    titles = [paragraph.strong.get_text() for paragraph in page.select(".abstract p")]
-    assert titles == ["The variational autoencoder.", "The GAN.", "DANN.", "PixelDA."]
-    assert all(each in cover for each in ("profile smoke", "torch "))
-    cells = [td.get_text() for td in page.select(".cover table td")]
+def test_first_page_shows_all_chapters_and_folds_how_it_was_made(page):
+    (abstract,) = page.select(".abstract p")
+    text = abstract.get_text(" ", strip=True)
+    assert len(text.split()) <= 150
+    assert len(re.findall(r"\d[\d.]*", text)) == 2 * 4  # two a chapter
+    columns = page.select(".cover .summary .panels")
+    assert [len(column.select("figure > img[alt]")) for column in columns] == [3, 2]
+    assert "profile smoke" in page.select_one(".cover details").get_text(" ", strip=True)
+
+
+def test_main_table(page, results, params):
+    accuracies, faces = page.select(".cover .table table")
+    lines = accuracies.select("tbody tr")
+    rows = [[" ".join(cell.get_text().split()) for cell in line("td")] for line in lines]
+    assert [row[0] for row in rows] == list(ALL)
+    assert rows[2][2::3] == ["0.548", "0.406", "0.622"]  # the original's DANN
+    assert rows[2][3::3] == ["0.610", "0.516", "0.735"]  # the best of other solutions
+    ours = [results["3-2"][pair]["accuracy"] for pair in params("dann").pairs]
+    assert rows[2][1::3] == [mean_text(values, 3) for values in ours]
     error = f"{results['1-3']['test_mse_per_pixel_mean']:.4f}"
-    assert (cells[0][:3], cells[1]) == ("VAE", error)
-    assert cells[2:24:4] == ["0.0074", "–", "–", "0.548", "0.406", "0.622"]  # the original's
+    assert [td.get_text() for td in faces.select("td")][1:3] == [error, "0.0074"]
 
 
 def test_each_problem_names_its_runs_once(page):
@@ -86,6 +99,11 @@ def test_pdf(smoke_report):
     assert "Chapter 1" in pdf.outline[0].title
     assert pdf.outline[1][0].title.startswith("1-1")
     assert b"pdfuaid" in pdf.trailer["/Root"]["/Metadata"].get_data()
+    assert all(
+        each in texts[0]
+        for each in ("at a glance", "Accuracy on the target's test images: mean ± ")
+    )
+    assert "Contents" in texts[1]
     first = next(n for n, page in enumerate(texts) if "Parameters by chapter" in page)
     assert len(pdf.pages) - first <= 2
 
@@ -126,7 +144,7 @@ def test_figures_are_written_beside_the_report(smoke_report):
     folder = smoke_report[0] / "figures"
     pictures = [p for p in folder.iterdir() if p.suffix in (".png", ".svg")]
     figures = [label for label in uptodate.declared() if label.startswith("fig-")]
-    assert len(pictures) == len(figures)
+    assert len(pictures) == len(figures) + 5  # the panels of the first page
     for picture in pictures:
         assert len(pd.read_csv(picture.with_suffix(".csv"))) > 0
 
@@ -145,6 +163,25 @@ def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
 
 GOOD = ["from dlcvlib.report import notebook\nnotebook.show_exhibits()\nnotebook.record(b=2)"]
 GOOD += ["#| label: tbl-t\n#| tbl-cap: A.\nimport pandas as pd\npd.DataFrame({'a': [1.5]})"]
+
+
+def test_first_page_names_authors_and_has_no_holes(small):
+    """Of what has not been run there is nothing; of one problem its panel and its sentence."""
+    small.write(p1_1=["1"])
+    assert small.make()
+    page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
+    assert not page.select(".abstract, .summary, .cover .table, .authors, meta[name=author]")
+    panel = "#| tags: [summary]\n#| fig-subcap: Few.\n#| fig-alt: A line.\n"
+    panel += "from matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.gca()"
+    small.write(p1_1=[GOOD[0], "#| tags: [abstract]\nnotebook.say('Found {}.', 1)", panel])
+    names = ["Ada *Lovelace*", 'Alan "<b>" Turing']
+    assert small.make(about={"authors": names})
+    page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
+    assert [tag["alt"] for tag in page.select(".summary figure > img")] == ["A line."]
+    assert (page.get_text().count("Found 1."), page.select(".cover .table")) == (1, [])
+    assert page.select_one(".authors").get_text().strip() == ", ".join(names)
+    assert [tag["content"] for tag in page.select("meta[name=author]")] == names
+    assert "Lovelace" in pypdf.PdfReader(small.out / "report.pdf").metadata.author
 
 
 def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):

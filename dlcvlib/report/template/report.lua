@@ -4,6 +4,17 @@
 local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
 
+local function typst_string(text)
+  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
+end
+
+-- A name as each template quotes it.
+local function author(name)
+  name = pandoc.utils.stringify(name)
+  if typst then return pandoc.RawInline("typst", typst_string(name)) end
+  return pandoc.RawInline("html", (name:gsub("&", "&amp;"):gsub('"', "&quot;"):gsub("<", "&lt;")))
+end
+
 -- The document without its parts, which Typst's errors can be traced to. A name is there once; a
 -- link leads to the web or to what is there, and a picture of the web is a link. A citation's link
 -- has the cited work as its title.
@@ -18,6 +29,7 @@ local function join(doc)
     if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
   end
   doc.blocks = blocks
+  doc.meta.author = pandoc.List(doc.meta.author or {}):map(author)
   local function note(element)
     local id = element.identifier
     if not id or id == "" then return nil end
@@ -46,10 +58,6 @@ local function join(doc)
       return pandoc.Span(image.caption .. { pandoc.Str(" [no picture in this project: " .. image.title .. "]") })
     end,
   })
-end
-
-local function typst_string(text)
-  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
 
 -- The name of a pair or a domain, such as usps->mnistm or MNIST-M.
@@ -245,6 +253,27 @@ local function Div(div)
   if typst and div.classes:includes("cover") then
     local blocks = pandoc.List(div.content)
     blocks:insert(pandoc.RawBlock("typst", "#contents()"))
+    return blocks
+  end
+  -- How the report was made: folded on the first page of the HTML, at the end in print.
+  if div.classes:includes(typst and "screen" or "print") then return {} end
+  if html and div.classes:includes("screen") then
+    local blocks = pandoc.List({ pandoc.RawBlock("html", "<details><summary>How it was made</summary>") })
+    blocks:extend(div.content)
+    blocks:insert(pandoc.RawBlock("html", "</details>"))
+    return blocks
+  end
+  -- The summary figure: columns of panels, then the caption.
+  if typst and div.classes:includes("summary") then
+    local blocks, columns = pandoc.List(), pandoc.List(div.content)
+    local caption = columns:remove()
+    blocks:insert(pandoc.RawBlock("typst", "#summary(["))
+    blocks:extend(caption.content)
+    for _, column in ipairs(columns) do
+      blocks:insert(pandoc.RawBlock("typst", "], ["))
+      blocks:extend(column.content)
+    end
+    blocks:insert(pandoc.RawBlock("typst", "])"))
     return blocks
   end
   if typst and div.identifier == "refs" then
