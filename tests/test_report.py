@@ -119,7 +119,8 @@ def test_every_methods_accuracies_are_its_own(results):
         for problem, column in (("3-1", "low"), ("3-2", "method"), ("3-3", "high")):
             assert results[problem][pair]["accuracy"] == rows[column].tolist()
         for key, method in (("pixelda", "PixelDA"), ("adamatch", "AdaMatch")):
-            assert standings.loc[method, pair] == mean_text(results["4-1"][pair][key]["accuracy"], 3)
+            accuracies = results["4-1"][pair][key]["accuracy"]
+            assert standings.loc[method, pair] == mean_text(accuracies, 3)
 
 
 def test_figures_are_written_beside_the_report(smoke_report):
