@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"–|[-−+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?)?")
-"""A cell that holds a number, with its deviation if there is one, or none."""
+NUMBER = re.compile(r"–|[-−+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?| \[\S+ \S+\])?")
+"""A cell that holds a number, with its deviation or interval if there is one, or none."""
 
 
 def escaped(text: str) -> str:
@@ -24,12 +24,17 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+def table(
+    rows: Sequence[Sequence[str]],
+    headings: Sequence[str],
+    bold: Sequence[Sequence[bool]] | None = None,
+) -> str:
     """A pipe table; pandoc takes the columns' widths from the rule if a line is long.
 
     Args:
         rows: cells as text, which is escaped; columns of numbers are aligned to the right.
         headings: one per column.
+        bold: whether each cell of the rows is bold; none is by default.
     """
     rules = []
     for heading, *texts in zip(headings, *rows, strict=True):
@@ -37,5 +42,8 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
         line = "-" * (3 + min(45, max(map(len, [heading, *texts]))))
         numbers = texts and all(map(NUMBER.fullmatch, texts))
         rules.append(f"{line}:" if numbers else f":{line}")
-    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in [headings, *rows]]
+    texts = [list(map(escaped, row)) for row in [headings, *rows]]
+    for row, column in [] if bold is None else zip(*bold.nonzero(), strict=True):
+        texts[row + 1][column] = f"**{texts[row + 1][column]}**"
+    lines = ["| " + " | ".join(row) + " |" for row in texts]
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
