@@ -257,9 +257,9 @@ class Small:
     def plan(self, **changes):
         return uptodate.plan(self.chosen(changes), {"vae": "f"}, [], self.out, self.folder)
 
-    def make(self, changes=None, **arguments):
+    def make(self, changes=None, about=(), **arguments):
         arguments |= {"out": self.out, "notebooks": self.folder}
-        about = {"profile": "smoke", "command": ""}
+        about = {"profile": "smoke", "command": "", **dict(about)}
         return execute.make_report(self.chosen(changes or {}), {"vae": "f"}, about, **arguments)
 
     def results(self):

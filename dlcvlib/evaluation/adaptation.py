@@ -8,6 +8,7 @@ add to it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,8 @@ def beside_original(scores: pd.DataFrame) -> pd.DataFrame:
     """
     report = original.report()
     (method,) = scores["method"].unique()
-    theirs, others = report["digits"]["accuracy"][method], report["others"].get(method, {})
+    theirs = report["digits"]["accuracy"][method]
+    others = report["others"]["accuracy"].get(method, {})
     ranges = {pair: "{:g} to {:g}".format(*ends) for pair, ends in others.items()}
     return pd.DataFrame(
         {
@@ -133,6 +135,32 @@ def beside_original(scores: pd.DataFrame) -> pd.DataFrame:
             "others": ranges.get(pair, "–"),
         }
         for pair, values in scores.groupby("pair", sort=False)["accuracy"]
+    )
+
+
+def headline(scores: pd.DataFrame, digits: DigitData) -> pd.DataFrame:
+    """Rows of the report's main table, one per method and pair.
+
+    Returns:
+        quantity (the method), pair, ours (mean ± standard deviation), original and others (the
+        best of them) as text, data (what the pair's target is here).
+    """
+    theirs, others = (original.report()[key]["accuracy"] for key in ("digits", "others"))
+
+    def best(reported: dict[str, Any], method: str, pair: str) -> str:
+        found = reported.get(method, {}).get(pair)
+        return "–" if found is None else f"{np.max(found):.3f}"
+
+    return pd.DataFrame(
+        {
+            "quantity": method,
+            "pair": pair,
+            "ours": mean_text(values, 3),
+            "original": best(theirs, method, pair),
+            "others": best(others, method, pair),
+            "data": digits.pairs[pair].target.source,
+        }
+        for (method, pair), values in scores.groupby(["method", "pair"], sort=False)["accuracy"]
     )
 
 

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--jobs", type=count, help="notebooks at once (default: by cores, up to 4)")
     report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
     report.add_argument("--explain", action="store_true", help="only say what would run, and why")
+    report.add_argument("--authors", nargs="+", default=[], metavar="NAME", help="of the report")
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
     train = commands.add_parser("train", parents=[chosen], help="train without notebooks")
@@ -151,7 +152,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(uptodate.explain_runs(Path(folder)))
         return 0
     command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
-    about = {"profile": arguments.profile, "command": command}
+    about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
     jobs = arguments.jobs or execute.side_by_side(gpu)
     how = {"only": only, "jobs": jobs, "cell_timeout": arguments.cell_timeout, "out": out}
     return 0 if execute.make_report(params, fingerprints, about, **how) else 1

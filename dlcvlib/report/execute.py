@@ -73,7 +73,7 @@ class Outcome:
 def make_report(
     params: Mapping[str, Chapter],
     fingerprints_of_data: Mapping[str, str],
-    about: Mapping[str, str],
+    about: Mapping[str, Any],
     *,
     only: Sequence[str] = (),
     jobs: int = 1,
@@ -88,7 +88,7 @@ def make_report(
     Args:
         params: chapter -> its parameters.
         fingerprints_of_data: chapter -> fingerprint of its data.
-        about: for the first page: profile, its name, and command, what was typed.
+        about: for the first page: profile, its name, command, what was typed, and authors.
         only: problems such as "1-3"; all if empty.
         jobs: notebooks run side by side, of different chapters as long as there are any.
         cell_timeout: seconds after which a cell counts as hanging.

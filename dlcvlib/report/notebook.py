@@ -4,8 +4,8 @@
 each exhibit (see `dlcvlib.report.exhibits`) carries, beside the picture or the table that
 JupyterLab shows, a JSON payload under `MIME`:
 
-    kind      "figure" | "table" | "headline" | "values"
-    csv       the values behind a figure, empty if it has none
+    kind      "figure" | "table" | "summary" | "headline" | "values"
+    csv       the values behind a figure, empty if it has none        (figure, summary)
     values    what is added to results.json under this notebook's key
     rows      of the main table                                              (headline)
     parameters  what `begin` has read, which must be what was asked            (values)
@@ -157,12 +157,13 @@ def _show_figure(shown: Figure | Axes) -> None:
     """Show a figure: as SVG if it holds only lines and points, as PNG if it holds pixels."""
     figure = shown if isinstance(shown, Figure) else shown.get_figure(root=True)
     label = _label("fig-")
+    summary = "summary" in _cell.get("tags", [])
     data = _picture(figure, label) | {"text/plain": f"<{label or 'empty figure'}>"}
     plt.close(figure)  # or the inline backend would show it again
-    if label:
+    if label or summary:
         values = getattr(figure, "values", None)
         csv = "" if values is None else values.to_csv(index=False)
-        data[MIME] = _payload("figure", {}, csv=csv)
+        data[MIME] = _payload("summary" if summary else "figure", {}, csv=csv)
     display(data, raw=True)
 
 

@@ -40,8 +40,8 @@ def describe(
         pages: problem -> its `render.Page`.
         seconds: problem -> how long its notebook took.
         params: chapter -> its parameters.
-        about: profile, command and start time of this report, and seconds spent so far by kind of
-            work (`stopwatch`).
+        about: profile, command, authors (if any are named) and start time of this report, and
+            seconds spent so far by kind of work (`stopwatch`).
     """
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
@@ -58,6 +58,7 @@ def describe(
     spent = inside + Counter(about["spent"])
     spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {
+        "authors": list(about.get("authors", [])),
         "profile": about["profile"],
         "command": about["command"],
         "data": {chapter: params[chapter].data for chapter in chapters},

@@ -34,6 +34,7 @@ from PIL import Image
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
+from dlcvlib.plots.style import pair_name
 from dlcvlib.report import provenance
 from dlcvlib.report.exhibits import (
     BIBLIOGRAPHY,
@@ -50,7 +51,7 @@ from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import escaped, fenced, table
 from dlcvlib.utils.stopwatch import timed
 
-TITLE = "Image models, repeated"
+TITLE = "Generative models and domain adaptation, reproduced"
 FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
 PART = "\x1e"
@@ -100,6 +101,8 @@ def render(
     values = {"pages": pages, "failures": failures, "provenance": made, "params": params}
     text = document(**values, original=original.report())
     tree = parsed(text, pages)
+    authors = [{"t": "MetaString", "c": name} for name in made["authors"]]
+    tree["meta"]["author"] = {"t": "MetaList", "c": authors}
     names = ["report.html"]
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as temporary:
         folder = Path(temporary)
@@ -133,6 +136,7 @@ class Page:
         files: name -> content of every picture and CSV.
         payloads: what the kernel has sent to the report, in order.
         abstract: what it adds to the report's abstract, in Markdown.
+        panels: its panels of the first page's figure, in Markdown.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class Page:
         self.files: dict[str, bytes] = {}
         self.payloads: list[dict[str, Any]] = []
         self.abstract: list[str] = []
+        self.panels: list[str] = []
         self.attachments = [cell.get("attachments", {}) for cell in notebook.cells]
         self.parts = [each for n, cell in enumerate(notebook.cells) for each in self._cell(cell, n)]
 
@@ -193,6 +198,9 @@ class Page:
             self.payloads.append(payload)
             if payload["kind"] in ("figure", "table"):
                 return {"text": self._exhibit(self.exhibits[chosen["label"]], data, payload)}
+            if payload["kind"] == "summary":
+                file, _ = self._drawn(f"{self.problem}-summary", data, payload)
+                self.panels.append(_image(file, 1, chosen["fig-subcap"], chosen["fig-alt"]))
             return {"text": ""}
         if content := _content(data):
             file, share = self._file(content, f"{self.problem}-{len(self.files) + 1}")
@@ -201,6 +209,7 @@ class Page:
             text = self._linked(text)
             if "abstract" in chosen.get("tags", []):
                 self.abstract.append(text)
+                return {"text": ""}
             return {"text": text, "format": "cell"}
         if output.get("name") == "stderr" and not chosen.get("warning", True):
             return {"text": ""}
@@ -220,11 +229,16 @@ class Page:
             body = f"{data['text/markdown']}\n\n: {caption}"
         else:
             stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
-            file, share = self._file(_content(data), stem)
-            body = _image(file, share, caption, exhibit.alt)
-            if payload["csv"]:
-                self.files[f"{stem}.csv"] = payload["csv"].encode()
+            body = _image(*self._drawn(stem, data, payload), caption, exhibit.alt)
         return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
+
+    def _drawn(
+        self, stem: str, data: Mapping[str, str], payload: Mapping[str, Any]
+    ) -> tuple[str, float]:
+        """A figure and its values as files: see `_file`."""
+        if payload["csv"]:
+            self.files[f"{stem}.csv"] = payload["csv"].encode()
+        return self._file(_content(data), stem)
 
     def picture(self, address: str, cell: int) -> tuple[str, float]:
         """The picture at an address in a cell, which becomes a file: its name, and its share.
@@ -304,6 +318,7 @@ def document(**values: Any) -> str:
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **syntax)
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters |= {"fenced": fenced, "part": part, "frame": _frame, "table": table}
+    environment.filters |= {"escaped": escaped, "pair_name": pair_name}
     return environment.get_template("report.md.j2").render(values, title=TITLE)
 
 

@@ -244,7 +244,28 @@ local function Div(div)
   end
   if typst and div.classes:includes("cover") then
     local blocks = pandoc.List(div.content)
-    blocks:insert(pandoc.RawBlock("typst", "#contents()"))
+    blocks:insert(pandoc.RawBlock("typst", "#pagebreak(weak: true)\n#contents()"))
+    return blocks
+  end
+  -- How the report was made: folded on the first page of the HTML, at the end in print.
+  if div.classes:includes(typst and "screen" or "print") then return {} end
+  if html and div.classes:includes("screen") then
+    local blocks = pandoc.List({ pandoc.RawBlock("html", "<details><summary>How it was made</summary>") })
+    blocks:extend(div.content)
+    blocks:insert(pandoc.RawBlock("html", "</details>"))
+    return blocks
+  end
+  -- The summary figure: columns of panels, then the caption.
+  if typst and div.classes:includes("summary") then
+    local blocks, columns = pandoc.List(), pandoc.List(div.content)
+    local caption = columns:remove()
+    blocks:insert(pandoc.RawBlock("typst", "#summary(["))
+    blocks:extend(caption.content)
+    for _, column in ipairs(columns) do
+      blocks:insert(pandoc.RawBlock("typst", "], ["))
+      blocks:extend(column.content)
+    end
+    blocks:insert(pandoc.RawBlock("typst", "])"))
     return blocks
   end
   if typst and div.identifier == "refs" then
