@@ -12,7 +12,7 @@ from dlcvlib.config.profiles import load
 from dlcvlib.config.schema import VAEParams
 from dlcvlib.report import exhibits, notebook
 from dlcvlib.report.exhibits import MIME, check
-from dlcvlib.report.tables import as_text, best, by_pair, to_html, to_markdown
+from dlcvlib.report.tables import as_text, best, by_pair, outcome, to_html, to_markdown
 from dlcvlib.utils.errors import UserError
 
 CASES = cases("exhibits")
@@ -87,7 +87,7 @@ def test_an_index_that_says_something_becomes_columns():
 
 
 def test_groups_are_named_once_and_the_best_values_are_bold():
-    spread = ["9.5 ± 2", "10.1", "–", "−1.0"]
+    spread = ["9.5 ± 2", "10.1", "–", "-1.0"]
     pairs = ["a->b", "a->b", "c", "c"]
     frame = pd.DataFrame({"pair": pairs, "m": list("uvuv"), "accuracy": spread})
     shown = best(frame.set_index(["pair", "m"]).assign(mse=[4, 1, 1, 2]), "accuracy")
@@ -96,7 +96,7 @@ def test_groups_are_named_once_and_the_best_values_are_bold():
         "| a → b | u | 9.5 ± 2 | 4.0 |",
         "|  | v | **10.1** | **1.0** |",
         "| c | u | – | **1.0** |",
-        "|  | v | −1.0 | 2.0 |",
+        "|  | v | **−1.0** | 2.0 |",
     ]
     assert list(as_text(frame.set_index(["pair", "m"]))["pair"]) == ["a → b", "", "c", ""]
     assert "<td>a → b</td>\n      <td>&lt;</td>" in to_html(frame.assign(m="<"))
@@ -107,11 +107,14 @@ def test_claims_on_pairs_are_a_row_each():
     claims = [f"{claim} {pair}" for claim in ("A on", "B,") for pair in ("u->v", "v->w")]
     numbers = {"difference": [0.1, -0.004, 1, 2], "low": [0.05, float("nan"), -1, 1], "high": 3.0}
     verdict = ["supported", "not judged", "inconclusive", "contradicted"]
-    shown = by_pair(pd.DataFrame({"claim": claims, "verdict": verdict} | numbers))
+    frame = pd.DataFrame({"claim": claims, "verdict": verdict} | numbers)
+    shown = by_pair(frame)
     assert to_markdown(shown).splitlines()[2:] == [
         r"| A | **+0.10 \[+0.05, +3.00\]** | +0.00 |",
         r"| B | +1.00 \[−1.00, +3.00\] | **+2.00 \[+1.00, +3.00\]** |",
     ]
+    assert outcome(frame.tail(1), "B") == "contradicted on all pairs"
+    assert outcome(frame, "B") == "inconclusive on u → v, contradicted on v → w"
 
 
 # --- the kernel's side --------------------------------------------------------------------------

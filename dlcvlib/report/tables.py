@@ -68,18 +68,23 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
     return text
 
 
-def best(shown: pd.DataFrame | Styler, *columns: str, lowest: bool = False) -> Styler:
-    """A table with the best value of each of some columns in bold.
+def best(
+    shown: pd.DataFrame | Styler, *columns: str, lowest: bool = False, among: Any = True
+) -> Styler:
+    """A table with the best value of each of some columns in bold, of each group if it has groups.
 
     Args:
         shown: the table, or a Styler of it.
         columns: of numbers, or of text that begins with one, such as a mean with its deviation.
         lowest: the lowest value is the best one, not the highest.
+        among: whether each row competes.
     """
 
     def style(values: pd.Series) -> np.ndarray:
         numbers = values.astype(str).str.extract(r"^([-+]?[\d.]+)", expand=False).astype(float)
-        extreme = numbers.min() if lowest else numbers.max()
+        numbers = numbers.where(among)
+        group = [0] * len(values) if values.index.nlevels == 1 else values.index.droplevel(-1)
+        extreme = numbers.groupby(group).transform("min" if lowest else "max")
         return np.where(numbers == extreme, ": ".join(BOLD), "")
 
     return (shown if isinstance(shown, Styler) else shown.style).apply(style, subset=list(columns))
@@ -102,6 +107,16 @@ def by_pair(verdicts: pd.DataFrame, places: int = 2) -> Styler:
     cells = cells.set_index(["claim", "pair"]).unstack(sort=False)
     bold = np.where(cells["bold"].eq(True), ": ".join(BOLD), "")
     return cells["text"].style.apply(lambda _: bold, axis=None)
+
+
+def outcome(verdicts: pd.DataFrame, claim: str) -> str:
+    """The verdicts on a claim in words, such as "supported on A → B, inconclusive on C → D"."""
+    rows = verdicts[verdicts["claim"].str.startswith(claim)]
+    pairs = rows["claim"].str.split().str[-1].map(pair_name)
+    return ", ".join(
+        f"{verdict} on {'all pairs' if len(some) == len(pairs) else ' and '.join(some)}"
+        for verdict, some in pairs.groupby(rows["verdict"], sort=False)
+    )
 
 
 def _bold(shown: pd.DataFrame | Styler, columns: int) -> np.ndarray:
