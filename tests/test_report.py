@@ -78,7 +78,9 @@ def test_first_page_shows_all_chapters_and_folds_how_it_was_made(page):
 
 def test_main_table(page, results):
     accuracies, faces = page.select(".cover .table table")
-    rows = [[cell.get_text().strip() for cell in row("td")] for row in accuracies.select("tbody tr")]
+    rows = [
+        [cell.get_text().strip() for cell in row("td")] for row in accuracies.select("tbody tr")
+    ]
     assert [row[0] for row in rows] == list(ALL)
     assert rows[2][2::3] == ["0.548", "0.406", "0.622"]  # the original's DANN
     assert rows[2][3::3] == ["0.610", "0.516", "0.735"]  # the best of other solutions
@@ -166,7 +168,7 @@ def test_a_folder_with_two_domains_of_minimum_size(tmp_path, capsys):
 
 def test_authors_are_named_on_the_first_page_and_in_both_files(small):
     small.write(p1_1=["1"])
-    names = ["Ada *Lovelace*", "Alan \"<b>\" Turing"]
+    names = ["Ada *Lovelace*", 'Alan "<b>" Turing']
     for about in ({}, {"authors": names}):
         assert small.make(about=about)
         page = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
@@ -182,7 +184,9 @@ def test_first_page_of_what_has_not_been_run_leaves_no_holes(small):
     """No abstract, figure or main table of nothing; of one problem its panel and sentence alone."""
     small.write(p1_1=["1"])
     assert small.make()
-    cover = BeautifulSoup((small.out / "report.html").read_text(), "html.parser").select_one(".cover")
+    cover = BeautifulSoup((small.out / "report.html").read_text(), "html.parser").select_one(
+        ".cover"
+    )
     assert not cover.select(".abstract, .summary, .table")
     show = "from dlcvlib.report import notebook\nnotebook.show_exhibits()"
     panel = "#| tags: [summary]\n#| fig-subcap: Few.\n#| fig-alt: A line.\n"
@@ -196,6 +200,7 @@ def test_first_page_of_what_has_not_been_run_leaves_no_holes(small):
     assert page.get_text().count("Found 1.") == 1
     assert not page.select(".cover .table")
     assert {p.name for p in (small.out / "figures").iterdir()} == {"1-1-summary.svg"}
+
 
 GOOD = ["from dlcvlib.report import notebook\nnotebook.show_exhibits()\nnotebook.record(b=2)"]
 GOOD += ["#| label: tbl-t\n#| tbl-cap: A.\nimport pandas as pd\npd.DataFrame({'a': [1.5]})"]

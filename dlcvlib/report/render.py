@@ -51,7 +51,7 @@ from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import escaped, fenced, table
 from dlcvlib.utils.stopwatch import timed
 
-TITLE = "Generative models and domain adaptation, reproduced"
+TITLE = "Generative models and domain adaptation"
 FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
 PART = "\x1e"

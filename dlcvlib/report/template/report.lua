@@ -244,7 +244,7 @@ local function Div(div)
   end
   if typst and div.classes:includes("cover") then
     local blocks = pandoc.List(div.content)
-    blocks:insert(pandoc.RawBlock("typst", "#pagebreak(weak: true)\n#contents()"))
+    blocks:insert(pandoc.RawBlock("typst", "#contents()"))
     return blocks
   end
   -- How the report was made: folded on the first page of the HTML, at the end in print.
