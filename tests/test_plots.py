@@ -4,16 +4,25 @@ import itertools
 from types import SimpleNamespace
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from matplotlib.patches import FancyArrowPatch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from dlcvlib.config.paths import NOTEBOOKS
+from dlcvlib.config.schema import CHAPTERS, load
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import layers
+from dlcvlib.methods.dann import DANN
+from dlcvlib.methods.dcgan import DCGAN
+from dlcvlib.methods.pixelda import PixelDA
+from dlcvlib.methods.vae import VAE
 from dlcvlib.plots import architecture, curves, domains, images, style, widgets
 
 FACES = torch.rand(4, 3, 64, 64)
@@ -24,6 +33,7 @@ PAIR = "usps->mnistm"
 POINTS = pd.DataFrame({"x": [*range(15), *[20] * 15], "source": np.arange(30) < 15})
 POINTS = POINTS.assign(y=POINTS["x"], label=LABELS.numpy(), prediction=np.arange(30) % 7)
 MAP = SimpleNamespace(pair=PAIR, method="DANN", images=DIGITS.images, points=POINTS)
+SMALL = (1, 3, 32, 32)
 CONV = layers.layers(nn.Conv2d(3, 8, 3, padding=1), (1, 3, 16, 16))
 
 
@@ -46,7 +56,7 @@ MUCH = {
     images.image_grid: [torch.rand(64, 3, 64, 64)],
     images.image_rows: [[FACES] * 20, ["a"] * 20],
     domains.feature_maps: [[[MAP] * 3] * 2, "domain"],
-    architecture.architecture: [{"F": pd.concat([CONV] * 20)}],
+    architecture.architecture: [{"F": architecture.Node("F", 0, 0, pd.concat([CONV] * 20))}, []],
 }
 
 
@@ -55,6 +65,82 @@ def test_much_fits_a_page(plot):
     figure = plot(*MUCH[plot]).get_figure()
     figure.draw_without_rendering()
     assert figure.get_size_inches().max() <= 1.1 * style.WIDTH
+
+
+METHODS = {
+    "1-1": ("vae", VAE),
+    "2-1": ("gan", DCGAN),
+    "3-5": ("dann", DANN),
+    "4-3": ("pixelda", PixelDA),
+}
+
+
+def networks(model, image, latent):
+    """Networks and the shapes of their inputs, by their names in the notebooks."""
+    if isinstance(model, VAE):
+        return {"encoder": (model.encoder, image), "decoder": (model.decoder, latent)}
+    if isinstance(model, DCGAN):
+        return {
+            "generator": (model.generator, latent),
+            "discriminator": (model.discriminator, image),
+        }
+    if isinstance(model, PixelDA):
+        return {"G": (model.generator, image, latent), "D": (model.discriminator, image)}
+    seen = model.domain.layers[0].in_features
+    of_both = {"F": (model.extractor, image), "L": (model.classifier, (1, model.extractor.size))}
+    return of_both | {"D": (model.domain, (1, seen))}
+
+
+def drawing(problem, profile):
+    """That of a problem's notebook, with untrained networks."""
+    settings = load(profile, list(CHAPTERS)[int(problem[0]) - 1]).settings
+    settings = settings(0) if callable(settings) else settings
+    model, side = METHODS[problem](settings), getattr(settings, "image_size", 32)
+    sizes = (1, 3, side, side), (1, getattr(settings, "latent_dim", 0))
+    frames = {name: layers.layers(*one) for name, one in networks(model, *sizes).items()}
+    (path,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
+    (flow,) = (c.source for c in nbformat.read(path, 4).cells if "\nedges = [" in c.source)
+    scope = vars(architecture) | {"layers": layers, "settings": settings, "trained": model}
+    exec(flow, scope := scope | frames | {"networks": frames})
+    return architecture.architecture(scope["nodes"], scope["edges"])
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "original"])
+@pytest.mark.parametrize("problem", METHODS)
+def test_no_text_of_an_architecture_leaves_the_figure_or_meets_another(problem, profile):
+    with torch.device("meta"):
+        figure = drawing(problem, profile)
+    figure.draw_without_rendering()
+    assert figure.get_size_inches().max() <= 1.1 * style.WIDTH
+    boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
+    assert all(figure.bbox.padded(1).count_contains(box.corners()) == 4 for box in boxes.values())
+    pairs = itertools.combinations(boxes, 2)
+    assert [(a.get_text(), b.get_text()) for a, b in pairs if boxes[a].overlaps(boxes[b])] == []
+    assert min(text.get_fontsize() for text in boxes) >= 7
+
+
+@pytest.mark.parametrize("channels", [8, 24])
+def test_blocks_come_from_the_modules_and_gradients_from_the_edges(channels):
+    module = nn.Sequential(nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.ReLU())
+    frame = layers.layers(module, (1, 3, 32, 32))
+    nodes = {
+        "F": architecture.Node("F", 0, 0, frame, ["b"]),
+        "seen": architecture.Node("x", 1, 0),
+        **{name: architecture.Node(name, 2, row, loss=True) for row, name in enumerate("abc")},
+    }
+    edge = architecture.Edge("F", "seen", passes=["a"], reverses=["b"], stops=["c"])
+    ax = architecture.architecture(nodes, [edge]).axes[0]
+    texts = {text.get_text(): text.get_color() for text in ax.texts}
+    assert {str(channels), "16²", "Conv 3×3/2 ReLU"} < texts.keys()
+    colors = dict(zip("abc", style.CYCLE, strict=False))
+    assert {name: texts[name] for name in "abc"} == colors
+    assert (texts["−λ"], texts["✕"]) == (colors["b"], colors["c"])
+    (dot,) = (to_hex(group.get_facecolor()[0]) for group in ax.collections)
+    assert dot == colors["b"].lower()
+    data, *back = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+    assert [to_hex(arrow.get_edgecolor()) for arrow in back] == [c.lower() for c in colors.values()]
+    assert [arrow.get_linestyle() for arrow in back] == ["-", "-", "--"]
+    assert data.get_path().vertices[0, 0] < back[0].get_path().vertices[0, 0]
 
 
 def test_names_in_other_scripts_are_drawn(recwarn):

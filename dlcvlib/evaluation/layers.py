@@ -17,6 +17,7 @@ SHORT = {
     "BatchNorm2d": "BN",
     "InstanceNorm2d": "IN",
     "MaxPool2d": "Pool",
+    "AvgPool2d": "AvgPool",
     "LeakyReLU": "LReLU",
 }
 
@@ -73,11 +74,14 @@ def _title(layer: nn.Module) -> str:
 
 def by_block(frame: pd.DataFrame) -> pd.DataFrame:
     """A network's `layers`, one row per weight layer and what follows it, their counts added."""
-    shown = frame[frame["layer"] != "Unflatten"]
-    starts = shown["layer"].str.startswith(("Conv", "Linear"))
-    how = {"layer": " + ".join, "input": "first", "output": "last"}
+    starts = frame["layer"].str.startswith(("Conv", "Linear"))
+
+    def names(layers: pd.Series) -> str:
+        return " + ".join(layers[layers != "Unflatten"])  # it shows in the output's shape
+
+    how = {"layer": names, "input": "first", "output": "last"}
     how |= dict.fromkeys(["parameters", "mult_adds"], "sum")
-    return shown.groupby(starts.cumsum()).agg(how).reset_index(drop=True)
+    return frame.groupby(starts.cumsum()).agg(how).reset_index(drop=True)
 
 
 def blocks(frame: pd.DataFrame) -> pd.DataFrame:
@@ -91,13 +95,12 @@ def blocks(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     source = shape = ""
     for block in by_block(frame).itertuples():
-        name, *rest = block.layer.split(" + ")
         before, source = source, block.input
         beside = source == before != shape
         shape = block.output
         channels, *sides = map(int, shape.split("×"))
-        title = f"{name.replace(', stride 2', '/2')}\n{' '.join(rest)}"
-        rows.append((title, shape, channels, sides[-1] if sides else 1, beside))
+        name = block.layer.replace(", stride 2", "/2").replace(" + ", " ")
+        rows.append((name, shape, channels, sides[-1] if sides else 1, beside))
     return pd.DataFrame(rows, columns=["name", "shape", "channels", "side", "beside"])
 
 
