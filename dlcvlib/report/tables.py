@@ -82,7 +82,7 @@ def best(
 
     def style(values: pd.Series) -> np.ndarray:
         numbers = values.astype(str).str.extract(r"^([-+]?[\d.]+)", expand=False).astype(float)
-        numbers = numbers.where(among)
+        numbers = numbers.where(pd.Series(among, values.index))
         group = [0] * len(values) if values.index.nlevels == 1 else values.index.droplevel(-1)
         extreme = numbers.groupby(group).transform("min" if lowest else "max")
         return np.where(numbers == extreme, ": ".join(BOLD), "")
@@ -139,7 +139,7 @@ def _cells(styler: Styler) -> list[list[str]]:
 
 
 def _typeset(text: str) -> str:
-    return pair_name(markdown.minus(text))
+    return pair_name(markdown.typeset(text))
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:

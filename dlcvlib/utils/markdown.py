@@ -3,8 +3,13 @@
 import re
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"–|[-−+]?\d[\d,.]*(e[-+]\d+)?%?(\s?±\s?[\d.]+%?| \[\S+ \S+\])?")
+NUMBER = re.compile(
+    r"–|[-−+]?\d[\d,.]*(e[-+]\d+| × 10)?[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]*%?(\s?±\s?[\d.]+%?| \[\S+ \S+\])?"
+)
 """A cell that holds a number, with its deviation or interval if there is one, or none."""
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def escaped(text: str) -> str:
@@ -15,6 +20,16 @@ def escaped(text: str) -> str:
 def minus(text: str) -> str:
     """Text with a true minus (U+2212) for the hyphen in front of a negative number."""
     return re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
+
+
+def typeset(text: str) -> str:
+    """Text with a true minus, and with powers of ten as they are written: 2 × 10⁻⁵ for 2e-05."""
+
+    def power(match: re.Match[str]) -> str:
+        exponent = str(int(match[2])).translate(SUPERSCRIPTS)
+        return f"10{exponent}" if match[1] == "1" else f"{match[1]} × 10{exponent}"
+
+    return minus(re.sub(r"(?<![\w.-])(\d(?:\.\d+)?)e([-+]\d+)\b", power, text))
 
 
 def fenced(text: str, language: str = "") -> str:
