@@ -62,6 +62,16 @@ def test_no_number_is_typed_into_prose(notebook):
     assert set(re.findall(r"(?<![\w.-])\d+\.\d+", prose)) <= {"0.1", "0.5"}
 
 
+def test_first_page_has_a_sentence_of_each_chapter_and_described_panels():
+    """No chapter says more: the abstract has 150 words (see test_report.py)."""
+    found = {problem: [exhibits.options(c.source) for c in code(b)] for problem, b in BOOKS.items()}
+    tagged = [(problem, each) for problem, all_ in found.items() for each in all_ if "tags" in each]
+    assert [p[0] for p, each in tagged if each["tags"] == ["abstract"]] == list("1234")
+    panels = [each for _, each in tagged if each["tags"] == ["summary"]]
+    assert len(panels) == 5
+    assert all(panel["fig-alt"] and panel["fig-subcap"] for panel in panels)
+
+
 # --- analysis in a notebook ---------------------------------------------------------------------
 
 

@@ -4,6 +4,17 @@
 local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
 
+local function typst_string(text)
+  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
+end
+
+-- A name as each template quotes it.
+local function author(name)
+  name = pandoc.utils.stringify(name)
+  if typst then return pandoc.RawInline("typst", typst_string(name)) end
+  return pandoc.RawInline("html", (name:gsub("&", "&amp;"):gsub('"', "&quot;"):gsub("<", "&lt;")))
+end
+
 -- The document without its parts, which Typst's errors can be traced to. A name is there once; a
 -- link leads to the web or to what is there, and a picture of the web is a link. A citation's link
 -- has the cited work as its title.
@@ -18,6 +29,7 @@ local function join(doc)
     if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
   end
   doc.blocks = blocks
+  doc.meta.author = pandoc.List(doc.meta.author or {}):map(author)
   local function note(element)
     local id = element.identifier
     if not id or id == "" then return nil end
@@ -46,10 +58,6 @@ local function join(doc)
       return pandoc.Span(image.caption .. { pandoc.Str(" [no picture in this project: " .. image.title .. "]") })
     end,
   })
-end
-
-local function typst_string(text)
-  return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
 
 -- The name of a pair or a domain, such as usps->mnistm or MNIST-M.
