@@ -11,17 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
-from matplotlib.textpath import TextPath
 
 from dlcvlib.evaluation.layers import blocks
-from dlcvlib.plots.style import CYCLE, DARK, WIDTH, with_values
+from dlcvlib.plots.style import CYCLE, DARK, WIDTH, text_width, with_values
 
 FONT, LINE = 7.5, 0.13
 """Size of the text in points, and height of a line in inches."""
 PITCH = 0.34, 0.11
 """Widths of a block with a label and without, in inches."""
-GAPS = 0.3, 0.7
-"""Least and greatest gap between two columns, in inches."""
+ROW, GAPS = 0.85, (0.3, 0.7)
+"""Distance of two rows, and least and greatest gap between two columns, in inches."""
+CENTRED = {"ha": "center", "va": "center", "fontsize": FONT}
 MAP, VECTOR = "#b9c5d1", "#e6d7b1"
 """Colours of feature maps and of vectors."""
 
@@ -48,22 +48,21 @@ class Node:
 
     def __post_init__(self) -> None:
         lines = self.text.split("\n")
-        self.width, self.height = 0.16 + _longest(lines), 0.1 + LINE * len(lines)
+        self.width, self.height = 0.16 + text_width(lines, FONT), 0.1 + LINE * len(lines)
         if self.layers is None:
             return
-        self.frame = frame = blocks(self.layers).assign(vector=lambda new: new["side"] == 1)
-        changes = frame.ne(frame.shift())
-        self.labelled = changes[["channels", "vector"]].any(axis=1)
-        self.resized = changes["side"] & ~frame["vector"]
+        self.frame = frame = blocks(self.layers)
+        shapes, beside = frame[["channels", "side"]], frame["beside"]
+        self.labelled = shapes.ne(shapes.shift()).any(axis=1)
         # The second of two heads is drawn under the first.
-        pitches = np.where(self.labelled | self.resized, *PITCH) * ~frame["beside"]
-        self.places = pitches.cumsum() - np.where(frame["beside"], pitches.shift(), pitches) / 2
-        self.tall = np.where(frame["vector"], 0.24, 0.12 * np.log2(frame["side"]))
+        pitches = np.where(self.labelled, *PITCH) * ~beside
+        self.places = pitches.cumsum() - pitches.where(~beside, pitches.shift()) / 2
+        self.tall = np.where(frame["side"] == 1, 0.24, 0.12 * np.log2(frame["side"]))
         counts = Counter(frame["name"]).items()
         operations = [f"{n}× {name}" if n > 1 else name for name, n in counts]
         self.operations = "\n".join(operations)
         title = 1.15 * self.width + 0.12 * len(self.trained_by)  # in bold type, and dots
-        self.width = max(pitches.sum() + 0.1, _longest(operations) + 0.16, title)
+        self.width = max(pitches.sum() + 0.1, text_width(operations, FONT) + 0.16, title)
         self.height = self.tall.max() + 0.62 + LINE * len(operations)
 
     def ends(self, axis: int) -> np.ndarray:
@@ -91,9 +90,7 @@ class Edge:
     stops: Sequence[str] = ()
 
 
-def architecture(
-    nodes: Mapping[str, Node], edges: Sequence[Edge], *, row_height: float = 0.85
-) -> Figure:
+def architecture(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> Figure:
     """Networks, data and losses from left to right; data flow in grey, gradients in colours.
 
     A network's blocks come from its modules: heights are sides of feature maps, widths grow with
@@ -103,9 +100,8 @@ def architecture(
     Args:
         nodes: name -> node.
         edges: between them; gradients run against their direction.
-        row_height: distance of two rows in inches.
     """
-    size = _place(list(nodes.values()), row_height)
+    size = _place(list(nodes.values()))
     figure, ax = plt.subplots(figsize=size)
     ax.set(xlim=(0, size[0]), ylim=(0, size[1]), aspect="equal")
     ax.axis("off")
@@ -118,28 +114,21 @@ def architecture(
         if node.layers is not None:
             _network(ax, node, [colors[loss] for loss in node.trained_by])
         else:
-            text = {"ha": "center", "va": "center", "color": color or DARK, "fontsize": FONT}
-            ax.text(node.x, node.y - 0.01, node.text, **text)
+            ax.text(node.x, node.y - 0.01, node.text, color=color or DARK, **CENTRED)
     for edge in edges:
         _connect(ax, _route(nodes[edge.source], nodes[edge.target]), edge, colors)
     frames = {name: node.frame for name, node in nodes.items() if node.layers is not None}
-    values = pd.concat(frames, names=["network"]).reset_index("network")
-    return with_values(figure, values.drop(columns=["vector", "beside"]))
+    return with_values(figure, pd.concat(frames, names=["network"]).reset_index("network"))
 
 
-def _longest(lines: Sequence[str]) -> float:
-    """Length of the longest of some lines of text, in inches."""
-    return max(TextPath((0, 0), line, size=FONT).get_extents().width for line in lines) / 72
-
-
-def _place(nodes: Sequence[Node], row_height: float) -> tuple[float, float]:
+def _place(nodes: Sequence[Node]) -> tuple[float, float]:
     """Give every node its centre; returns width and height of all."""
     columns = range(1 + max(node.column for node in nodes))
     widths = np.array([max(n.width for n in nodes if n.column == one) for one in columns])
     gap = np.clip((WIDTH - 0.04 - widths.sum()) / max(1, len(widths) - 1), *GAPS)
     centres = 0.02 + widths.cumsum() - widths / 2 + gap * np.arange(len(widths))
     for node in nodes:
-        node.x, node.y = centres[node.column], -row_height * node.row
+        node.x, node.y = centres[node.column], -ROW * node.row
     bottom, top = min(n.ends(1)[0] for n in nodes), max(n.ends(1)[1] for n in nodes)
     for node in nodes:
         node.y += 0.03 - bottom
@@ -156,14 +145,14 @@ def _network(ax: Axes, node: Node, trained_by: Sequence[str]) -> None:
         ax.scatter(right - 0.1 - 0.11 * number, top - 0.12, s=20, color=color)
     places = (left + right - node.places.max() - node.places.min()) / 2 + node.places
     shift = 0.14 * frame["beside"].shift(-1, fill_value=False) - 0.14 * frame["beside"]
-    look = {"color": np.where(frame["vector"], VECTOR, MAP), "edgecolor": "#55606e"}
+    look = {"color": np.where(frame["side"] == 1, VECTOR, MAP), "edgecolor": "#55606e"}
     starts, widths = (high + low - node.tall) / 2 + shift, 0.03 + 0.008 * np.log2(frame["channels"])
     ax.bar(places, node.tall, widths, starts, linewidth=0.5, **look)
     text = {"ha": "center", "fontsize": FONT - 0.5, "color": "#444444"}
-    for x, channels in zip(places[node.labelled], frame["channels"][node.labelled], strict=True):
-        ax.text(x, high + 0.02, str(channels), va="bottom", **text)
-    for x, side in zip(places[node.resized], frame["side"][node.resized], strict=True):
-        ax.text(x, low - 0.02, f"{side}²", va="top", **text)
+    for block in frame.assign(place=places)[node.labelled].itertuples():
+        ax.text(block.place, high + 0.02, str(block.channels), va="bottom", **text)
+        if block.side > 1:
+            ax.text(block.place, low - 0.02, f"{block.side}²", va="top", **text)
     ax.text(node.x, bottom + 0.06, node.operations, va="bottom", linespacing=1.3, **text)
 
 
@@ -172,17 +161,16 @@ def _connect(ax: Axes, path: np.ndarray, edge: Edge, colors: Mapping[str, str]) 
     arrow = {"mutation_scale": 7, "linewidth": 1.0, "capstyle": "butt"}
     ax.add_patch(FancyArrowPatch(path=Path(path), color="#666666", arrowstyle="-|>", **arrow))
     for number, loss in enumerate([*edge.passes, *edge.reverses, *edge.stops], 1):
-        back, color = _beside(path, 0.08 * number)[::-1], colors[loss]
+        back, color = _beside(path, 0.09 * number)[::-1], colors[loss]
         stopped = loss in edge.stops
         look = {"color": color, "linestyle": "--" if stopped else "-"}
         look |= {"arrowstyle": "-" if stopped else "-|>"}
         ax.add_patch(FancyArrowPatch(path=Path(back), **look, **arrow))
         if loss not in edge.passes:
             longest = np.linalg.norm(np.diff(back, axis=0), axis=1).argmax()
-            circle = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": color}
-            text = {"ha": "center", "va": "center", "fontsize": FONT, "color": color}
+            circle = {"boxstyle": "circle,pad=0.05", "facecolor": "white", "edgecolor": color}
             middle = back[longest : longest + 2].mean(0)
-            ax.text(*middle, "✕" if stopped else "−λ", bbox=circle, **text)
+            ax.text(*middle, "✕" if stopped else "−λ", bbox=circle, color=color, **CENTRED)
 
 
 def _route(source: Node, target: Node) -> np.ndarray:
@@ -199,7 +187,8 @@ def _route(source: Node, target: Node) -> np.ndarray:
     if target.column - source.column > 1:  # below or above what lies between them
         leaves = low if below else high
         return np.array([(source.x, leaves), (source.x, target.y), (end, target.y)])
-    turn, y = (start + end) / 2, np.clip(source.y, bottom + 0.3, top - 0.3)
+    margin = min(0.3, 0.3 * target.height)
+    turn, y = (start + end) / 2, np.clip(source.y, bottom + margin, top - margin)
     return np.array([(start, source.y), (turn, source.y), (turn, y), (end, y)])
 
 

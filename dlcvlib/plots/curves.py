@@ -7,10 +7,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, GREY, TARGET, WIDTH, pair_name, with_values
+from dlcvlib.plots.style import CYCLE, DARK, GREY, TARGET, WIDTH, pair_name, with_values
 
 SPARSE = 30
-"""Curves with fewer points than this have markers."""
+"""Curves with fewer points than this have markers; others are smoothed, with the raw one behind."""
+SMOOTHED = 20
+"""A smoothed curve's points are means of its part in so many of all points."""
 VERDICT_COLORS = {
     "supported": CYCLE[0], "contradicted": TARGET, "inconclusive": GREY, "not judged": "#bbbbbb",
 }  # fmt: skip
@@ -31,12 +33,18 @@ def line_panels(
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), squeeze=False)
     for ax, (label, columns) in zip(axes[0], panels, strict=True):
+        colors = iter(CYCLE)
         for column, name in columns.items():
             measured = frame[["step", column]].dropna()
             if len(measured):
-                style = "o-" if len(measured) < SPARSE else "-"
-                look = {"label": name, "linewidth": 1.1, "markersize": 3.5}
-                ax.plot(measured["step"], measured[column], style, **look)
+                steps, values = measured["step"], measured[column]
+                color, dense = next(colors), len(measured) >= SPARSE
+                if dense:
+                    ax.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
+                    window = {"window": len(measured) // SMOOTHED, "center": True}
+                    values = values.rolling(**window, min_periods=1).mean()
+                style, look = "-" if dense else "o-", {"linewidth": 1.3, "markersize": 3}
+                ax.plot(steps, values, style, color=color, label=name, **look)
         ax.set(xlabel="training step", ylabel=label)
     for name, height in (levels or {}).items():
         axes[0, -1].axhline(height, color=GREY, linewidth=0.9, linestyle=":", label=name)
@@ -44,7 +52,8 @@ def line_panels(
         if ax.dataLim.ymin >= 0:
             ax.set_ylim(bottom=0)  # last: it fixes the limits
         # Above the panel, where no curve can run through it.
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "borderaxespad": 0.3}
+        ax.legend(**above, labelcolor="linecolor", handlelength=1, columnspacing=1)
     drawn = [column for _, columns in panels for column in columns]
     return with_values(figure, frame[["step", *drawn]].dropna(how="all", subset=drawn))
 
@@ -56,22 +65,33 @@ def forest(table: pd.DataFrame) -> Figure:
         table: as from `significance.verdicts`; columns test_low and test_high, if there, are the
             interval from the test set alone, drawn as a pale bar.
     """
-    groups = list(table.groupby("measure", sort=False))
-    heights = [len(rows) + 1.2 for _, rows in groups]
-    size = (WIDTH, 0.27 * sum(heights) + 0.3)
+    parts = table["claim"].str.extract(r"(?:(?P<stem>.*?)(?: on|,|:)? )?(?P<row>\w+->\w+)$")
+    rows = table.assign(stem=parts["stem"].fillna(""), row=parts["row"].fillna(table["claim"]))
+    # What several rows say of one pair each stands over the first of them.
+    before = rows.groupby("measure")["stem"].shift()
+    rows["first"] = (rows["stem"] != before) & (rows["stem"] != "")
+    groups = list(rows.groupby("measure", sort=False))
+    heights = [len(rows) + rows["first"].sum() + 1.2 for _, rows in groups]
+    size = (WIDTH, 0.24 * sum(heights) + 0.3)
     figure, axes = plt.subplots(len(groups), figsize=size, squeeze=False, height_ratios=heights)
     for ax, (measure, rows) in zip(axes.flat, groups, strict=True):
-        heights = np.arange(len(rows))
+        places = np.arange(len(rows)) + rows["first"].cumsum()
+        for place, stem in zip(places[rows["first"]], rows["stem"][rows["first"]], strict=True):
+            look = {"transform": ax.get_yaxis_transform(), "fontsize": 8.5, "va": "center"}
+            look["bbox"] = {"facecolor": "white", "pad": 1, "linewidth": 0}  # over the zero line
+            ax.text(0.01, place - 1, stem, **look)
         if "test_low" in rows:
-            ax.hlines(heights, rows["test_low"], rows["test_high"], color="#dddddd", linewidth=7)
+            ax.hlines(places, rows["test_low"], rows["test_high"], color="#dddddd", linewidth=6)
         colors = rows["verdict"].map(VERDICT_COLORS)
-        ax.hlines(heights, rows["low"], rows["high"], color=colors, linewidth=1.6)
-        ax.scatter(rows["difference"], heights, s=16, color=colors, zorder=3)
-        ax.axvline(0, color=GREY, linewidth=0.8)
-        ax.set_yticks(heights, rows["claim"].map(pair_name))
+        ax.hlines(places, rows["low"], rows["high"], color=colors, linewidth=1.6)
+        ax.scatter(rows["difference"], places, s=16, color=colors, zorder=3)
+        ax.axvline(0, color=DARK, linewidth=0.8, zorder=1)
+        ax.set_yticks(places, rows["row"].map(pair_name))
+        ax.tick_params(axis="y", length=0)
         ax.set_xlabel(f"difference in {measure}")
-        ax.set_ylim(len(rows) - 0.4, -0.6)  # the first claim on top
+        ax.set_ylim(places.max() + 0.6, -0.6)  # the first claim on top
         ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
     drawn = {name: color for name, color in VERDICT_COLORS.items() if name in set(table["verdict"])}
     lines = [plt.Line2D([], [], marker="o", ms=4, color=color) for color in drawn.values()]
     figure.legend(lines, list(drawn), loc="outside upper center", ncols=len(drawn))

@@ -19,27 +19,36 @@ from dlcvlib.plots.style import pair_name, with_values
 def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> Axes:
     """Accuracy of each method on each pair: bars at the mean of the seeds, each seed a dot.
 
+    At a bar's foot is its mean in per cent; a line spans its seeds.
+
     Args:
         frame: one row per run: method, pair, seed, accuracy.
         references: method -> pair -> the original's accuracy, drawn as a short line.
     """
-    import seaborn as sns  # loads slowly, and few notebooks need it
-
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
     _, ax = plt.subplots(figsize=(style.WIDTH, 3.0))
-    common = {"data": frame, "x": "pair", "y": "accuracy", "hue": "method", "ax": ax}
-    sns.barplot(**common, palette=style.METHOD_COLORS, errorbar=None, width=0.8, saturation=1)
-    dots = {"palette": dict.fromkeys(methods, style.DARK), "size": 3.2, "jitter": False}
-    sns.stripplot(**common, dodge=True, legend=False, **dots)
     width = 0.8 / len(methods)
+    badge = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
+    text = {"ha": "center", "fontsize": 7.5, "color": style.DARK, "bbox": badge}
+    for number, method in enumerate(methods):
+        runs = frame[frame["method"] == method]
+        places = runs["pair"].map(pairs.index) - 0.4 + width * (number + 0.5)
+        spread = runs["accuracy"].groupby(places).agg(["mean", "min", "max"])
+        bars = {"color": style.METHOD_COLORS[method], "label": method}
+        ax.bar(spread.index, spread["mean"], width, **bars)
+        ax.vlines(spread.index, spread["min"], spread["max"], color=style.DARK, linewidth=0.9)
+        ax.scatter(places, runs["accuracy"], s=9, color=style.DARK, zorder=3)
+        for x, mean in spread["mean"].items():
+            ax.text(x, 0.025, f"{100 * mean:.0f}", **text)
     reported = pd.DataFrame(references).reindex(index=pairs, columns=methods).unstack().dropna()
     left = np.array([pairs.index(p) - 0.4 + width * methods.index(m) for m, p in reported.index])
     ax.hlines(reported, left, left + width, color="black", lw=1.4, zorder=5, label="original")
     ax.axhline(1 / CLASSES, color=style.GREY, linewidth=0.8, linestyle=":", label="chance")
     ax.set(xlabel="", ylabel="accuracy on the target test set", ylim=(0, 1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xticks(range(len(pairs)), map(pair_name, pairs))
-    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
-    ax.legend(**above, handlelength=1.4, ncols=len(methods) + 2)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 0.9}
+    ax.legend(**above, handlelength=1, handletextpad=0.5, ncols=len(methods) + 2)
     return with_values(ax, frame[["method", "pair", "seed", "accuracy"]])
 
 

@@ -1,6 +1,7 @@
 """Rows and grids of images, and images for widgets."""
 
 import io
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dlcvlib.data.types import CLASSES, LabelledImages
 from dlcvlib.methods.attributes import as_uint8
-from dlcvlib.plots.style import WIDTH, with_values
+from dlcvlib.plots.style import PIXEL_DPI, WIDTH, text_width, with_values
 
 GAP = 2
 """White pixels between images."""
@@ -71,10 +72,8 @@ def image_rows(
     tops = number * (height + GAP)
     sheet = np.insert(sheet, np.repeat(tops[in_block::in_block], gap), 255, axis=0)
     tops += number // in_block * gap
-    texts, room = over or under, WIDTH - 0.95 * any(labels)
-    # No taller than wide: it must share a page with text.
-    size = (WIDTH, min(WIDTH, room * sheet.shape[0] / sheet.shape[1] + 0.25 * bool(texts)))
-    ax = ax or plt.subplots(figsize=size)[1]
+    texts = over or under
+    ax = ax or _axes(*sheet.shape[:2], left=text_width(labels, 8.5) + 0.15 * any(labels))
     ax.imshow(sheet)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -88,6 +87,17 @@ def image_rows(
     if texts:
         frame["text"] = list(texts) * len(rows)
     return with_values(ax, frame)
+
+
+def _axes(height: int, width: int, left: float) -> Axes:
+    """Axes for so many pixels, each a square of whole dots in print, with so many inches beside."""
+    # No taller than wide: it must share a page with text.
+    room = min(WIDTH - left, WIDTH * width / height)
+    dpi = math.ceil(PIXEL_DPI * room / width) * width / room
+    size = (left + room, room * height / width)
+    # What stands under or over the axes is added where the picture is cut.
+    figure = plt.figure(figsize=size, dpi=dpi, layout="none")
+    return figure.add_axes((left / size[0], 0, room / size[0], 1))
 
 
 def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:

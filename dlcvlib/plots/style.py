@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.textpath import TextPath
 from noto_cjk_sans_otc import FONT_PATH
 
 SHEET = mpl.rc_params_from_file(
@@ -17,6 +19,8 @@ SHEET = mpl.rc_params_from_file(
 )
 WIDTH = 7.0
 """Width of a full figure in inches."""
+PIXEL_DPI = 200
+"""Least resolution of a figure that holds pixels: twice that of the usual screen."""
 CYCLE: list[str] = SHEET["axes.prop_cycle"].by_key()["color"]
 """Okabe and Ito's colours, which colour-blind readers can tell apart."""
 GREY, DARK = "#888888", "#222222"
@@ -52,6 +56,12 @@ def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
     """Keep the tidy frame behind a picture as `values` of its figure; returns the picture."""
     drawn.get_figure(root=True).values = frame
     return drawn
+
+
+def text_width(lines: Iterable[str], size: float) -> float:
+    """Width in inches of the longest of some lines of text, which may hold formulas, at a size."""
+    paths = (TextPath((0, 0), line, size=size) for line in lines if line.strip())
+    return max((path.get_extents().width for path in paths), default=0) / 72
 
 
 def domain_name(name: str) -> str:

@@ -37,8 +37,6 @@ from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
 
-PIXEL_DPI = 200
-"""Pictures made of pixels are drawn at twice the screen's usual 100 dots per inch."""
 INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
 ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
@@ -172,7 +170,9 @@ def _picture(figure: Figure, salt: str) -> dict[str, str]:
     if not figure.axes:
         return {}  # matplotlib shows nothing of it
     if any(axes.images for axes in figure.axes):
-        return {"image/png": print_figure(figure, dpi=PIXEL_DPI, base64=True)}
+        return {
+            "image/png": print_figure(figure, dpi=max(figure.dpi, style.PIXEL_DPI), base64=True)
+        }
     # The same salt in two pictures of one page could make their ids collide.
     with mpl.rc_context({"svg.hashsalt": salt}):
         return {"image/svg+xml": print_figure(figure, "svg", metadata={"Date": None})}
