@@ -112,14 +112,14 @@ def parameters(cls: type[Parameters], cells: Sequence[str]) -> dict[str, Any]:
 class _Prose(string.Formatter):
     """`str.format` for Markdown: text stands for itself, a number that is undefined is a dash.
 
-    Negative numbers have a true minus.
+    Negative numbers have a true minus, and powers of ten are written as such.
     """
 
     def format_field(self, value: Any, format_spec: str) -> str:
         text = super().format_field(value, format_spec)
         if text.strip("+-%") in {"nan", "inf"} and not isinstance(value, str):
             return "–"
-        return markdown.minus(markdown.escaped(text) if isinstance(value, str) else text)
+        return markdown.typeset(markdown.escaped(text) if isinstance(value, str) else text)
 
 
 def say(template: str, *values: Any) -> None:
