@@ -130,7 +130,7 @@ local function needs(tbl, heads, rows)
   local function see(cells, head)
     for i, cell in ipairs(cells) do
       local text, longest = pandoc.utils.stringify(cell.contents), 0
-      for word in text:gmatch("[^%s/]+") do longest = math.max(longest, width(word) * (head and 1.1 or 1)) end
+      for word in text:gmatch("[^%s/-]+-?") do longest = math.max(longest, width(word) * (head and 1.1 or 1)) end
       local length, number = width(text), tbl.colspecs[i][1] == "AlignRight"
       whole[i] = math.max(whole[i], head and 1.1 * length or length)
       least[i] = math.max(least[i], number and not head and length or longest)
@@ -146,8 +146,8 @@ local function needs(tbl, heads, rows)
   return whole, least, most
 end
 
--- Sets the widths of a table's columns in print, and returns whether it spans both of the page's, and
--- the size of its text. Where it is too wide, headings are wrapped, numbers are not, and the other
+-- Sets the widths of a table's columns in print, and returns whether it spans both of the page's, the
+-- size of its text, and whether its columns are as wide as they are by themselves. Where it is too wide, headings are wrapped, numbers are not, and the other
 -- columns share what is left: the longer texts get as much as each other, but no less than `level`
 -- characters.
 local function set_widths(tbl, heads, rows, where)
@@ -165,7 +165,10 @@ local function set_widths(tbl, heads, rows, where)
   if tbl.classes:includes("small") then choices = { { COLUMN, 6.2, 0 } } end
   for n, choice in ipairs(choices) do
     local line, size, level = table.unpack(choice)
-    if total(size, whole, 1000) <= line then return line == WHOLE, size end
+    if total(size, whole, 1000) <= line then
+      tbl.colspecs = tbl.colspecs:map(function(spec) return { spec[1] } end)
+      return line == WHOLE, size, true
+    end
     local shared = 200
     while shared > (level or 200) and total(size, most, shared) > line do shared = shared - 1 end
     local needed = total(size, most, shared)
@@ -174,7 +177,7 @@ local function set_widths(tbl, heads, rows, where)
         local length = math.max(least[i], math.min(most[i], shared))
         return { spec[1], (INSET + size * CHARACTER * length) / math.max(line, needed) }
       end)
-      return line == WHOLE, size
+      return line == WHOLE, size, false
     end
   end
 end
@@ -207,9 +210,9 @@ local function printed(tbl, where)
   for _, row in ipairs(heads .. rows) do
     for _, cell in ipairs(row.cells) do simple = simple and cell.col_span == 1 and cell.row_span == 1 end
   end
-  local span, size = false, 8
-  if simple then span, size = set_widths(tbl, heads, rows, where) end
-  local open = where == "nested" and "#block" or string.format("#exhibit(span: %s)", span)
+  local span, size, natural = false, 8, true
+  if simple then span, size, natural = set_widths(tbl, heads, rows, where) end
+  local open = where == "nested" and "#block" or string.format("#table-exhibit(span: %s, natural: %s)", span, natural)
   open = open .. string.format("[\n#show table: set text(%.1fpt)\n", size)
   if size < 7 then open = open .. "#set table(inset: (x: 3pt, y: 1.5pt))\n" end
   if #heads == 0 then open = open .. "#set table(stroke: (..) => (bottom: 0.3pt + luma(200)))\n" end
