@@ -399,8 +399,9 @@ def _coloured(code: re.Match[str]) -> str:
 def to_pdf(tree: dict[str, Any], folder: Path) -> bytes:
     """The printed report; pictures lie in `folder`.
 
-    It is PDF/UA-1 and PDF/A-2a if all has a text alternative. Formulas that Typst refuses are shown as they were typed, and a
-    notice stands in the place of any other part that it refuses; both are changed in the tree.
+    It is PDF/UA-1 and PDF/A-2a if all has a text alternative. Formulas that Typst refuses are shown
+    as they were typed, and a notice stands in the place of any other part that it refuses; both are
+    changed in the tree.
     """
     # The font for Chinese, Japanese and Korean comes from its package.
     where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}

@@ -162,7 +162,7 @@ local function set_widths(tbl, heads, rows, where)
   local choices = { { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 }, { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
   if where == "nested" then choices = { { COLUMN, 8 }, { COLUMN, 7, 0 } } end
   if where == "cover" then choices = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } } end
-  if tbl.classes:includes("small") then choices = { { COLUMN, 6.2, 0 } } end
+  if tbl.classes:includes("small") then choices = { { COLUMN, 6.3, 0 } } end
   for n, choice in ipairs(choices) do
     local line, size, level = table.unpack(choice)
     if total(size, whole, 1000) <= line then
@@ -214,7 +214,7 @@ local function printed(tbl, where)
   if simple then span, size, natural = set_widths(tbl, heads, rows, where) end
   local open = where == "nested" and "#block" or string.format("#table-exhibit(span: %s, natural: %s)", span, natural)
   open = open .. string.format("[\n#show table: set text(%.1fpt)\n", size)
-  if size < 7 then open = open .. "#set table(inset: (x: 3pt, y: 1.5pt))\n" end
+  if size < 7 then open = open .. "#set table(inset: (x: 3pt, y: 1.2pt))\n" end
   if #heads == 0 then open = open .. "#set table(stroke: (..) => (bottom: 0.3pt + luma(200)))\n" end
   for _, row in ipairs(heads) do
     join_intervals(row)
@@ -264,25 +264,47 @@ local function Div(div)
 end
 
 -- Exhibits in print: those of the first pages, which have a single column, stay where they are, and
--- so do tables in other blocks; the others float.
+-- so do tables in other blocks; the others float. A heading with nothing below it but an exhibit floats
+-- with that.
 local function place(doc)
   if not typst then return nil end
-  local function figure(block)
-    local picture = ""
-    block:walk({ RawInline = function(raw) picture = raw.text:match('^#picture(%("[^"]*", )') .. raw.text:match("[%d.]+%)$") end })
-    if picture == "" then return block end
-    return { pandoc.RawBlock("typst", "#picture-exhibit" .. picture .. "["), block, pandoc.RawBlock("typst", "]") }
+  local function exhibit(block, heading)
+    local found = block.t == "Table" and pandoc.List(printed(block)) or pandoc.List({ block })
+    if block.t == "Figure" then
+      local picture
+      block:walk({ RawInline = function(raw)
+        local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
+        picture = src and src .. ", " .. share or picture
+      end })
+      if picture then
+        found = pandoc.List({ pandoc.RawBlock("typst", "#picture-exhibit(" .. picture .. ")["), block, pandoc.RawBlock("typst", "]") })
+      end
+    end
+    if heading and #found > 1 then found:insert(2, heading) end
+    return found
   end
-  local blocks = pandoc.List()
-  for _, block in ipairs(doc.blocks) do
-    if block.t == "Table" then
-      blocks:extend(printed(block))
-    elseif block.t == "Figure" then
-      blocks:extend(pandoc.Blocks(figure(block)))
+  local blocks, heading, first = pandoc.List(), nil, true
+  local unbroken = { references = true, provenance = true } -- chapters that do not begin a page
+  local function comment(block) return block and block.t == "RawBlock" and block.text:match("^//") end
+  for i, block in ipairs(doc.blocks) do
+    local after = i + 1
+    while comment(doc.blocks[after]) do after = after + 1 end
+    local next, beyond = doc.blocks[after], after + 1
+    while comment(doc.blocks[beyond]) do beyond = beyond + 1 end
+    local ends = not doc.blocks[beyond] or doc.blocks[beyond].t == "Header"
+    if block.t == "Header" and next and (next.t == "Table" or next.t == "Figure") and ends then
+      heading = block
+    elseif block.t == "Header" and block.level == 1 and not unbroken[block.identifier] then
+      local open = string.format("#chapter(first: %s)[", first)
+      blocks:extend({ pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") })
+      first = false
+    elseif block.t == "Table" or block.t == "Figure" then
+      blocks:extend(exhibit(block, heading))
+      heading = nil
     elseif block.t == "Div" and block.classes:includes("cover") then
       blocks:insert(pandoc.RawBlock("typst", "#single["))
       blocks:extend(block:walk({ Table = function(tbl) return printed(tbl, "cover") end }).content)
-      blocks:extend({ pandoc.RawBlock("typst", "#contents()"), pandoc.RawBlock("typst", "]") })
+      blocks:extend({ pandoc.RawBlock("typst", "]\n#contents()") })
     else
       blocks:insert(block:walk({ Table = function(tbl) return printed(tbl, "nested") end }))
     end
