@@ -146,10 +146,10 @@ local function needs(tbl, heads, rows)
   return whole, least, most
 end
 
--- Sets the widths of a table's columns in print, and returns whether it spans both of the page's, the
--- size of its text, and whether its columns are as wide as they are by themselves. Where it is too wide, headings are wrapped, numbers are not, and the other
--- columns share what is left: the longer texts get as much as each other, but no less than `level`
--- characters.
+-- Sets the widths of a table's columns in print. Returns whether it spans both columns of the page, the
+-- size of its text, and whether it is as wide as it is by itself. Of the choices, each a line's width,
+-- a size and perhaps a number of characters, the first one that fits is taken: the table by itself, or
+-- with headings wrapped and longer texts, which get as much as each other, but at least that number.
 local function set_widths(tbl, heads, rows, where)
   local whole, least, most = needs(tbl, heads, rows)
   local function total(size, lengths, level)
@@ -159,9 +159,9 @@ local function set_widths(tbl, heads, rows, where)
     end
     return sum
   end
-  local choices = { { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 }, { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
-  if where == "nested" then choices = { { COLUMN, 8 }, { COLUMN, 7, 0 } } end
-  if where == "cover" then choices = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } } end
+  local in_column = pandoc.List({ { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 } })
+  local across = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
+  local choices = where == "cover" and across or in_column .. (where == "nested" and { { COLUMN, 7, 0 } } or across)
   if tbl.classes:includes("small") then choices = { { COLUMN, 6.3, 0 } } end
   for n, choice in ipairs(choices) do
     local line, size, level = table.unpack(choice)
@@ -263,48 +263,49 @@ local function Div(div)
   end
 end
 
--- Exhibits in print: those of the first pages, which have a single column, stay where they are, and
--- so do tables in other blocks; the others float. A heading with nothing below it but an exhibit floats
--- with that.
+-- An exhibit in print, of which a picture's width decides where it is; other figures stay in the text.
+local function exhibit(block)
+  if block.t == "Table" then return pandoc.List(printed(block)) end
+  local picture
+  block:walk({ RawInline = function(raw)
+    local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
+    picture = src and src .. ", " .. share
+  end })
+  if not picture then return pandoc.List({ block }) end
+  local open = pandoc.RawBlock("typst", "#picture-exhibit(" .. picture .. ")[")
+  return pandoc.List({ open, block, pandoc.RawBlock("typst", "]") })
+end
+
+-- Chapters and exhibits in print. Those of the first pages, which have a single column, stay where they
+-- are, and so do tables in other blocks. A heading with nothing below it but an exhibit goes with that.
 local function place(doc)
   if not typst then return nil end
-  local function exhibit(block, heading)
-    local found = block.t == "Table" and pandoc.List(printed(block)) or pandoc.List({ block })
-    if block.t == "Figure" then
-      local picture
-      block:walk({ RawInline = function(raw)
-        local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
-        picture = src and src .. ", " .. share or picture
-      end })
-      if picture then
-        found = pandoc.List({ pandoc.RawBlock("typst", "#picture-exhibit(" .. picture .. ")["), block, pandoc.RawBlock("typst", "]") })
-      end
-    end
-    if heading and #found > 1 then found:insert(2, heading) end
-    return found
-  end
   local blocks, heading, first = pandoc.List(), nil, true
   local unbroken = { references = true, provenance = true } -- chapters that do not begin a page
-  local function comment(block) return block and block.t == "RawBlock" and block.text:match("^//") end
+  local following, later = {}, {} -- the next two blocks but comments
+  for i = #doc.blocks, 1, -1 do
+    local block = doc.blocks[i]
+    following[i] = later
+    if not (block.t == "RawBlock" and block.text:match("^//")) then later = { block.t, later[1] } end
+  end
   for i, block in ipairs(doc.blocks) do
-    local after = i + 1
-    while comment(doc.blocks[after]) do after = after + 1 end
-    local next, beyond = doc.blocks[after], after + 1
-    while comment(doc.blocks[beyond]) do beyond = beyond + 1 end
-    local ends = not doc.blocks[beyond] or doc.blocks[beyond].t == "Header"
-    if block.t == "Header" and next and (next.t == "Table" or next.t == "Figure") and ends then
-      heading = block
-    elseif block.t == "Header" and block.level == 1 and not unbroken[block.identifier] then
+    local next, beyond = table.unpack(following[i])
+    local alone = (next == "Table" or next == "Figure") and (not beyond or beyond == "Header")
+    if block.t == "Header" and block.level == 1 and not unbroken[block.identifier] then
       local open = string.format("#chapter(first: %s)[", first)
       blocks:extend({ pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") })
       first = false
+    elseif block.t == "Header" and alone then
+      heading = block
     elseif block.t == "Table" or block.t == "Figure" then
-      blocks:extend(exhibit(block, heading))
+      local found = exhibit(block)
+      if heading then found:insert(math.min(2, #found), heading) end
+      blocks:extend(found)
       heading = nil
     elseif block.t == "Div" and block.classes:includes("cover") then
       blocks:insert(pandoc.RawBlock("typst", "#single["))
       blocks:extend(block:walk({ Table = function(tbl) return printed(tbl, "cover") end }).content)
-      blocks:extend({ pandoc.RawBlock("typst", "]\n#contents()") })
+      blocks:insert(pandoc.RawBlock("typst", "]\n#contents()"))
     else
       blocks:insert(block:walk({ Table = function(tbl) return printed(tbl, "nested") end }))
     end
