@@ -14,6 +14,8 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pypdf
+import pypdfium2
 import pytest
 import torch
 import yaml
@@ -334,3 +336,16 @@ def damage(request):
         path.write_bytes(data)
 
     return harm
+
+
+def page_fill(path):
+    """How far down each page of a PDF is filled, but a chapter's last: 1 is the end of the text."""
+    reader = pypdf.PdfReader(path)
+    chapters = [entry for entry in reader.outline if not isinstance(entry, list)]
+    first = {reader.get_destination_page_number(entry) for entry in chapters} | {len(reader.pages)}
+    found = {}
+    for number, page in enumerate(pypdfium2.PdfDocument(path), 1):
+        if number not in first:
+            drawn = page.render(scale=1 / 2).to_pil().convert("L").point(lambda v: 255 * (v < 200))
+            found[number] = drawn.getbbox()[3] / (drawn.height * (297 - 17) / 297)
+    return found

@@ -7,7 +7,7 @@ import pandas as pd
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
-from conftest import PROBLEMS, ROOT, digit_folder
+from conftest import PROBLEMS, ROOT, digit_folder, page_fill
 
 from dlcvlib.evaluation.adaptation import ALL
 from dlcvlib.evaluation.significance import mean_text
@@ -98,13 +98,15 @@ def test_pdf(smoke_report):
         assert all(f"{kind} {problem}.1" in text for kind in ("Figure", "Table"))
     assert "Chapter 1" in pdf.outline[0].title
     assert pdf.outline[1][0].title.startswith("1-1")
-    assert b"pdfuaid" in pdf.trailer["/Root"]["/Metadata"].get_data()
     assert all(
         each in texts[0]
         for each in ("at a glance", "Accuracy on the target's test images: mean ± ")
     )
     assert "Contents" in texts[1]
-    first = next(n for n, page in enumerate(texts) if "Parameters by chapter" in page)
+    about = pdf.trailer["/Root"]["/Metadata"].get_data()
+    assert all(standard in about for standard in (b"pdfuaid", b"pdfaid"))
+    assert min(page_fill(smoke_report[0] / "report.pdf").values()) > 2 / 3
+    first = next(n for n, page in enumerate(texts) if "Parameters." in page)
     assert len(pdf.pages) - first <= 2
 
 

@@ -103,6 +103,7 @@ def render(
     tree = parsed(text, pages)
     authors = [{"t": "MetaString", "c": name} for name in made["authors"]]
     tree["meta"]["author"] = {"t": "MetaList", "c": authors}
+    tree["meta"]["date"] = {"t": "MetaString", "c": made["made"]}
     names = ["report.html"]
     with tempfile.TemporaryDirectory(dir=out, prefix=storage.TEMPORARY) as temporary:
         folder = Path(temporary)
@@ -409,23 +410,24 @@ def _coloured(code: re.Match[str]) -> str:
 
 @timed("writing PDF")
 def to_pdf(tree: dict[str, Any], folder: Path) -> bytes:
-    """The printed report, as PDF/UA-1 where all has a text alternative; pictures lie in `folder`.
+    """The printed report; pictures lie in `folder`.
 
-    Formulas that Typst refuses are shown as they were typed, and a notice stands in the place of
-    any other part that it refuses; both are changed in the tree.
+    It is PDF/UA-1 and PDF/A-2a if all has a text alternative. Formulas that Typst refuses are shown
+    as they were typed, and a notice stands in the place of any other part that it refuses; both are
+    changed in the tree.
     """
     # The font for Chinese, Japanese and Korean comes from its package.
     where = {"root": str(folder), "font_paths": [str(Path(FONT_PATH).parent)]}
-    standards = ["ua-1"]
+    standards = ["ua-1", "a-2a"]
     while True:
         source = strip_ansi(_written(tree, "typst-citations", "report.typ"))
         try:
             return typst.compile(source.encode(), pdf_standards=standards, **where)
         except typst.TypstError as error:
-            if "PDF/UA-1" in str(error) and standards:
+            if standards and str(error).startswith("PDF/"):
                 standards = []
-                continue
-            _without_refused(tree, source, error)
+            else:
+                _without_refused(tree, source, error)
 
 
 def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError) -> None:

@@ -124,55 +124,70 @@ local function bold(block)
   return block
 end
 
-local LINE, CHARACTER, INSET = 465, 4.1, 8 -- of a table in report.typ, in points
-local SMALL = "#show table: set text(6.4pt)\n#set table(inset: (x: 3pt, y: 1.6pt))\n"
+-- Of report.typ, in points: widths of a column and of the whole line, and of a table's cells.
+local COLUMN, WHOLE, CHARACTER, INSET = 235, 487, 0.482, 6
 
--- Widths of columns in print. Where a table is too wide for the page, headings are wrapped, numbers
--- are not, and the other columns share what is left: the longer texts get as much as each other.
--- Returns whether that is so little that the table is to be set smaller.
-local function set_widths(tbl, heads, rows)
-  local LINE = tbl.classes:includes("small") and LINE * 8.5 / 6.4 or LINE
-  local whole, need, want = {}, {}, {} -- with headings on one line; at least; what most cells need
-  for i in ipairs(tbl.colspecs) do whole[i], need[i], want[i] = 0, 0, {} end
-  local function width(text) -- in characters of a usual width
+-- What the columns of a table need, in characters of a usual width: with headings on one line; at
+-- least, where numbers are not broken; and what most of their cells need.
+local function needs(tbl, heads, rows)
+  local whole, least, most = {}, {}, {}
+  for i in ipairs(tbl.colspecs) do whole[i], least[i], most[i] = 0, 0, {} end
+  local function width(text)
     return utf8.len(text) + 0.4 * select(2, text:gsub("%u", ""))
   end
   local function see(cells, head)
     for i, cell in ipairs(cells) do
       local text, longest = pandoc.utils.stringify(cell.contents), 0
-      for word in text:gmatch("[^%s/]+") do longest = math.max(longest, width(word)) end
+      for word in text:gmatch("[^%s/-]+-?") do longest = math.max(longest, width(word) * (head and 1.1 or 1)) end
       local length, number = width(text), tbl.colspecs[i][1] == "AlignRight"
-      whole[i] = math.max(whole[i], length)
-      need[i] = math.max(need[i], number and not head and length or longest)
-      table.insert(want[i], head and longest or length)
+      whole[i] = math.max(whole[i], head and 1.1 * length or length)
+      least[i] = math.max(least[i], number and not head and length or longest)
+      table.insert(most[i], head and longest or length)
     end
   end
   for _, row in ipairs(heads) do see(row.cells, true) end
   for _, row in ipairs(rows) do see(row.cells, false) end
-  for i, lengths in ipairs(want) do
+  for i, lengths in ipairs(most) do
     table.sort(lengths)
-    want[i] = lengths[math.ceil(0.9 * #lengths)]
+    most[i] = math.max(least[i], lengths[math.ceil(0.9 * #lengths)])
   end
-  local function total(lengths, level)
+  return whole, least, most
+end
+
+-- Sets the widths of a table's columns in print. Returns whether it spans both columns of the page, the
+-- size of its text, and whether it is as wide as it is by itself. Of the choices, each a line's width,
+-- a size and perhaps a number of characters, the first one that fits is taken: the table by itself, or
+-- with headings wrapped and longer texts, which get as much as each other, but at least that number.
+local function set_widths(tbl, heads, rows, where)
+  local whole, least, most = needs(tbl, heads, rows)
+  local function total(size, lengths, level)
     local sum = 0
     for i, length in ipairs(lengths) do
-      sum = sum + INSET + CHARACTER * math.max(need[i], math.min(length, level))
+      sum = sum + INSET + size * CHARACTER * math.max(least[i], math.min(length, level))
     end
     return sum
   end
-  local level, natural = 1000, total(whole, 1000) <= LINE
-  while level > 0 and total(want, level) > LINE do level = level - 1 end
-  local tight = level < 22
-  if tight then
-    LINE, level = LINE * 8.5 / 7.5, 1000
-    while level > 0 and total(want, level) > LINE do level = level - 1 end
+  local in_column = pandoc.List({ { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 } })
+  local across = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
+  local choices = where == "cover" and across or in_column .. (where == "nested" and { { COLUMN, 7, 0 } } or across)
+  if tbl.classes:includes("small") then choices = { { COLUMN, 6.3, 0 } } end
+  for n, choice in ipairs(choices) do
+    local line, size, level = table.unpack(choice)
+    if total(size, whole, 1000) <= line then
+      tbl.colspecs = tbl.colspecs:map(function(spec) return { spec[1] } end)
+      return line == WHOLE, size, true
+    end
+    local shared = 200
+    while shared > (level or 200) and total(size, most, shared) > line do shared = shared - 1 end
+    local needed = total(size, most, shared)
+    if level and needed <= line or n == #choices then
+      tbl.colspecs = tbl.colspecs:map(function(spec, i)
+        local length = math.max(least[i], math.min(most[i], shared))
+        return { spec[1], (INSET + size * CHARACTER * length) / math.max(line, needed) }
+      end)
+      return line == WHOLE, size, false
+    end
   end
-  local line = math.max(LINE, total(want, level))
-  tbl.colspecs = tbl.colspecs:map(function(spec, i)
-    local length = math.max(need[i], math.min(want[i], level))
-    return { spec[1], not natural and (INSET + CHARACTER * length) / line or nil }
-  end)
-  return tight
 end
 
 -- One heading over both ends of an interval, "… from" and "to".
@@ -192,38 +207,38 @@ local function join_intervals(row)
   if row then row.cells = cells end
 end
 
--- A wide table scrolls by itself, so that a phone's page does not. In print, only a head is set
--- apart, and the table's place is left to report.typ.
-local function Table(tbl)
+-- A table in print, whose place is left to report.typ; only a head is set apart.
+local function printed(tbl, where)
+  local heads, rows, simple = pandoc.List(tbl.head.rows), pandoc.List(), true
   local head, bodies = tbl.head, tbl.bodies
-  if typst then
-    local heads, rows, simple = pandoc.List(head.rows), pandoc.List(), true
-    for _, body in ipairs(bodies) do
-      rows = rows .. body.body
-      heads = heads .. body.head
-    end
-    for _, row in ipairs(heads .. rows) do
-      for _, cell in ipairs(row.cells) do simple = simple and cell.col_span == 1 and cell.row_span == 1 end
-    end
-    local open = "#exhibit(breakable: true)["
-    if simple and set_widths(tbl, heads, rows) then open = open .. "#show table: set text(7.5pt)\n" end
-    if tbl.classes:includes("small") then open = open .. SMALL end
-    if #heads == 0 then open = open .. "#set table(stroke: (..) => (bottom: 0.3pt + luma(200)))" end
-    for _, row in ipairs(heads) do
-      join_intervals(row)
-      for _, cell in ipairs(row.cells) do cell.contents = cell.contents:walk({ Plain = bold, Para = bold }) end
-    end
-    tbl.head, tbl.bodies = head, bodies
-    return { pandoc.RawBlock("typst", open), tbl, pandoc.RawBlock("typst", "]") }
+  for _, body in ipairs(bodies) do
+    rows = rows .. body.body
+    heads = heads .. body.head
   end
+  for _, row in ipairs(heads .. rows) do
+    for _, cell in ipairs(row.cells) do simple = simple and cell.col_span == 1 and cell.row_span == 1 end
+  end
+  local span, size, natural = false, 8, true
+  if simple then span, size, natural = set_widths(tbl, heads, rows, where) end
+  local open = where == "nested" and "#block" or string.format("#table-exhibit(span: %s, natural: %s)", span, natural)
+  open = open .. string.format("[\n#show table: set text(%.1fpt)\n", size)
+  if size < 7 then open = open .. "#set table(inset: (x: 3pt, y: 1.2pt))\n" end
+  if #heads == 0 then open = open .. "#set table(stroke: (..) => (bottom: 0.3pt + luma(200)))\n" end
+  for _, row in ipairs(heads) do
+    join_intervals(row)
+    for _, cell in ipairs(row.cells) do cell.contents = cell.contents:walk({ Plain = bold, Para = bold }) end
+  end
+  tbl.head, tbl.bodies = head, bodies
+  return { pandoc.RawBlock("typst", open), tbl, pandoc.RawBlock("typst", "]") }
+end
+
+-- A wide table scrolls by itself, so that a phone's page does not.
+local function Table(tbl)
   if not html then return nil end
+  local head = tbl.head
   for _, row in ipairs(head.rows) do join_intervals(row) end
   tbl.head = head
   return { pandoc.RawBlock("html", '<div class="scroll" tabindex="0">'), tbl, pandoc.RawBlock("html", "</div>") }
-end
-
-local function Figure(figure)
-  if typst then return { pandoc.RawBlock("typst", "#exhibit["), figure, pandoc.RawBlock("typst", "]") } end
 end
 
 -- `share` is the picture's width as a share of the text's.
@@ -235,7 +250,7 @@ local function Image(image)
   local alt = image.attributes.alt or pandoc.utils.stringify(image.caption)
   if typst then
     return pandoc.RawInline("typst", string.format(
-      "#image(%s, alt: %s, width: %d%%)", typst_string(image.src), typst_string(alt), math.floor(100 * share + 0.5)))
+      "#picture(%s, %s, %.3f)", typst_string(image.src), typst_string(alt), share))
   end
   image.attributes.share = nil
   if share < 1 then image.attributes.style = string.format("max-width: %d%%", math.floor(100 * share + 0.5)) end
@@ -250,10 +265,9 @@ local function Div(div)
     end
     return div.content
   end
-  if typst and div.classes:includes("cover") then
-    local blocks = pandoc.List(div.content)
-    blocks:insert(pandoc.RawBlock("typst", "#contents()"))
-    return blocks
+  local name = div.identifier == "refs" and "references" or div.classes[1]
+  if typst and pandoc.List({ "references", "note", "abstract", "failed", "subtitle" }):includes(name) then
+    return { pandoc.RawBlock("typst", "#" .. name .. "["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
   end
   -- How the report was made: folded on the first page of the HTML, at the end in print.
   if div.classes:includes(typst and "screen" or "print") then return {} end
@@ -276,24 +290,60 @@ local function Div(div)
     blocks:insert(pandoc.RawBlock("typst", "])"))
     return blocks
   end
-  if typst and div.identifier == "refs" then
-    return { pandoc.RawBlock("typst", "#references["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+end
+
+-- An exhibit in print, of which a picture's width decides where it is; other figures stay in the text.
+local function exhibit(block)
+  if block.t == "Table" then return pandoc.List(printed(block)) end
+  local picture
+  block:walk({ RawInline = function(raw)
+    local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
+    picture = src and src .. ", " .. share
+  end })
+  if not picture then return pandoc.List({ block }) end
+  local open = pandoc.RawBlock("typst", "#picture-exhibit(" .. picture .. ")[")
+  return pandoc.List({ open, block, pandoc.RawBlock("typst", "]") })
+end
+
+-- Chapters and exhibits in print. Those of the first pages, which have a single column, stay where they
+-- are, and so do tables in other blocks. A heading with nothing below it but an exhibit goes with that.
+local function place(doc)
+  if not typst then return nil end
+  local blocks, heading, first = pandoc.List(), nil, true
+  local unbroken = { references = true, provenance = true } -- chapters that do not begin a page
+  local following, later = {}, {} -- the next two blocks but comments
+  for i = #doc.blocks, 1, -1 do
+    local block = doc.blocks[i]
+    following[i] = later
+    if not (block.t == "RawBlock" and block.text:match("^//")) then later = { block.t, later[1] } end
   end
-  if typst and div.classes:includes("note") then
-    return { pandoc.RawBlock("typst", "#note["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
+  for i, block in ipairs(doc.blocks) do
+    local next, beyond = table.unpack(following[i])
+    local alone = (next == "Table" or next == "Figure") and (not beyond or beyond == "Header")
+    if block.t == "Header" and block.level == 1 and not unbroken[block.identifier] then
+      local open = string.format("#chapter(first: %s)[", first)
+      blocks:extend({ pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") })
+      first = false
+    elseif block.t == "Header" and alone then
+      heading = block
+    elseif block.t == "Table" or block.t == "Figure" then
+      local found = exhibit(block)
+      if heading then found:insert(math.min(2, #found), heading) end
+      blocks:extend(found)
+      heading = nil
+    elseif block.t == "Div" and block.classes:includes("cover") then
+      blocks:insert(pandoc.RawBlock("typst", "#single["))
+      blocks:extend(block:walk({ Table = function(tbl) return printed(tbl, "cover") end }).content)
+      blocks:insert(pandoc.RawBlock("typst", "]\n#contents()"))
+    else
+      blocks:insert(block:walk({ Table = function(tbl) return printed(tbl, "nested") end }))
+    end
   end
-  if typst and div.classes:includes("abstract") then
-    return { pandoc.RawBlock("typst", "#abstract["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
-  end
-  if typst and div.classes:includes("failed") then
-    return { pandoc.RawBlock("typst", "#failed["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
-  end
-  if typst and div.classes:includes("subtitle") then
-    return { pandoc.RawBlock("typst", "#subtitle["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
-  end
+  doc.blocks = blocks
+  return doc
 end
 
 return {
   { Pandoc = join },
-  { Str = Str, Math = Math, Inlines = Inlines, Blocks = Blocks, Table = Table, Figure = Figure, Image = Image, Div = Div },
+  { Str = Str, Math = Math, Inlines = Inlines, Blocks = Blocks, Table = Table, Image = Image, Div = Div, Pandoc = place },
 }
