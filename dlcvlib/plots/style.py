@@ -2,10 +2,12 @@
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,6 +54,35 @@ def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
     """Keep the tidy frame behind a picture as `values` of its figure; returns the picture."""
     drawn.get_figure(root=True).values = frame
     return drawn
+
+
+def with_points(
+    figure: Figure,
+    places: Mapping[Axes, np.ndarray],
+    images: np.ndarray,
+    texts: Sequence[str],
+) -> Figure:
+    """Keep what the HTML shows beside a point under the pointer; returns the figure.
+
+    Args:
+        figure: where the points are drawn.
+        places: axes -> its points, (n, 2) in data coordinates.
+        images: the image of each point of all axes, (N, H, W, 3) uint8; the same one often.
+        texts: a line for each point.
+    """
+    figure.points = places, images, texts
+    return figure
+
+
+def with_slider(ax: Axes, columns: int) -> Axes:
+    """Have the HTML slide the first row of images over the second; returns the axes.
+
+    Args:
+        ax: axes of two rows, as `images.image_rows` draws them.
+        columns: images per row.
+    """
+    ax.figure.slider = columns
+    return ax
 
 
 def domain_name(name: str) -> str:

@@ -6,6 +6,7 @@ JupyterLab shows, a JSON payload under `MIME`:
 
     kind      "figure" | "table" | "headline" | "values"
     csv       the values behind a figure, empty if it has none
+    interactive  what the page shows to a pointer (see `dlcvlib.report.interactive`)  (figure)
     values    what is added to results.json under this notebook's key
     rows      of the main table                                              (headline)
     parameters  what `begin` has read, which must be what was asked            (values)
@@ -32,13 +33,15 @@ from pandas.io.formats.style import Styler
 
 from dlcvlib.config.schema import Parameters
 from dlcvlib.plots import style
-from dlcvlib.report import tables
+from dlcvlib.report import interactive, tables
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
 
 PIXEL_DPI = 200
 """Pictures made of pixels are drawn at twice the screen's usual 100 dots per inch."""
+RASTER_DPI = 300
+"""Of dots that are too many for a vector picture, within one."""
 INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
 ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
@@ -162,7 +165,7 @@ def _show_figure(shown: Figure | Axes) -> None:
     if label:
         values = getattr(figure, "values", None)
         csv = "" if values is None else values.to_csv(index=False)
-        data[MIME] = _payload("figure", {}, csv=csv)
+        data[MIME] = _payload("figure", {}, csv=csv, interactive=interactive.of_figure(figure))
     display(data, raw=True)
 
 
@@ -174,7 +177,8 @@ def _picture(figure: Figure, salt: str) -> dict[str, str]:
         return {"image/png": print_figure(figure, dpi=PIXEL_DPI, base64=True)}
     # The same salt in two pictures of one page could make their ids collide.
     with mpl.rc_context({"svg.hashsalt": salt}):
-        return {"image/svg+xml": print_figure(figure, "svg", metadata={"Date": None})}
+        options = {"metadata": {"Date": None}, "dpi": RASTER_DPI}
+        return {"image/svg+xml": print_figure(figure, "svg", **options)}
 
 
 def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
