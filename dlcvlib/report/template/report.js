@@ -59,6 +59,20 @@ function copyButtons() {
   }
 }
 
+// A browser may not reach the file beside the page; the page holds it, compressed.
+function savedValues() {
+  for (const link of all("a[data-gzip]")) {
+    link.onclick = async (event) => {
+      if (link.href.startsWith("blob:")) return;
+      event.preventDefault();
+      const bytes = Uint8Array.from(atob(link.dataset.gzip), (character) => character.charCodeAt(0));
+      const content = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      link.href = URL.createObjectURL(await new Response(content).blob());
+      link.click();
+    };
+  }
+}
+
 // --- contents: the section that is read -----------------------------------------------------------
 
 function followReading() {
@@ -166,7 +180,7 @@ function previews() {
     };
     link.onpointerenter = (event) => { if (event.pointerType === "mouse") later(show, 200); };
     link.onpointerleave = () => later(hideTip, 200);
-    link.onfocus = () => { if (link.matches(":focus-visible")) show(); };
+    link.onfocus = () => { if (link.matches(":focus-visible")) later(show, 200); }; // after scrolling
     link.onblur = link.onclick = () => later(hideTip, 0);
   }
   tip.onpointerenter = () => clearTimeout(timer); // it may be pointed at
@@ -280,7 +294,7 @@ function withSlider(picture, { box: [[left, bottom], [right, top]], columns, gap
 }
 
 addEventListener("DOMContentLoaded", () => {
-  for (const start of [switches, showCode, copyButtons, followReading, search, previews, pictures]) start();
+  for (const start of [switches, showCode, copyButtons, savedValues, followReading, search, previews, pictures]) start();
   addEventListener("hashchange", showCode);
   addEventListener("pointermove", pointAt);
   addEventListener("pointerdown", pointAt);

@@ -14,7 +14,10 @@ local function menu(how, label, targets, sheets)
   local about, items, open, cell = how.menu, pandoc.List(), "#runs-" .. how.page, math.floor(how.cell)
   local code = "#code-" .. how.page .. "-" .. cell
   local function item(attributes, text) items:insert("<li><a " .. attributes .. ">" .. text .. "</a></li>") end
-  if about.values then item(('href="figures/%s" download="%s"'):format(about.values, about.values), "values (CSV)") end
+  if about.values then
+    local file = "figures/" .. about.values
+    item(('href="%s" download="%s" data-gzip="%s"'):format(file, about.values, file), "values (CSV)")
+  end
   if about.picture then
     local kind = about.picture:match("%w+$"):upper()
     item(('href="#%s" download="%s"'):format(label, about.picture), kind == "SVG" and "picture (SVG)" or "picture")
