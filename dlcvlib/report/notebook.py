@@ -45,6 +45,7 @@ PIXEL_DPI = 200
 """Pictures made of pixels are drawn at twice the screen's usual 100 dots per inch."""
 RASTER_DPI = 300
 """Of dots that are too many for a vector picture, within one."""
+NUMBER = re.compile(r'(?<=[ (="])-?\d+\.\d{3,}(?![\w.])')
 INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
 ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
@@ -181,14 +182,21 @@ def _picture(figure: Figure, salt: str) -> dict[str, str]:
     # The same salt in two pictures of one page could make their ids collide.
     with mpl.rc_context({"svg.hashsalt": salt}):
         options = {"metadata": {"Date": None}, "dpi": RASTER_DPI}
-        svg = print_figure(figure, "svg", **options)
+        svg = NUMBER.sub(_rounded, print_figure(figure, "svg", **options))
     return {"image/svg+xml": re.sub(r"(?<=base64,)[^\"]+", _with_palette, svg)}
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """A coordinate of an SVG to a hundredth of a point, a factor to four digits."""
+    value = float(number[0])
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
 
 
 def _with_palette(encoded: re.Match[str]) -> str:
     """A PNG within an SVG, with 256 colours: dots have few, and take a quarter of the space."""
     picture = Image.open(io.BytesIO(base64.b64decode(encoded[0])))
-    picture.quantize(256, Image.Quantize.FASTOCTREE).save(buffer := io.BytesIO(), "png")
+    picture = picture.quantize(256, Image.Quantize.FASTOCTREE)
+    picture.save(buffer := io.BytesIO(), "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

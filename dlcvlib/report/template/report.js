@@ -32,7 +32,10 @@ function switches() {
   code.checked = remembered("code") === "on";
   code.onchange = () => remember("code", code.checked ? "on" : "");
   for (const hidden of all(".tools [hidden]")) hidden.hidden = false;
-  if (matchMedia("(max-width: 62rem)").matches) document.querySelector("nav details").open = false;
+  const narrow = matchMedia("(max-width: 62rem)"), contents = document.querySelector("nav details");
+  const close = () => { if (narrow.matches) contents.open = false; };
+  close();
+  for (const link of all("nav li a")) link.onclick = close;
 }
 
 function showCode() { // of the cell that the address names
