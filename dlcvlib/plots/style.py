@@ -36,6 +36,7 @@ CLASS_COLORS = (
 """Paul Tol's muted colours, which colour-blind readers can tell apart, with a darker grey."""
 
 Drawn = TypeVar("Drawn", Figure, Axes)
+Places = Mapping[Axes, np.ndarray]
 
 
 def use() -> None:
@@ -56,12 +57,7 @@ def with_values(drawn: Drawn, frame: pd.DataFrame) -> Drawn:
     return drawn
 
 
-def with_points(
-    figure: Figure,
-    places: Mapping[Axes, np.ndarray],
-    images: np.ndarray,
-    texts: Sequence[str],
-) -> Figure:
+def with_points(figure: Figure, places: Places, images: np.ndarray, texts: Sequence[str]) -> Figure:
     """Keep what the HTML shows beside a point under the pointer; returns the figure.
 
     Args:

@@ -7,11 +7,9 @@ pandoc turns it into HTML, and into Typst's markup for the PDF.
 """
 
 import base64
-import gzip
 import hashlib
 import io
 import json
-import mimetypes
 import re
 import subprocess
 import tempfile
@@ -37,7 +35,7 @@ from PIL import Image
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
-from dlcvlib.report import provenance
+from dlcvlib.report import embed, provenance
 from dlcvlib.report.exhibits import (
     BIBLIOGRAPHY,
     CITATION,
@@ -64,8 +62,6 @@ TERMINAL = re.compile(
 """What a text tells a terminal, such as a link's address, but for colours: `ESC [ number; … m`."""
 PIXELS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """Formats of pictures; the page shows the first three, and the others as PNG."""
-WEBP_SIDE = 16_383
-"""Pixels of WebP's longest side."""
 RESULTS_VERSION = 3
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
@@ -412,35 +408,12 @@ def to_html(tree: Mapping[str, Any], folder: Path) -> str:
     more = ["--mathml", "--toc", "--toc-depth=3", "--section-divs"]
     for name in ("css", "js"):
         text = (TEMPLATE / f"report.{name}").read_text(encoding="utf-8").strip()
-        more += [f"--variable={name}:{text}", f"--variable={name}-hash:{_hash(text)}"]
+        more += [f"--variable={name}:{text}", f"--variable={name}-hash:{embed.policy_hash(text)}"]
     page = _written(tree, "html5", "report.html", *more)
     page = re.sub(r"(?<=<code>)[^<]*\x1b[^<]*", _coloured, page)
     # The names of code's lines, to which nothing leads, take half a megabyte.
-    page = re.sub(
-        r'<span id="[\w-]+"><a href="[^"]+" aria-hidden="true" [^>]+></a>', "<span>", page
-    )
-    # Any other quotation mark is "&quot;" in pandoc's HTML.
-    file = re.compile(rf' (src|data-gzip)="({FIGURES}/[\w.-]+)"')
-    return file.sub(lambda match: f' {match[1]}="{_embedded(folder / match[2])}"', page)
-
-
-def _hash(text: str) -> str:
-    """A script's or style's hash in a content security policy."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _embedded(path: Path) -> str:
-    """A picture as data URI, PNG as WebP without loss, a third smaller; values as gzip."""
-    content, kind = path.read_bytes(), mimetypes.guess_type(path)[0]
-    if path.suffix == ".csv":
-        return base64.b64encode(gzip.compress(content, mtime=0)).decode()
-    if path.suffix == ".png":
-        with Image.open(path) as picture:
-            still = not getattr(picture, "is_animated", False)
-            if picture.mode in ("RGB", "RGBA") and still and max(picture.size) <= WEBP_SIDE:
-                picture.save(buffer := io.BytesIO(), "webp", lossless=True, quality=50, method=2)
-                content, kind = buffer.getvalue(), "image/webp"
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    line = re.compile(r'<span id="[\w-]+"><a href="[^"]+" aria-hidden="true" [^>]+></a>')
+    return embed.files(line.sub("<span>", page), folder, FIGURES)
 
 
 def _coloured(code: re.Match[str]) -> str:
