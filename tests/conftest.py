@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,21 @@ def smoke_report(tmp_path_factory):
     arguments = ["report", "--profile", "smoke", "--out", str(out), "--runs-dir", str(runs)]
     assert cli.main(arguments) == 0
     return out, runs
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
 
 
 def digits_of(name, count=60, shift=0, seed=0):

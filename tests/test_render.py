@@ -61,14 +61,17 @@ ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}}
 class Made:
     """A report of executed notebooks, without 4-4; its files are in `folder`."""
 
-    def __init__(self, folder, beside=None, first="# One", **notebooks):
+    def __init__(self, folder, beside=None, first="# One", runs=(), **notebooks):
         books = {
             name[1:].replace("_", "-"): new_notebook(cells=[text(first), *cells])
             for name, cells in notebooks.items()
         }
         exhibits, beside = check(books | {"4-4": FAR}), beside or folder
-        pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
-        about = provenance.describe({}, {}, {}, ABOUT)
+        pages = {
+            problem: render.Page(problem, book, exhibits, beside, f"{problem}.ipynb")
+            for problem, book in books.items()
+        }
+        about = provenance.describe({}, {}, {}, ABOUT) | {"runs": list(runs)}
         values = {"pages": pages, "failures": {}, "provenance": about, "params": {}}
         document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
@@ -125,7 +128,7 @@ def test_an_exhibit_has_its_number_caption_alt_text_and_values(tmp_path):
     assert made.files.keys() == {"1-1.1-a.svg", "1-1.1-a.csv", "1-1.2-b.png"}
     assert made.files["1-1.1-a.csv"] == b"x\n1\n"
     widths = [(img["src"][:14], img["style"]) for img in (first.img, second.img)]
-    assert widths == [("data:image/svg", "max-width: 29%"), ("data:image/png", "max-width: 7%")]
+    assert widths == [("data:image/svg", "max-width: 29%"), ("data:image/web", "max-width: 7%")]
     assert Made(tmp_path, p1_1=cells).html == made.html
 
 
@@ -171,7 +174,7 @@ def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
     made = Made(tmp_path, p1_1=cells)
     texts = [pre.get_text().strip() for pre in made.first.select("pre")]
     printed = ["UserWarning: w", "ValueError: v"]
-    assert texts == ["1", "```\n<b>plain</b>", *printed, "f()", "out", "code()"]
+    assert texts == ["```\n<b>plain</b>", *printed, "out", "1", "f()", "code()"]
     assert all(each in made.pdf() for each in printed)
 
 
@@ -202,7 +205,7 @@ def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path):
         spans = {" ".join(span.get("class", [])): span.get_text().strip() for span in block("span")}
         found.append((block.get_text().strip(), spans))
     assert [(shown, spans) for shown, spans in found if shown] == expected
-    assert not made.soup.select("script, pre b")
+    assert not made.soup.select("main script, pre b")
     assert "\x1b" not in made.html
     printed = made.pdf()
     assert all(line in printed for shown, _ in expected for line in shown.split("\n"))
@@ -211,13 +214,14 @@ def test_colours_are_shown_in_html_and_nothing_else_of_a_terminal(tmp_path):
 
 def test_colours_can_be_read_in_light_and_dark_mode():
     """All of nbconvert's, by the contrast that WCAG 2 (1.4.3) asks of text."""
-    css = (render.TEMPLATE / "report.html").read_text()
+    css = (render.TEMPLATE / "report.css").read_text()
     named = re.findall(r"\.ansi-[a-z]+(?:-intense)?-fg", css)
     assert {name[1:-3] for name in named} == set(ansi._ANSI_COLORS)
-    for mode in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", mode))
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", css)
+    for mode in (0, 1):
+        colours = {name: both[mode] for name, *both in found}
         luminance = {name: rgb2xyz(to_rgb(colour))[1] for name, colour in colours.items()}
-        for name in ("ink", "soft", "red", "green", "yellow", "blue", "magenta", "cyan"):
+        for name in colours.keys() - {"line", "paper", "wash", "found"}:
             darker, lighter = sorted((luminance[name], luminance["wash"]))
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (name, mode)
 

@@ -37,7 +37,7 @@ def test_every_exhibit_is_numbered_and_described(page):
 
 
 def test_the_page_loads_nothing(page):
-    assert not page.select("script, link, iframe")
+    assert not page.select("script[src], link, iframe")
     assert all(tag["src"].startswith("data:") for tag in page.find_all(src=True))
     policy = page.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
     assert "default-src 'none'" in policy
@@ -46,11 +46,14 @@ def test_the_page_loads_nothing(page):
     assert page.html["lang"] == "en"
 
 
-def test_links_lead_to_what_the_page_has_once(page):
+def test_links_lead_to_what_there_is_once(page, smoke_report):
     ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
-    links = {a["href"] for a in page.find_all("a", href=True) if not a.find_parent(id="refs")}
-    assert links <= {f"#{name}" for name in ids}
+    links = {a["href"] for a in page.select("a[href]:not([download], #refs a)")}
+    beside = {link for link in links if link.startswith("notebooks/")}
+    assert links - beside <= {f"#{name}" for name in ids}
+    assert len(beside) == len(PROBLEMS)
+    assert all((smoke_report[0] / link).is_file() for link in beside)
     assert len([link for link in links if link.startswith(("#fig-", "#tbl-"))]) > 5
 
 
@@ -84,10 +87,12 @@ def test_main_table(page, results, params):
     assert [td.get_text() for td in faces.select("td")][1:3] == [error, "0.0074"]
 
 
-def test_each_problem_names_its_runs_once(page):
-    notes = [note.get_text().split()[:2] for note in page.select(".note")]
-    assert [kind for kind, _ in notes] == ["Runs:"] * len(PROBLEMS)
-    assert notes[0][1].startswith("vae-")
+def test_each_exhibit_leads_to_the_runs_of_its_problem(page):
+    """And each run names its settings, those of a method's first run all."""
+    opened = page.select(".source [popovertarget]")
+    assert {button["popovertarget"] for button in opened} == {f"runs-{n}" for n in PROBLEMS}
+    first = page.select("#runs-1-6 tbody tr")[0].get_text()
+    assert all(each in first for each in ("vae-", "kld_weight: ", "seed: 0"))
 
 
 def test_pdf(smoke_report):

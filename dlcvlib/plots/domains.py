@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from dlcvlib.data.types import CLASSES
-from dlcvlib.plots import style
+from dlcvlib.plots import images, style
 from dlcvlib.plots.style import pair_name, with_values
 
 
@@ -103,20 +103,35 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     spacing = {"handletextpad": 0.1, "columnspacing": 1.0}
     figure.legend(dots, list(names), loc="outside lower center", ncols=len(names), **spacing)
     frames = [one.points.assign(pair=one.pair, method=one.method) for one in flat]
-    return with_values(figure, pd.concat(frames, ignore_index=True))
+    frame = pd.concat(frames, ignore_index=True).round({"x": 2, "y": 2})
+    places = [one.points[["x", "y"]].to_numpy() for one in flat]
+    texts = [text for one in flat for text in _texts(one)]
+    pictures = np.concatenate([images.to_pixels(one.images) for one in flat])
+    style.with_points(figure, dict(zip(axes.flat, places, strict=True)), pictures, texts)
+    return with_values(figure, frame)
+
+
+def _texts(one: Any) -> list[str]:
+    """Domain, label and prediction of each image of a `FeatureMap`."""
+    target, source = map(style.domain_name, reversed(one.pair.split("->")))
+    columns = (one.points[name] for name in ("source", "label", "prediction"))
+    return [
+        f"{source if is_source else target}: {label} classified as {prediction}"
+        for is_source, label, prediction in zip(*columns, strict=True)
+    ]
 
 
 def _by_domain(points: pd.DataFrame, ax: Axes) -> None:
     # Shuffled, so that neither domain hides the other.
     points = points.iloc[np.random.default_rng(0).permutation(len(points))]
     colors = np.where(points["source"], style.SOURCE, style.TARGET)
-    ax.scatter(points["x"], points["y"], s=5, c=colors, alpha=0.6, linewidths=0)
+    ax.scatter(points["x"], points["y"], s=5, c=colors, alpha=0.6, linewidths=0, rasterized=True)
 
 
 def _by_class(points: pd.DataFrame, ax: Axes) -> None:
     colors = np.array(style.CLASS_COLORS)
     dots = {"s": np.where(points["source"], 4, 7), "c": colors[points["label"]]}
-    ax.scatter(points["x"], points["y"], alpha=0.65, linewidths=0, **dots)
+    ax.scatter(points["x"], points["y"], alpha=0.65, linewidths=0, rasterized=True, **dots)
     targets = points[~points["source"]].groupby("label")[["x", "y"]]
     centres = np.array([_centre(place.to_numpy()) for _, place in targets])
     size = np.ptp(points[["x", "y"]].to_numpy())

@@ -6,6 +6,7 @@ JupyterLab shows, a JSON payload under `MIME`:
 
     kind      "figure" | "table" | "summary" | "headline" | "values"
     csv       the values behind a figure, empty if it has none        (figure, summary)
+    interactive  what the page shows to a pointer (see `dlcvlib.report.interactive`)  (figure)
     values    what is added to results.json under this notebook's key
     rows      of the main table                                              (headline)
     parameters  what `begin` has read, which must be what was asked            (values)
@@ -13,6 +14,8 @@ JupyterLab shows, a JSON payload under `MIME`:
     seconds   by kind of work, since the payload before (see `dlcvlib.utils.stopwatch`)
 """
 
+import base64
+import io
 import json
 import re
 import string
@@ -29,14 +32,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from PIL import Image
 
 from dlcvlib.config.schema import Parameters
 from dlcvlib.plots import style
-from dlcvlib.report import tables
+from dlcvlib.report import interactive, tables
 from dlcvlib.report.exhibits import MIME, name_of, options
 from dlcvlib.utils import markdown, stopwatch
 from dlcvlib.utils.errors import UserError
 
+RASTER_DPI = 300
+"""Of dots that are too many for a vector picture, within one."""
+NUMBER = re.compile(r'(?<=[ (="])-?\d+\.\d{3,}(?![\w.])')
 INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
 ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
@@ -161,7 +168,8 @@ def _show_figure(shown: Figure | Axes) -> None:
     if label or summary:
         values = getattr(figure, "values", None)
         csv = "" if values is None else values.to_csv(index=False)
-        data[MIME] = _payload("summary" if summary else "figure", {}, csv=csv)
+        found = interactive.of_figure(figure)
+        data[MIME] = _payload("summary" if summary else "figure", {}, csv=csv, interactive=found)
     display(data, raw=True)
 
 
@@ -175,7 +183,23 @@ def _picture(figure: Figure, salt: str) -> dict[str, str]:
         }
     # The same salt in two pictures of one page could make their ids collide.
     with mpl.rc_context({"svg.hashsalt": salt}):
-        return {"image/svg+xml": print_figure(figure, "svg", metadata={"Date": None})}
+        options = {"metadata": {"Date": None}, "dpi": RASTER_DPI}
+        svg = NUMBER.sub(_rounded, print_figure(figure, "svg", **options))
+    return {"image/svg+xml": re.sub(r"(?<=base64,)[^\"]+", _with_palette, svg)}
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """A coordinate of an SVG to a hundredth of a point, a factor to four digits."""
+    value = float(number[0])
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
+
+
+def _with_palette(encoded: re.Match[str]) -> str:
+    """A PNG within an SVG, with 256 colours: dots have few, and take a quarter of the space."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded[0])))
+    picture = picture.quantize(256, Image.Quantize.FASTOCTREE)
+    picture.save(buffer := io.BytesIO(), "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:

@@ -24,6 +24,7 @@ OF_A_RUN = (
     "precision_why",
     "threads",
     "processes",
+    "settings",
 )
 """What is taken from a run's record."""
 

@@ -7,6 +7,7 @@ pandoc turns it into HTML, and into Typst's markup for the PDF.
 """
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -35,7 +36,7 @@ from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.plots.style import pair_name
-from dlcvlib.report import provenance
+from dlcvlib.report import embed, provenance
 from dlcvlib.report.exhibits import (
     BIBLIOGRAPHY,
     CITATION,
@@ -93,7 +94,7 @@ def render(
         whole: False while chapters are still to come.
     """
     pages = {
-        problem: Page(problem, nbformat.read(path, as_version=4), exhibits, notebooks)
+        problem: Page(problem, nbformat.read(path, as_version=4), exhibits, notebooks, path.name)
         for problem, (path, _) in executed.items()
     }
     seconds = {problem: spent for problem, (_, spent) in executed.items()}
@@ -134,6 +135,7 @@ class Page:
 
     Attributes:
         parts: its text, as `part` makes them.
+        name: of its file, among the executed notebooks beside the report.
         files: name -> content of every picture and CSV.
         payloads: what the kernel has sent to the report, in order.
         abstract: what it adds to the report's abstract, in Markdown.
@@ -146,8 +148,9 @@ class Page:
         notebook: NotebookNode,
         exhibits: Mapping[str, Exhibit],
         folder: Path = NOTEBOOKS,
+        name: str = "",
     ) -> None:
-        self.problem, self.folder = problem, folder.resolve()
+        self.problem, self.folder, self.name = problem, folder.resolve(), name
         self.exhibits = exhibits
         self.files: dict[str, bytes] = {}
         self.payloads: list[dict[str, Any]] = []
@@ -185,7 +188,7 @@ class Page:
             if chosen["include"] and chosen["output"]:
                 yield from outputs
 
-    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, str]:
+    def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `part` that show an output; one that is damaged costs only itself."""
         try:
             return self._shown(output, chosen)
@@ -193,14 +196,14 @@ class Page:
             what = escaped(f"{', '.join(output.get('data', {}))}; {type(error).__name__}")
             return {"text": f"::: failed\n**This output is damaged** ({what}).\n:::"}
 
-    def _shown(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, str]:
+    def _shown(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, Any]:
         data = output.get("data", {})
         if payload := data.get(MIME):
             self.payloads.append(payload)
             if payload["kind"] in ("figure", "table"):
-                return {"text": self._exhibit(self.exhibits[chosen["label"]], data, payload)}
+                return self._exhibit(self.exhibits[chosen["label"]], data, payload)
             if payload["kind"] == "summary":
-                file, _ = self._drawn(f"{self.problem}-summary", data, payload)
+                file, _ = self._file(_content(data), f"{self.problem}-summary")
                 self.panels.append(_image(file, 1, chosen["fig-subcap"].strip(), chosen["fig-alt"]))
             return {"text": ""}
         if content := _content(data):
@@ -224,20 +227,34 @@ class Page:
 
     def _exhibit(
         self, exhibit: Exhibit, data: Mapping[str, str], payload: Mapping[str, Any]
-    ) -> str:
+    ) -> dict[str, Any]:
+        """Its text, and as `menu` what the HTML's menu under it leads to."""
         caption = f"**{exhibit.number}.** {self._linked(exhibit.caption)}"
+        name = name_of(exhibit.label)
+        stem = f"{exhibit.number.split()[-1]}-{name}"
+        menu = {"number": exhibit.number, "notebook": self.name, "runs": payload["runs"]}
         if payload["kind"] == "table":
             body = f"{data['text/markdown']}\n\n: {caption}"
+            csv = pd.DataFrame(payload["values"].get(name, {})).to_csv(index=False)
+            stem = f"table-{stem}"
         else:
-            stem = f"{exhibit.number.split()[-1]}-{name_of(exhibit.label)}"
-            body = _image(*self._drawn(stem, data, payload), caption, exhibit.alt)
-        return f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::"
+            file, share = self._file(_content(data), stem)
+            body, csv = _image(file, share, caption, exhibit.alt), payload["csv"]
+            menu |= {"picture": file, "interactive": self._interactive(payload)}
+        if csv.strip():
+            menu["values"] = f"{stem}.csv"
+            self.files[menu["values"]] = csv.encode()
+        return {"text": f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::", "menu": menu}
 
-    def _drawn(self, stem: str, data: Mapping[str, str], payload: Any) -> tuple[str, float]:
-        """A figure and its values as files: see `_file`."""
-        if payload["csv"]:
-            self.files[f"{stem}.csv"] = payload["csv"].encode()
-        return self._file(_content(data), stem)
+    def _interactive(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What a figure shows to a pointer; a sheet of images, which several may share, a file."""
+        found = dict(payload.get("interactive", {}))
+        if points := found.get("points"):
+            content = base64.b64decode(points["sheet"])
+            file = f"points-{hashlib.sha256(content).hexdigest()[:12]}.webp"
+            self.files[file] = content
+            found["points"] = points | {"sheet": file}
+        return found
 
     def picture(self, address: str, cell: int) -> tuple[str, float]:
         """The picture at an address in a cell, which becomes a file: its name, and its share.
@@ -359,6 +376,7 @@ def parsed(text: str, pages: Mapping[str, Page]) -> dict[str, Any]:
                     _place(attributes, target, pages[how["page"]], how["cell"])
                 case [str(), [*_], [*attributes]]:
                     node[2] = [pair for pair in attributes if pair[0] in ("alt", "share", "width")]
+        div["c"][0][2].append(["how", found["how"]])
     return tree
 
 
@@ -397,10 +415,16 @@ def _place(attributes: list[Any], target: list[str], page: Page, cell: int) -> N
 
 @timed("writing HTML")
 def to_html(tree: Mapping[str, Any], folder: Path) -> str:
-    """One self-contained page: pictures, which lie in `folder`, as data URIs, formulas MathML."""
-    more = ["--mathml", "--toc", "--toc-depth=2", "--section-divs", "--embed-resources"]
-    page = _written(tree, "html5", "report.html", *more, f"--resource-path={folder}")
-    return re.sub(r"(?<=<code>)[^<]*\x1b[^<]*", _coloured, page)
+    """One self-contained page: formulas MathML, style, script and files, from `folder`, within."""
+    more = ["--mathml", "--toc", "--toc-depth=3", "--section-divs"]
+    for name in ("css", "js"):
+        text = (TEMPLATE / f"report.{name}").read_text(encoding="utf-8").strip()
+        more += [f"--variable={name}:{text}", f"--variable={name}-hash:{embed.policy_hash(text)}"]
+    page = _written(tree, "html5", "report.html", *more)
+    page = re.sub(r"(?<=<code>)[^<]*\x1b[^<]*", _coloured, page)
+    # The names of code's lines, to which nothing leads, take half a megabyte.
+    line = re.compile(r'<span id="[\w-]+"><a href="[^"]+" aria-hidden="true" [^>]+></a>')
+    return embed.files(line.sub("<span>", page), folder, FIGURES)
 
 
 def _coloured(code: re.Match[str]) -> str:

@@ -4,6 +4,10 @@
 local html = FORMAT:match("html")
 local typst = FORMAT:match("typst")
 
+local function escape(text)
+  return (tostring(text):gsub("&", "&amp;"):gsub("<", "&lt;"):gsub('"', "&quot;"))
+end
+
 local function typst_string(text)
   return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("\n", " ") .. '"'
 end
@@ -12,20 +16,66 @@ end
 local function author(name)
   name = pandoc.utils.stringify(name)
   if typst then return pandoc.RawInline("typst", typst_string(name)) end
-  return pandoc.RawInline("html", (name:gsub("&", "&amp;"):gsub('"', "&quot;"):gsub("<", "&lt;")))
+  return pandoc.RawInline("html", escape(name))
+end
+
+-- What an exhibit leads to, as a button's popover; report.css has it in the margin of a wide page.
+-- Data of a figure's points and slider are for report.js.
+local function menu(how, label, targets, sheets)
+  local about, items, open, cell = how.menu, pandoc.List(), "#runs-" .. how.page, math.floor(how.cell)
+  local code = "#code-" .. how.page .. "-" .. cell
+  local function item(attributes, text) items:insert("<li><a " .. attributes .. ">" .. text .. "</a></li>") end
+  if about.values then
+    local file = "figures/" .. about.values
+    item(('href="%s" download="%s" data-gzip="%s"'):format(file, about.values, file), "values (CSV)")
+  end
+  if about.picture then
+    local kind = about.picture:match("%w+$"):upper()
+    item(('href="#%s" download="%s"'):format(label, about.picture), kind == "SVG" and "picture (SVG)" or "picture")
+  end
+  if about.notebook ~= "" then
+    item(('href="notebooks/%s"'):format(escape(about.notebook)), ("notebook %s, cell %d"):format(how.page, cell + 1))
+  end
+  if targets[code] then item('class="to-code" href="' .. code .. '"', "code") end
+  if targets[open] then
+    local count = #about.runs == 1 and escape(about.runs[1]) or ("%d runs"):format(#about.runs)
+    items:insert(('<li><button type="button" popovertarget="%s">%s, settings</button></li>'):format(open:sub(2), count))
+  end
+  local button = '<button type="button" class="more" popovertarget="of-%s" aria-label="Sources of %s">⋯</button>'
+  local list = '<div class="source" id="of-%s" popover><ul>%s</ul></div>'
+  local found = pandoc.List({ button:format(label, about.number) .. list:format(label, table.concat(items)) })
+  local data = about.interactive or {}
+  local sheet = data.points and data.points.sheet
+  if sheet and not sheets[sheet] then
+    found:insert(('<img hidden alt="" id="%s" src="figures/%s">'):format(sheet, sheet))
+    sheets[sheet] = true
+  end
+  if next(data) then
+    local json = pandoc.json.encode(data):gsub("<", "\\u003c")
+    found:insert('<script type="application/json">' .. json .. "</script>")
+  end
+  return pandoc.RawBlock("html", table.concat(found, "\n"))
 end
 
 -- The document without its parts, which Typst's errors can be traced to. A name is there once; a
 -- link leads to the web or to what is there, and a picture of the web is a link. A citation's link
 -- has the cited work as its title.
 local function join(doc)
-  local blocks, targets, repeated, works = pandoc.List(), {}, {}, {}
+  local blocks, targets, repeated, works, sheets = pandoc.List(), {}, {}, {}, {}
   for number, part in ipairs(doc.blocks) do
     local refs = part.content[2]
     if refs and refs.identifier == "refs" then
       for _, work in ipairs(refs.content) do works["#" .. work.identifier] = pandoc.utils.stringify(work) end
     end
     if typst then blocks:insert(pandoc.RawBlock("typst", "// part " .. number)) end
+    local how = pandoc.json.decode(part.attributes.how or "{}")
+    for _, block in ipairs(part.content) do
+      if block.t == "CodeBlock" and how.cell then
+        block.identifier = ("code-%s-%d"):format(how.page, how.cell)
+      elseif how.menu then
+        block.attributes.menu = part.attributes.how
+      end
+    end
     if part.classes:includes("failed") then blocks:insert(part) else blocks:extend(part.content) end
   end
   doc.blocks = blocks
@@ -41,6 +91,11 @@ local function join(doc)
     return element
   end
   doc = doc:walk({ Block = note, Inline = note })
+  for _, block in ipairs(doc.blocks) do
+    local how = block.t == "Div" and block.attributes.menu
+    if how and html then block.content:insert(menu(pandoc.json.decode(how), block.identifier, targets, sheets)) end
+    if how then block.attributes.menu = nil end
+  end
   return doc:walk({
     Link = function(link)
       local web = link.target:lower():match("^https?://") or link.target:lower():match("^mailto:")
@@ -95,27 +150,31 @@ local function Inlines(inlines)
   return inlines
 end
 
--- Code: folded in HTML, cells that follow each other in one; left out of print.
+-- Code: at the end of its section in HTML, folded; left out of print.
 local function Blocks(blocks)
-  local found, folded = pandoc.List(), false
-  local function fold(code)
-    if html and code ~= folded then
-      found:insert(pandoc.RawBlock("html", code and '<details class="code"><summary>Code</summary>' or "</details>"))
-      folded = code
+  local found, cells = pandoc.List(), pandoc.List()
+  local function fold()
+    if html and #cells > 0 then
+      local summary = #cells == 1 and "Code of this section" or "Code of this section, %d cells"
+      found:insert(pandoc.RawBlock("html", '<details class="code"><summary>' .. summary:format(#cells) .. "</summary>"))
+      found:extend(cells)
+      found:insert(pandoc.RawBlock("html", "</details>"))
+      cells = pandoc.List()
     end
   end
   for i, block in ipairs(blocks) do
-    local code = block.t == "CodeBlock" and block.classes:includes("cell")
-    fold(code)
+    if block.t == "Header" then fold() end
     -- A notebook's question stays with its title, and both with what follows.
     local question = block.t == "Para" and #block.content == 1 and block.content[1].t == "Strong"
-    if typst and question and i > 1 and blocks[i - 1].t == "Header" then
+    if block.t == "CodeBlock" and block.classes:includes("cell") then
+      cells:insert(block)
+    elseif typst and question and i > 1 and blocks[i - 1].t == "Header" then
       found:extend({ pandoc.RawBlock("typst", "#block(sticky: true)["), block, pandoc.RawBlock("typst", "]") })
-    elseif not (code and typst) then
+    else
       found:insert(block)
     end
   end
-  fold(false)
+  fold()
   return found
 end
 
@@ -258,6 +317,12 @@ local function Image(image)
 end
 
 local function Div(div)
+  if html and div.classes:includes("note") then return {} end
+  if typst and div.classes:includes("runs") then return {} end
+  if html and div.classes:includes("runs") then
+    local open = '<div popover class="runs" id="' .. div.identifier .. '">'
+    return { pandoc.RawBlock("html", open), pandoc.Div(div.content), pandoc.RawBlock("html", "</div>") }
+  end
   if typst and (div.classes:includes("figure") or div.classes:includes("table")) then
     -- The name is that of the exhibit itself, which may float to another page.
     for _, block in ipairs(div.content) do
