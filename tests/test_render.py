@@ -69,7 +69,7 @@ class Made:
         exhibits, beside = check(books | {"4-4": FAR}), beside or folder
         pages = {problem: render.Page(problem, b, exhibits, beside) for problem, b in books.items()}
         about = provenance.describe({}, {}, {}, ABOUT)
-        values = {"pages": pages, "failures": {}, "provenance": about, "params": {}}
+        values = {"pages": pages, "failures": {}, "pending": {}, "provenance": about, "params": {}}
         document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
         self.files = {name: c for page in pages.values() for name, c in page.files.items()}
