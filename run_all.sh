@@ -3,6 +3,7 @@
 #
 #   ./run_all.sh [smoke|quick|full|original|report] [options of `python -m dlcvlib report`]
 #   ./run_all.sh train|params CHAPTER [options of `python -m dlcvlib train`]
+#   ./run_all.sh compare REPORT OTHER_REPORT
 #   ./run_all.sh test [options of pytest]
 #   ./run_all.sh lab [options of jupyter lab]
 #
@@ -19,11 +20,11 @@ case $(uname -s) in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-task=report words="smoke quick full original report train params test lab"
+task=report words="smoke quick full original report train params compare test lab"
 case "${1:-}" in
-    report | train | params | test | lab) task=$1 && shift ;;
+    report | train | params | compare | test | lab) task=$1 && shift ;;
     smoke | quick | full | original) set -- --profile "$@" ;;
-    -h | --help | help) sed -n '2,11s/^# \{0,1\}//p' run_all.sh && exit ;;
+    -h | --help | help) sed -n '2,12s/^# \{0,1\}//p' run_all.sh && exit ;;
     [!-]*)
         closest='import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))'
         # shellcheck disable=SC2086 # several words
@@ -122,7 +123,7 @@ if [ "$task" != report ] && [ -z "${MALLOC_MMAP_MAX_-}${MALLOC_MMAP_THRESHOLD_-}
 fi
 
 case $task in
-    report | train | params) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # paths are relative to where they were typed
+    report | train | params | compare) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # paths are relative to where they were typed
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

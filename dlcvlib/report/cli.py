@@ -5,6 +5,7 @@
   python -m dlcvlib report --only 1-3,1-4 --set vae.kld_weight=0.5
   python -m dlcvlib train vae --profile original    a chapter's main runs, which notebooks then use
   python -m dlcvlib params vae --profile original   what can be set, and to what it is set
+  python -m dlcvlib compare report other/report     two reports side by side; do they agree?
 
 Profiles: smoke is a check; quick, the default, is for two CPU cores; full has the best settings
 known; original has the homework's.
@@ -60,6 +61,16 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, params):
         command.add_argument("chapter", choices=CHAPTERS)
     params.add_argument("--write-notebooks", action="store_true", help="update parameters cells")
+
+    compare = commands.add_parser(
+        "compare",
+        help="show two reports side by side",
+        description="Exit status 0 if they agree within their spread over the seeds, 1 if not.",
+    )
+    for name in "ab":
+        compare.add_argument(name, type=absolute, help="a report's folder, or its results.json")
+    out = {"type": absolute, "default": absolute("compare.html")}
+    compare.add_argument("--out", **out, help="default: compare.html")
     return top
 
 
@@ -74,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
     try:
-        return {"report": _report, "train": _train, "params": _params}[arguments.command](arguments)
+        act = {"report": _report, "train": _train, "params": _params, "compare": _compare}
+        return act[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -195,3 +207,11 @@ def _params(arguments: argparse.Namespace) -> int:
     for name, value in params.model_dump().items():
         print(f"{name}: {as_text(value)}  # {type(params).model_fields[name].description}")
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from dlcvlib.report.compare import compare
+
+    agree = compare(*map(Path, (arguments.a, arguments.b, arguments.out)))
+    print(arguments.out)
+    return 0 if agree else 1
