@@ -7,29 +7,36 @@ import pytest
 from bs4 import BeautifulSoup
 
 from dlcvlib.report import cli, execute, progress
-from dlcvlib.report.progress import SHARES, Progress, expected
+from dlcvlib.report.progress import SHARES, START, Progress, expected
 from dlcvlib.utils.errors import UserError
 
 A, B, C = "1-1", "2-1", "4-9"
 
 
-def share(*problems):
-    return sum(SHARES[problem] for problem in problems)
+def took(*shares):
+    """The time of a notebook with a share of the training."""
+    return START + sum(shares)
 
 
 # What was last run here, what those that run take at least, and what ended -> the expectation.
+SLOW = {A: took(SHARES[A] / 2), B: took(3 * SHARES[B])}
 ESTIMATES = {
     "nothing is known": ({}, {}, {}, {}),
-    "the slowest that runs": (
+    "the slowest that runs": ({}, SLOW, {}, {A: took(3 * SHARES[A]), C: took(300)}),
+    "what has ended": ({}, SLOW, {B: took(SHARES[B] / 2)}, {A: took(SHARES[A] / 2), C: took(50)}),
+    "the last time": ({A: took(7), C: took(8)}, SLOW, {}, {A: took(7), C: took(8)}),
+    "the last time, by shares": (
+        {A: took(2 * SHARES[A])},
         {},
-        {A: share(A) / 2, B: 3 * share(B)},
         {},
-        {A: 3 * share(A), C: 300},
+        {A: took(2 * SHARES[A]), C: took(200)},
     ),
-    "what has ended": ({}, {A: 9e9}, {B: share(B) / 2}, {A: share(A) / 2, C: 50}),
-    "the last time": ({A: 7, C: 8}, {A: 9e9}, {}, {A: 7, C: 8}),
-    "the last time, by shares": ({A: 2 * share(A)}, {}, {}, {A: 2 * share(A), C: 200}),
-    "faster than the last time": ({A: 10, B: 30, C: 50}, {}, {B: 3}, {A: 1, C: 5}),
+    "faster than the last time": (
+        {A: took(10), B: took(30), C: took(50)},
+        {},
+        {B: took(3)},
+        {A: took(1), C: took(5)},
+    ),
 }
 
 
@@ -51,7 +58,7 @@ def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     now = Progress(4, ["1-1", "1-2", "1-3"], {"1-1": 100, "1-2": 40, "1-3": 50}, 2)
     now.end("1-4", 5.0)
-    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:40 left: "
+    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:40 left"
     now.running |= {"1-1": 990.0, "1-2": 970.0}
     for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:35 left"), ("1-2", "8", "")):
         (tmp_path / problem).mkdir()
@@ -61,9 +68,9 @@ def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     )
     (tmp_path / "1-1" / "7").write_text("vae 100%, 2it/s, 00:00 left")
     now.end("1-2", 20.0)
-    assert now.line(tmp_path) == "2 of 4 notebooks, about 00:40 left: 1-1"
+    assert now.line(tmp_path) == "2 of 4 notebooks, about 00:35 left: 1-1"
     now.end("1-1", 0.0)
-    assert now.line(tmp_path) == "3 of 4 notebooks, about 00:25 left: "
+    assert now.line(tmp_path) == "3 of 4 notebooks, about 00:23 left"
 
 
 # --- without a terminal -----------------------------------------------------------------------
@@ -90,7 +97,7 @@ def test_so_has_the_log_of_a_training(tmp_path, monkeypatch, capsys):
     words = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
     assert cli.main([*words, "--set=vae.steps=200"]) == 0
     output, error = capsys.readouterr()
-    assert re.search(r"^\[\d\d:\d\d\] preparing the data$", output, re.MULTILINE)
+    assert re.search(r"^\[\d\d:\d\d\] preparing data or evaluating$", output, re.MULTILINE)
     assert re.search(r"^\[\d\d:\d\d\] vae \d+%, .* left$", output, re.MULTILINE)
     assert "\r" not in output + error
     assert error == ""

@@ -166,7 +166,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from dlcvlib.data.source import load
     from dlcvlib.report import progress
 
-    with progress.lines(lambda status: progress.training(status) or "preparing the data"):
+    with progress.lines(lambda status: progress.training(status) or "preparing data or evaluating"):
         data = load(params)
         for line in getattr(data, "left_out", ()):
             print(line)

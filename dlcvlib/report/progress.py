@@ -24,38 +24,38 @@ QUICK = {
 }
 """Seconds of each chapter's notebooks in a new `quick` report on two cores; since they are mostly
 training, any report takes them roughly in these proportions."""
+START = 8.0
+"""Seconds of a notebook that trains nothing, in any report: kernel, imports, figures."""
 SHARES = defaultdict(lambda: 100.0)  # of a notebook that has been added
-SHARES |= {f"{c}-{n}": s for c, each in QUICK.items() for n, s in enumerate(each, 1)}
+SHARES |= {f"{c}-{n}": s - START for c, each in QUICK.items() for n, s in enumerate(each, 1)}
+Times = Mapping[str, float]
+"""Problem -> seconds."""
 LEFT = re.compile(r"([\d:]+) left$")
 """The end of what a kernel reports of its training (see `training.loop`)."""
 
 
-def expected(
-    problems: Iterable[str],
-    last: Mapping[str, float],
-    least: Mapping[str, float],
-    ended: Mapping[str, float],
-) -> dict[str, float]:
+def expected(problems: Iterable[str], last: Times, least: Times, ended: Times) -> Times:
     """Seconds that each notebook takes, from first to last; none while nothing is known of any.
 
-    They are in proportion to what each took when it was last run here; one that was not has its
-    share. Those that have ended say how many seconds that is; before the first, the last time, or
-    else the slowest of those that run.
+    Beyond `START` they are in proportion to what each took when it was last run here; one that was
+    not has its share. Those that have ended say how many seconds that is; before the first, the
+    last time, or else the slowest of those that run.
 
     Args:
         problems: such as "1-3".
-        last: problem -> seconds when it was last run here.
-        least: problem -> seconds that one that runs takes at least.
-        ended: problem -> seconds that it took now.
+        last: of those that were run here before, by then.
+        least: of those that run, at least.
+        ended: of those that have ended now.
     """
-    scale = sum(last.values()) / sum(SHARES[p] for p in last) if last else 1.0
-    usual = {p: last.get(p, scale * SHARES[p]) for p in {*problems, *least, *ended}}
-    if ended:
-        pace = sum(ended.values()) / sum(usual[p] for p in ended)
+    then, now, yet = ({p: max(s - START, 1.0) for p, s in x.items()} for x in (last, ended, least))
+    scale = sum(then.values()) / sum(SHARES[p] for p in then) if then else 1.0
+    usual = {p: then.get(p, scale * SHARES[p]) for p in {*problems, *yet, *now}}
+    if now:
+        pace = sum(now.values()) / sum(usual[p] for p in now)
     else:
-        slowest = max((seconds / usual[p] for p, seconds in least.items()), default=0.0)
-        pace = 1.0 if last else slowest
-    return {p: pace * usual[p] for p in problems} if pace else {}
+        slowest = max((seconds / usual[p] for p, seconds in yet.items()), default=0.0)
+        pace = 1.0 if then else slowest
+    return {p: START + pace * usual[p] for p in problems} if pace else {}
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Progress:
     Attributes:
         total: how many there are.
         left: problems of those that have not ended, in the order in which they begin.
-        last: problem -> seconds when it was last run here with these parameters.
+        last: how long those took that were run here before with these parameters.
         jobs: how many run at once.
         running: problem -> when it began.
         ended: problem -> seconds that it took.
@@ -73,7 +73,7 @@ class Progress:
 
     total: int
     left: list[str]
-    last: Mapping[str, float]
+    last: Times
     jobs: int
     running: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
@@ -101,7 +101,8 @@ class Progress:
             about = max(sum(rest) / self.jobs, *rest)
             how_long = f"about {tqdm.format_interval(about)} left"
         what = ", ".join(f"{p} ({text})" if text else p for p, text in texts.items())
-        return f"{self.total - len(left)} of {self.total} notebooks, {how_long}: {what}"
+        done = f"{self.total - len(left)} of {self.total} notebooks, {how_long}"
+        return f"{done}: {what}" if what else done
 
 
 def training(status: Path) -> str:

@@ -16,7 +16,7 @@ TAG = "links"
 """Of the cell that leads back."""
 REPORT = "](../report.html#"
 ADDED = re.compile(rf"\[[^][]*{re.escape(REPORT)}(?:((?:fig|tbl)-[\w-]+)|ref-(\w+))\)", re.ASCII)
-AUTHOR_YEAR = re.compile(r"([a-z]+)(\d{4}[a-z]?)")
+"""What leads to an exhibit or a work."""
 
 
 def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, Exhibit]) -> None:
@@ -33,7 +33,11 @@ def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, E
             exhibit = exhibits.get(match[1])
             return f"[{exhibit.number}{REPORT}{exhibit.label})" if exhibit else match[0]
 
-        text = re.sub(CITED, _citation, REFERENCE.sub(reference, text), flags=re.ASCII)
+        def citation(match: re.Match[str]) -> str:
+            name = re.sub(r"(?<=[a-z])(?=\d)", " ", match[1]).capitalize()
+            return f"[{name}{REPORT}ref-{match[1]})"
+
+        text = re.sub(CITED, citation, REFERENCE.sub(reference, text), flags=re.ASCII)
         return text.replace("](#nb-", f"{REPORT}nb-")
 
     for cell in notebook.cells:
@@ -49,7 +53,7 @@ def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, E
                 payload = {"kind": "caption", "values": {}, "runs": [], "seconds": {}}
                 data = {"text/markdown": caption, MIME: payload}
                 cell.outputs.append(new_output("display_data", data))
-    links = f"[In the report{REPORT}nb-{problem}) · [Contents](../index.html)"
+    links = f"[{problem} in the report{REPORT}nb-{problem}) · [Contents](../index.html)"
     notebook.cells.insert(0, new_markdown_cell(links, id=TAG, metadata={"tags": [TAG]}))
 
 
@@ -57,9 +61,3 @@ def as_written(text: str) -> str:
     """Markdown of an executed notebook as its author wrote it, or as the kernel showed it."""
     text = ADDED.sub(lambda match: f"@{match[1] or match[2]}", text)
     return text.replace(REPORT, "](#")
-
-
-def _citation(match: re.Match[str]) -> str:
-    parts = AUTHOR_YEAR.fullmatch(match[1])
-    name = f"{parts[1].title()} {parts[2]}" if parts else match[1]
-    return f"[{name}{REPORT}ref-{match[1]})"
