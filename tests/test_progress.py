@@ -13,9 +13,9 @@ from dlcvlib.utils.errors import UserError
 A, B, C = "1-1", "2-1", "4-9"
 
 
-def took(*shares):
-    """The time of a notebook with a share of the training."""
-    return START + sum(shares)
+def took(training):
+    """Seconds of a notebook, by those of its training."""
+    return START + training
 
 
 # What was last run here, what those that run take at least, and what ended -> the expectation.
@@ -56,21 +56,22 @@ def test_seconds_left_of_a_run(text, seconds):
 def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     """Two at once of four, one of which is reused and another longer than all others together."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    now = Progress(4, ["1-1", "1-2", "1-3"], {"1-1": 100, "1-2": 40, "1-3": 50}, 2)
+    last = {"1-1": took(100), "1-2": took(40), "1-3": took(50)}
+    now = Progress(total=4, left=["1-1", "1-2", "1-3"], last=last, jobs=2)
     now.end("1-4", 5.0)
-    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:40 left"
+    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:48 left"
     now.running |= {"1-1": 990.0, "1-2": 970.0}
-    for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:35 left"), ("1-2", "8", "")):
+    for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:45 left"), ("1-2", "8", "")):
         (tmp_path / problem).mkdir()
         (tmp_path / problem / process).write_text(text)
     assert now.line(tmp_path) == (
-        "1 of 4 notebooks, about 01:35 left: 1-1 (vae 5%, 2it/s, 01:35 left), 1-2"
+        "1 of 4 notebooks, about 01:45 left: 1-1 (vae 5%, 2it/s, 01:45 left), 1-2"
     )
     (tmp_path / "1-1" / "7").write_text("vae 100%, 2it/s, 00:00 left")
-    now.end("1-2", 20.0)
-    assert now.line(tmp_path) == "2 of 4 notebooks, about 00:35 left: 1-1"
+    now.end("1-2", took(20))
+    assert now.line(tmp_path) == "2 of 4 notebooks, about 00:48 left: 1-1"
     now.end("1-1", 0.0)
-    assert now.line(tmp_path) == "3 of 4 notebooks, about 00:23 left"
+    assert now.line(tmp_path) == "3 of 4 notebooks, about 00:33 left"
 
 
 # --- without a terminal -----------------------------------------------------------------------
