@@ -72,6 +72,10 @@ def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     assert now.line(tmp_path) == "2 of 4 notebooks, about 00:48 left: 1-1"
     now.end("1-1", 0.0)
     assert now.line(tmp_path) == "3 of 4 notebooks, about 00:33 left"
+    now = Progress(total=1, left=["1-2"], last={}, jobs=2, running={"1-2": 999.0})
+    assert now.line(tmp_path) == "0 of 1 notebooks, time left not known yet: 1-2"
+    (tmp_path / "1-2" / "8").write_text("vae 9%, 2it/s, 01:00 left")
+    assert now.line(tmp_path).startswith("0 of 1 notebooks, at least 01:00 left: 1-2 (vae 9%")
 
 
 # --- without a terminal -----------------------------------------------------------------------

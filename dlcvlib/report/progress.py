@@ -98,8 +98,8 @@ class Progress:
         how_long = "time left not known yet"
         if seconds := expected(left, self.last, least, dict(self.ended)):
             rest = [max(seconds[p] - elapsed.get(p, 0.0), more.get(p, 0.0)) for p in left]
-            about = max(sum(rest) / self.jobs, *rest)
-            how_long = f"about {tqdm.format_interval(about)} left"
+            known = "about" if self.ended or self.last else "at least"
+            how_long = f"{known} {tqdm.format_interval(max(sum(rest) / self.jobs, *rest))} left"
         what = ", ".join(f"{p} ({text})" if text else p for p, text in texts.items())
         done = f"{self.total - len(left)} of {self.total} notebooks, {how_long}"
         return f"{done}: {what}" if what else done
