@@ -44,7 +44,7 @@ MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
 BAR = "{bar:20} {elapsed}{postfix}"
 PRODUCTS = ("index.html", "report.html", "report.pdf", "results.json")
-PAGE_SHARE = 0.1
+PAGE_SHARE = 0.2
 """Share of the time in which pages are written on the way, each of which takes some seconds."""
 PROGRESS = re.compile(
     r"(?m)^(.*\r(?!\n))?(.*((\d%\|.*/\d+|\dit) \[\d\d:\d\d.*| is being .*; waiting for it)\n?)?"
