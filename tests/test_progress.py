@@ -25,11 +25,11 @@ ESTIMATES = {
     "the slowest that runs": ({}, SLOW, {}, {A: took(3 * SHARES[A]), C: took(300)}),
     "what has ended": ({}, SLOW, {B: took(SHARES[B] / 2)}, {A: took(SHARES[A] / 2), C: took(50)}),
     "the last time": ({A: took(7), C: took(8)}, SLOW, {}, {A: took(7), C: took(8)}),
-    "the last time, by shares": (
-        {A: took(2 * SHARES[A])},
+    "some are reused": (
+        {A: took(SHARES[A] / 2)},
         {},
-        {},
-        {A: took(2 * SHARES[A]), C: took(200)},
+        {B: took(SHARES[B] / 2)},
+        {A: took(SHARES[A] / 2), C: took(50)},
     ),
     "faster than the last time": (
         {A: took(10), B: took(30), C: took(50)},

@@ -27,7 +27,7 @@ training, any report takes them roughly in these proportions."""
 START = 8.0
 """Seconds of a notebook that trains nothing, in any report: kernel, imports, figures."""
 SHARES = defaultdict(lambda: 100.0)  # of a notebook that has been added
-SHARES |= {f"{c}-{n}": s - START for c, each in QUICK.items() for n, s in enumerate(each, 1)}
+SHARES |= {f"{c}-{n}": s for c, each in QUICK.items() for n, s in enumerate(each, 1)}
 Times = Mapping[str, float]
 """Problem -> seconds."""
 LEFT = re.compile(r"([\d:]+) left$")
@@ -37,9 +37,9 @@ LEFT = re.compile(r"([\d:]+) left$")
 def expected(problems: Iterable[str], last: Times, least: Times, ended: Times) -> Times:
     """Seconds that each notebook takes, from first to last; none while nothing is known of any.
 
-    Beyond `START` they are in proportion to what each took when it was last run here; one that was
-    not has its share. Those that have ended say how many seconds that is; before the first, the
-    last time, or else the slowest of those that run.
+    One that was run here before takes what it took then, changed as those that have been run again.
+    Any other takes `START`, and its share of the rest, in proportion to all whose time is known, or
+    else to the slowest of those that run.
 
     Args:
         problems: such as "1-3".
@@ -48,14 +48,14 @@ def expected(problems: Iterable[str], last: Times, least: Times, ended: Times) -
         ended: of those that have ended now.
     """
     then, now, yet = ({p: max(s - START, 1.0) for p, s in x.items()} for x in (last, ended, least))
-    scale = sum(then.values()) / sum(SHARES[p] for p in then) if then else 1.0
-    usual = {p: then.get(p, scale * SHARES[p]) for p in {*problems, *yet, *now}}
-    if now:
-        pace = sum(now.values()) / sum(usual[p] for p in now)
+    again = now.keys() & then.keys()
+    change = sum(now[p] for p in again) / sum(then[p] for p in again) if again else 1.0
+    if known := then | now:
+        rate = sum(known.values()) / sum(SHARES[p] for p in known)
     else:
-        slowest = max((seconds / usual[p] for p, seconds in yet.items()), default=0.0)
-        pace = 1.0 if then else slowest
-    return {p: START + pace * usual[p] for p in problems} if pace else {}
+        rate = max((seconds / SHARES[p] for p, seconds in yet.items()), default=0.0)
+    beyond = {p: change * then[p] if p in then else rate * SHARES[p] for p in problems}
+    return {p: START + seconds for p, seconds in beyond.items()} if rate else {}
 
 
 @dataclass
