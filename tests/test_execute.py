@@ -20,7 +20,6 @@ from dlcvlib.report.cli import main
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
-from dlcvlib.utils.process import run_in_subprocess
 
 GOOD = "print('good')"
 
@@ -235,7 +234,7 @@ def test_plots_and_warnings_are_kept_and_progress_is_not(small):
     small.write(p1_1=[plot, bar + warn, wait])
     assert small.make()
     (path,) = (small.out / "notebooks").glob("*.ipynb")
-    shown = [o for c in nbformat.read(path, 4).cells[1:] for o in c.outputs]
+    shown = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", [])]
     assert ["image/png" in output.data for output in shown if "data" in output] == [True]
     text = "".join(output.get("text", "") for output in shown)
     assert all(kept in text for kept in ("careful", "done"))
@@ -243,7 +242,7 @@ def test_plots_and_warnings_are_kept_and_progress_is_not(small):
     assert not re.search("waiting|%", text)
 
 
-OTHERS = ["notebooks/mine", "figures/mine", "report.html", "report.pdf", "results.json"]
+OTHERS = ["notebooks/mine", "figures/mine", *execute.PRODUCTS]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -266,25 +265,7 @@ def test_the_projects_own_notebooks_are_not_overwritten(small):
     assert [path.name for path in small.folder.iterdir()] == ["1-1-test.ipynb"]
 
 
-# --- pages on the way, side by side -----------------------------------------------------------
-
-
-def test_the_page_is_readable_as_notebooks_finish(small, monkeypatch, capsys):
-    """And one that cannot be written stops nothing."""
-    pages = []
-
-    def noted(*arguments, whole):
-        run_in_subprocess(*arguments, whole=whole)
-        pages.append((small.out / "report.html").read_text())
-        if not whole:
-            raise UserError("no space left")
-
-    monkeypatch.setattr(execute, "run_in_subprocess", noted)
-    monkeypatch.setattr(execute, "PAGE_SECONDS", 0)
-    small.write(p1_1=[GOOD], p1_2=[GOOD])
-    assert small.make()
-    assert [("p1_1" in page, "p1_2" in page) for page in pages] == [(True, False), (True, True)]
-    assert "no page yet: no space left" in capsys.readouterr().out
+# --- side by side -----------------------------------------------------------
 
 
 FOUR = ["1-1", "1-2", "4-1", "4-2"]
@@ -298,17 +279,17 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
     """They share the cores, unless fewer threads are asked for; a single one uses all."""
     started, together = [], threading.Barrier(min(2, len(problems)))
 
-    def run(task, environment, _):
+    def run(task, environment):
         assert environment["OMP_NUM_THREADS"] == threads
         started.append(task.problem)
         together.wait(60)
         return 0.0
 
-    monkeypatch.setattr(execute, "execute", run)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    tasks = [SimpleNamespace(problem=problem, reasons=["new"]) for problem in problems]
-    assert not any(outcome.error for outcome in execute._run(tasks, 2, None))
+    new = {"reasons": ["new"], "last_seconds": None}
+    tasks = [SimpleNamespace(problem=problem, **new) for problem in problems]
+    assert not any(outcome.error for outcome in execute._run(tasks, run, 2, 60.0))
     assert {*started[:2]} == {*problems[::2]}
 
 

@@ -72,7 +72,7 @@ class Made:
             for problem, book in books.items()
         }
         about = provenance.describe({}, {}, {}, ABOUT) | {"runs": list(runs)}
-        values = {"pages": pages, "failures": {}, "provenance": about, "params": {}}
+        values = {"pages": pages, "failures": {}, "pending": {}, "provenance": about, "params": {}}
         document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
         self.tree["meta"]["date"] = {"t": "MetaString", "c": about["made"]}

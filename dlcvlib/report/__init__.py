@@ -1,0 +1,1 @@
+TITLE = "Image models, repeated"

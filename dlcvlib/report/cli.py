@@ -11,7 +11,8 @@ Profiles: smoke is a check; quick, the default, is for two CPU cores; full has t
 known; original has the homework's.
 
 A report consists of report.html, report.pdf, results.json, the executed notebooks and every figure
-with its values. What is up to date is reused; an interrupted report continues where it stopped.
+with its values; index.html leads to all of them. What is up to date is reused; an interrupted
+report continues where it stopped.
 
 On several devices: accelerate launch -m dlcvlib train vae --profile original
 """
@@ -131,7 +132,7 @@ def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report(arguments: argparse.Namespace) -> int:
     params = chapters(arguments)
-    from dlcvlib.report import execute, uptodate
+    from dlcvlib.report import execute, progress, uptodate
     from dlcvlib.utils.process import run_in_subprocess
 
     out = Path(arguments.out)
@@ -145,7 +146,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if not arguments.explain:
         execute.refuse(out)
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
+    with progress.lines(lambda _: "preparing the data"):
+        fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
     if arguments.explain:
         print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
         for folder in sorted({chapter.runs_dir for chapter in used.values()}):
@@ -159,15 +161,17 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    params = chapters(arguments)[arguments.chapter]
     from accelerate import PartialState
 
     from dlcvlib.data.source import load
+    from dlcvlib.report import progress
 
-    params = chapters(arguments)[arguments.chapter]
-    data = load(params)
-    for line in getattr(data, "left_out", ()):
-        print(line)
-    runs = _main_runs(arguments.chapter, params, data)
+    with progress.lines(lambda status: progress.training(status) or "preparing data or evaluating"):
+        data = load(params)
+        for line in getattr(data, "left_out", ()):
+            print(line)
+        runs = _main_runs(arguments.chapter, params, data)
     for run in {run.name: run for run in runs}.values():
         print(f"{run.name}: {run.settings.steps} steps in {run.seconds:.0f} s")
         print(run.history.iloc[-1].to_string())

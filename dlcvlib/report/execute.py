@@ -4,15 +4,14 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
+import copy
 import functools
 import multiprocessing
 import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -32,7 +31,10 @@ from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
-from dlcvlib.report.exhibits import MIME, options
+from dlcvlib.report import progress
+from dlcvlib.report.exhibits import MIME, Exhibit, options
+from dlcvlib.report.index import write_index
+from dlcvlib.report.standalone import make_readable
 from dlcvlib.report.uptodate import Task, declared, plan
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.errors import UserError
@@ -40,8 +42,10 @@ from dlcvlib.utils.process import run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
-PAGE_SECONDS = 300.0
-"""Time between two pages on the way, each of which takes some seconds to write."""
+BAR = "{bar:20} {elapsed}{postfix}"
+PRODUCTS = ("index.html", "report.html", "report.pdf", "results.json")
+PAGE_SHARE = 0.2
+"""Share of the time in which pages are written on the way, each of which takes some seconds."""
 PROGRESS = re.compile(
     r"(?m)^(.*\r(?!\n))?(.*((\d%\|.*/\d+|\dit) \[\d\d:\d\d.*| is being .*; waiting for it)\n?)?"
 )
@@ -49,6 +53,9 @@ PROGRESS = re.compile(
 WIDGET = "application/vnd.jupyter.widget-view+json"
 JOBS_MAX = 4
 """Notebooks run side by side unless asked for more: one a chapter."""
+FIRST = "4-3"
+"""Begins first where several run: it trains only two models, which 4-1 uses too, so that the page
+has something to read within minutes."""
 SIDE_BY_SIDE = "4132"
 """Chapters in the order of their beginning, the longest first: the others then fill the time. The
 last has nothing long, and uses a model of the second."""
@@ -78,10 +85,11 @@ def make_report(
     only: Sequence[str] = (),
     jobs: int = 1,
     cell_timeout: int | None = None,
+    log_seconds: float = progress.LINE_SECONDS,
     out: Path = Path("report"),
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
-    """Run what has changed and write the report, its page also every few minutes on the way.
+    """Run what has changed and write the report, its page and index also on the way.
 
     A notebook that fails does not keep the others from running; a notice stands in its place.
 
@@ -92,6 +100,7 @@ def make_report(
         only: problems such as "1-3"; all if empty.
         jobs: notebooks run side by side, of different chapters as long as there are any.
         cell_timeout: seconds after which a cell counts as hanging.
+        log_seconds: between two lines that say how far it is, without a terminal.
         out: where everything is written.
         notebooks: folder of the notebooks.
 
@@ -107,9 +116,12 @@ def make_report(
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     started = time.time()
     outcomes: list[Outcome] = []
+    run = functools.partial(execute, exhibits=exhibits, cell_timeout=cell_timeout)
 
-    def render(whole: bool) -> None:
+    def render() -> None:
         ended = sorted(outcomes, key=lambda outcome: outcome.task.problem)
+        there = {outcome.task.problem for outcome in ended}
+        pending = {t.problem: t.title for t in tasks if t.problem not in there}
         # In a process of its own, or this one would hold 200 MB more while notebooks run.
         run_in_subprocess(
             "dlcvlib.report.render:render",
@@ -120,29 +132,39 @@ def make_report(
             exhibits,
             out,
             notebooks,
-            whole=whole,
+            pending=pending,
         )
+        write_index(out, tasks, ended, about, whole=not pending)
+
+    shown = 0
+
+    def page_on_the_way() -> float:
+        nonlocal shown
+        began = time.monotonic()
+        if shown < len(outcomes) < len(tasks):
+            shown = len(outcomes)
+            try:
+                render()
+            except Exception as error:
+                # It is a convenience: the notebooks continue.
+                _say(f"no page yet: {error}")
+        return max(1.0, (time.monotonic() - began) * (1 / PAGE_SHARE - 1))
 
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
-        written = time.monotonic()
-        for outcome in _run(tasks, jobs, cell_timeout):
-            outcomes.append(outcome)
-            if time.monotonic() - written >= PAGE_SECONDS and len(outcomes) < len(tasks):
-                try:
-                    render(whole=False)
-                except Exception as error:
-                    # A page on the way is a convenience: the notebooks continue.
-                    _say(f"no page yet: {error}")
-                written = time.monotonic()
+        write_index(out, tasks, [], about, whole=False)
+        with progress.meanwhile(page_on_the_way, 1.0):
+            for outcome in _run(tasks, run, jobs, log_seconds):
+                outcomes.append(outcome)
         _say("writing the report")
-        render(whole=True)
+        with progress.lines(lambda _: "writing the report", log_seconds):
+            render()
     failures = [o for o in outcomes if o.error]
     for failure in failures:
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
-    print(*(out / name for name in ("report.html", "report.pdf", "results.json")), sep="\n")
+    print(*(out / name for name in PRODUCTS), sep="\n")
     return not failures
 
 
@@ -152,7 +174,7 @@ def refuse(out: Path, notebooks: Path = NOTEBOOKS) -> None:
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"--out: {there} is not a folder that can be written to; name another")
     ours = (out / MARK).exists()
-    for name in ("notebooks", "figures", "report.html", "report.pdf", "results.json"):
+    for name in ("notebooks", "figures", *PRODUCTS):
         if (out / name).resolve() == notebooks.resolve() or ((out / name).exists() and not ours):
             raise UserError(
                 f"--out: {out / name} is no report's and would be overwritten; name another folder"
@@ -166,14 +188,14 @@ def side_by_side(gpu: bool) -> int:
     return 1 if gpu else min(joblib.cpu_count(), JOBS_MAX)
 
 
-def kernel_environment(jobs: int, status: str) -> dict[str, str]:
+def kernel_environment(jobs: int, status: Path | str) -> dict[str, str]:
     """Environment variables of the kernels: where to report, how many threads, malloc.
 
     A user's start-up files, style files and matplotlibrc stay out of the report.
     """
     environment = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
     environment |= {
-        "DLCV_STATUS": status,
+        "DLCV_STATUS": str(status),
         "IPYTHONDIR": str(Path(status, "ipython")),
         "MPLCONFIGDIR": str(platformdirs.user_cache_path("dlcv-report") / "matplotlib"),
     }
@@ -188,30 +210,37 @@ def kernel_environment(jobs: int, status: str) -> dict[str, str]:
 # --- all notebooks ----------------------------------------------------------------------------
 
 
-def _run(tasks: Sequence[Task], jobs: int, cell_timeout: int | None) -> Iterator[Outcome]:
-    """Outcomes as they come, with a line for each and, on a terminal, a bar under the lines."""
+def _run(
+    tasks: Sequence[Task], run: Callable[..., float], jobs: int, log_seconds: float
+) -> Iterator[Outcome]:
+    """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines."""
     # However many of them are reused: a run that continues keeps its number of threads.
     jobs = min(jobs, len(tasks))
     order = list(tasks)
     if jobs > 1:
         # Notebooks of different chapters rarely wait for the same model.
-        order.sort(key=lambda task: (task.problem[2:], SIDE_BY_SIDE.index(task.problem[0])))
+        place = SIDE_BY_SIDE.index
+        order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
+    changed = [task.problem for task in order if task.reasons]
+    last = {task.problem: task.last_seconds for task in tasks if task.last_seconds}
+    now = progress.Progress(len(tasks), changed, last, jobs)
     with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as status,
-        tqdm(total=len(tasks), desc="report", unit="notebook", disable=None) as bar,
+        progress.lines(now.line, log_seconds) as status,
+        tqdm(total=len(tasks), bar_format=BAR, disable=None) as bar,
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         ThreadPool(jobs) as pool,
     ):
         environment = kernel_environment(jobs, status)
-        attempt = functools.partial(_attempt, environment=environment, cell_timeout=cell_timeout)
+        attempt = functools.partial(_attempt, run=run, environment=environment, now=now)
         ended = pool.imap_unordered(attempt, order)
         left = len(tasks)
         while left:
-            bar.set_postfix_str(_trained(Path(status)))
+            bar.set_postfix_str(now.line(status))
             try:
                 outcome = ended.next(timeout=1)
             except multiprocessing.TimeoutError:
                 continue
+            now.end(outcome.task.problem, outcome.seconds)
             how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"
             _say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
             bar.update()
@@ -225,21 +254,15 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _trained(status: Path) -> str:
-    """What the kernels last reported of their training."""
-    texts = []
-    for path in sorted(status.iterdir()):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime < 10:
-                texts.append(path.read_text(encoding="utf-8"))
-    return " | ".join(texts)
-
-
-def _attempt(task: Task, environment: Mapping[str, str], cell_timeout: int | None) -> Outcome:
+def _attempt(
+    task: Task, run: Callable[..., float], environment: Mapping[str, str], now: progress.Progress
+) -> Outcome:
     try:
-        if task.reasons:
-            return Outcome(task, execute(task, environment, cell_timeout))
-        return Outcome(task, storage.read_sealed(task.record)["seconds"])
+        if not task.reasons:
+            return Outcome(task, storage.read_sealed(task.record)["seconds"])
+        status = storage.make_dir(Path(environment["DLCV_STATUS"], task.problem))
+        now.running[task.problem] = time.monotonic()
+        return Outcome(task, run(task, {**environment, "DLCV_STATUS": str(status)}))
     except Exception as error:
         return Outcome(task, error=str(error) or type(error).__name__)
 
@@ -255,7 +278,12 @@ class _OwnKernel(KernelSpecManager):
         return KernelSpec(**get_kernel_dict() | {"metadata": started_by})
 
 
-def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None) -> float:
+def execute(
+    task: Task,
+    environment: Mapping[str, str],
+    exhibits: Mapping[str, Exhibit],
+    cell_timeout: int | None,
+) -> float:
     """Run a notebook, and keep it under its name only if every cell ran; the seconds it took.
 
     Raises:
@@ -268,7 +296,8 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
     started = time.monotonic()
     # Whatever kernel it names: this environment's runs it.
     python = {"kernel_name": "python3", "language": "python"}
-    notebook = parameterize_notebook(task.notebook, task.parameters, **python)
+    own = copy.deepcopy(task.notebook)
+    notebook = parameterize_notebook(own, task.parameters, report_mode=True, **python)
     client = NotebookClient(
         notebook,
         timeout=cell_timeout,
@@ -296,6 +325,7 @@ def execute(task: Task, environment: Mapping[str, str], cell_timeout: int | None
         reason = _reason(error, cell_timeout)
         raise UserError(f"{where}: {reason}\nThe notebook is kept in {failed}") from error
     seconds = time.monotonic() - started
+    make_readable(notebook, task.problem, exhibits)
     storage.write_text(task.target, _cleaned(notebook))
     record = {"identity": task.identity, "sha256": storage.sha256(task.target)}
     storage.write_sealed(task.record, record | {"seconds": seconds})

@@ -36,7 +36,7 @@ from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.plots.style import pair_name
-from dlcvlib.report import embed, provenance
+from dlcvlib.report import TITLE, embed, provenance
 from dlcvlib.report.exhibits import (
     BIBLIOGRAPHY,
     CITATION,
@@ -47,12 +47,12 @@ from dlcvlib.report.exhibits import (
     name_of,
     options,
 )
+from dlcvlib.report.standalone import TAG, as_written
 from dlcvlib.report.tables import to_markdown
 from dlcvlib.utils import stopwatch, storage
 from dlcvlib.utils.markdown import escaped, fenced, table
 from dlcvlib.utils.stopwatch import timed
 
-TITLE = "Generative models and domain adaptation"
 FIGURES = "figures"
 TEMPLATE = Path(__file__).with_name("template")
 PART = "\x1e"
@@ -77,9 +77,9 @@ def render(
     out: Path,
     notebooks: Path = NOTEBOOKS,
     *,
-    whole: bool,
+    pending: Mapping[str, str],
 ) -> None:
-    """Write report.html and, if the report is whole, report.pdf, results.json and the figures.
+    """Write report.html and, if nothing is pending, report.pdf, results.json and the figures.
 
     Nothing is replaced before all of it has been made.
 
@@ -91,7 +91,7 @@ def render(
         exhibits: label -> exhibit, of all notebooks, run or not (see `exhibits.check`).
         out: where it is written.
         notebooks: the folder that they came from, beside which pictures are looked for.
-        whole: False while chapters are still to come.
+        pending: problem -> title of a notebook that is still to come; if none is, all is written.
     """
     pages = {
         problem: Page(problem, nbformat.read(path, as_version=4), exhibits, notebooks, path.name)
@@ -100,7 +100,7 @@ def render(
     seconds = {problem: spent for problem, (_, spent) in executed.items()}
     made = provenance.describe(pages, seconds, params, about)
     values = {"pages": pages, "failures": failures, "provenance": made, "params": params}
-    text = document(**values, original=original.report())
+    text = document(**values, pending=pending, original=original.report())
     tree = parsed(text, pages)
     authors = [{"t": "MetaString", "c": name} for name in made["authors"]]
     tree["meta"]["author"] = {"t": "MetaList", "c": authors}
@@ -113,7 +113,7 @@ def render(
             for file, content in page.files.items():
                 storage.write_bytes(figures / file, content)
         storage.write_text(folder / "report.html", to_html(tree, folder))
-        if whole:
+        if not pending:
             storage.write_bytes(folder / "report.pdf", to_pdf(tree, folder))
             made["seconds_by_work"] |= stopwatch.seconds  # writing the pages
             results = {"version": RESULTS_VERSION, "provenance": made}
@@ -177,6 +177,8 @@ class Page:
     def _cell(self, cell: NotebookNode, number: int) -> Iterator[str]:
         """What stands in the report for a cell, part by part."""
         place = {"page": self.problem, "cell": number}
+        if TAG in cell.metadata.get("tags", []):
+            return
         if cell.cell_type == "markdown":
             yield part(self._linked(cell.source), "cell", **place)
         elif cell.cell_type == "code":
@@ -302,7 +304,7 @@ class Page:
             exhibit = self.exhibits.get(match[1])
             return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
 
-        return CITATION.sub(r"[\g<0>](cite:)", REFERENCE.sub(link, text))
+        return CITATION.sub(r"[\g<0>](cite:)", REFERENCE.sub(link, as_written(text)))
 
 
 def _content(data: Mapping[str, str]) -> bytes:
@@ -324,8 +326,8 @@ def document(**values: Any) -> str:
     """The whole report in Markdown: first page, notebooks under their chapters, last page.
 
     Args:
-        values: pages, failures, provenance and params, as `render` has them; original, the
-            original's numbers and claims.
+        values: pages, failures, pending, provenance and params, as `render` has them; original,
+            the original's numbers and claims.
     """
     # For pandoc's {#identifier} is text.
     syntax = {"comment_start_string": "<!--", "comment_end_string": "-->"}

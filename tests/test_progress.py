@@ -1,0 +1,169 @@
+"""How long a report still takes, what a log says meanwhile, and the index."""
+
+import re
+import time
+
+import pytest
+from bs4 import BeautifulSoup
+
+from dlcvlib.report import cli, execute, progress
+from dlcvlib.report.progress import SHARES, START, Progress, expected
+from dlcvlib.utils.errors import UserError
+
+A, B, C = "1-1", "2-1", "4-9"
+
+
+def took(training):
+    """Seconds of a notebook, by those of its training."""
+    return START + training
+
+
+# What was last run here, what those that run take at least, and what ended -> the expectation.
+SLOW = {A: took(SHARES[A] / 2), B: took(3 * SHARES[B])}
+ESTIMATES = {
+    "nothing is known": ({}, {}, {}, {}),
+    "the slowest that runs": ({}, SLOW, {}, {A: took(3 * SHARES[A]), C: took(300)}),
+    "what has ended": ({}, SLOW, {B: took(SHARES[B] / 2)}, {A: took(SHARES[A] / 2), C: took(50)}),
+    "the last time": ({A: took(7), C: took(8)}, SLOW, {}, {A: took(7), C: took(8)}),
+    "some are reused": (
+        {A: took(SHARES[A] / 2)},
+        {},
+        {B: took(SHARES[B] / 2)},
+        {A: took(SHARES[A] / 2), C: took(50)},
+    ),
+    "faster than the last time": (
+        {A: took(10), B: took(30), C: took(50)},
+        {},
+        {B: took(3)},
+        {A: took(1), C: took(5)},
+    ),
+}
+
+
+@pytest.mark.parametrize("known", ESTIMATES)
+def test_what_notebooks_are_expected_to_take(known):
+    *given, seconds = ESTIMATES[known]
+    assert expected([A, C], *given) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("9%, 2it/s, 1:02:03 left", 3723), ("9%, ? left", 0)]
+)
+def test_seconds_left_of_a_run(text, seconds):
+    assert progress.seconds_left(f"vae {text}") == seconds
+
+
+def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
+    """Two at once of four, one of which is reused and another longer than all others together."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    last = {"1-1": took(100), "1-2": took(40), "1-3": took(50)}
+    now = Progress(total=4, left=["1-1", "1-2", "1-3"], last=last, jobs=2)
+    now.end("1-4", 5.0)
+    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:48 left"
+    now.running |= {"1-1": 990.0, "1-2": 970.0}
+    for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:45 left"), ("1-2", "8", "")):
+        (tmp_path / problem).mkdir()
+        (tmp_path / problem / process).write_text(text)
+    assert now.line(tmp_path) == (
+        "1 of 4 notebooks, about 01:45 left: 1-1 (vae 5%, 2it/s, 01:45 left), 1-2"
+    )
+    (tmp_path / "1-1" / "7").write_text("vae 100%, 2it/s, 00:00 left")
+    now.end("1-2", took(20))
+    assert now.line(tmp_path) == "2 of 4 notebooks, about 00:48 left: 1-1"
+    now.end("1-1", 0.0)
+    assert now.line(tmp_path) == "3 of 4 notebooks, about 00:33 left"
+    now = Progress(total=1, left=["1-2"], last={}, jobs=2, running={"1-2": 999.0})
+    assert now.line(tmp_path) == "0 of 1 notebooks, time left not known yet: 1-2"
+    (tmp_path / "1-2" / "8").write_text("vae 9%, 2it/s, 01:00 left")
+    assert now.line(tmp_path).startswith("0 of 1 notebooks, at least 01:00 left: 1-2 (vae 9%")
+
+
+# --- without a terminal -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_log_has_lines_in_place_of_bars(small, capsys):
+    small.write(p1_1=["from tqdm import tqdm\nfor _ in tqdm(range(9)): pass"])
+    assert small.make(log_seconds=0.05)
+    output, error = capsys.readouterr()
+    assert "[00:00] 0 of 1 notebooks, time left not known yet: 1-1\n" in output
+    line = (
+        r"(\[\d\d:\d\d\] (\d of 1 notebooks, |writing the report).*|1-1 .*|writing the report|/.*)"
+    )
+    assert all(re.fullmatch(line, text) for text in output.splitlines())
+    assert error == ""
+    assert small.make(log_seconds=0.05)
+    assert "1-1 unchanged" in capsys.readouterr().out
+
+
+def test_so_has_the_log_of_a_training(tmp_path, monkeypatch, capsys):
+    lines = progress.lines
+    monkeypatch.setattr(progress, "lines", lambda text: lines(text, 0.05))
+    words = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
+    assert cli.main([*words, "--set=vae.steps=200"]) == 0
+    output, error = capsys.readouterr()
+    assert re.search(r"^\[\d\d:\d\d\] preparing data or evaluating$", output, re.MULTILINE)
+    assert re.search(r"^\[\d\d:\d\d\] vae \d+%, .* left$", output, re.MULTILINE)
+    assert "\r" not in output + error
+    assert error == ""
+
+
+# --- the index --------------------------------------------------------------------------------
+
+
+def links(folder):
+    page = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
+    return page, [link["href"] for link in page.find_all("a")]
+
+
+def test_the_index_leads_to_all_that_there_is(smoke_report):
+    folder = smoke_report[0]
+    page, found = links(folder)
+    report = BeautifulSoup((folder / "report.html").read_text(), "html.parser")
+    for name, _, place in (link.partition("#") for link in found):
+        assert (folder / name).is_file(), name
+        assert not place or report.find(id=place)
+    kinds = "report.html report.pdf results.json notebooks/*.ipynb figures/*.csv"
+    files = [path for kind in kinds.split() for path in folder.glob(kind)]
+    assert {str(path.relative_to(folder)) for path in files} <= {*found}
+    assert not page.select(".state")
+
+
+def test_page_and_index_on_the_way_show_what_is_pending(small, monkeypatch):
+    monkeypatch.setattr(execute, "PAGE_SHARE", 1)
+    keep = """
+import shutil, time
+from pathlib import Path
+out = Path("OUT")
+while not all(w in (out / "index.html").read_text() for w in (">failed", "report.html")):
+    time.sleep(0.1)
+shutil.copytree(out, out / "kept")
+""".replace("OUT", str(small.out))
+    small.write(p1_1=["print('good')"], p1_2=["1 / 0"], p1_3=[keep], p1_4=["1"])
+    assert not small.make()
+    page, found = links(small.out / "kept")
+    assert all((small.out / "kept" / link.partition("#")[0]).is_file() for link in found)
+    assert {"report.html", "notebooks/1-1-test.ipynb"} <= {*found}
+    assert [state.text for state in page.select(".state")] == ["failed", "pending", "pending"]
+    report = BeautifulSoup((small.out / "kept" / "report.html").read_text(), "html.parser")
+    titles = {entry.text for entry in report.select("nav a")}
+    assert {"p1_1", "p1_2", "p1_3 (pending)", "p1_4 (pending)"} <= titles
+    assert "has not been run yet" in report.find(id="nb-1-3").text
+    assert "2 notebooks are pending" in report.select_one(".cover").text
+    whole = BeautifulSoup((small.out / "report.html").read_text(), "html.parser")
+    assert not whole.select(".pending")
+
+
+def test_a_page_that_cannot_be_written_on_the_way_stops_nothing(small, monkeypatch, capsys):
+    def full(*_, pending):
+        if pending:
+            (small.out / "tried").touch()
+            raise UserError("no space left")
+
+    monkeypatch.setattr(execute, "run_in_subprocess", full)
+    wait = (
+        f"import os, time\nwhile not os.path.exists({str(small.out / 'tried')!r}): time.sleep(0.1)"
+    )
+    small.write(p1_1=["1"], p1_2=[wait])
+    assert small.make()
+    assert "no page yet: no space left" in capsys.readouterr().out
