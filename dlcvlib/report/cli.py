@@ -6,6 +6,7 @@
   python -m dlcvlib train vae --profile original    a chapter's main runs, which notebooks then use
   python -m dlcvlib params vae --profile original   what can be set, and to what it is set
   python -m dlcvlib compare report other/report     two reports side by side; do they agree?
+  python -m dlcvlib export runs/vae-0123456789      a trained run's networks, for use elsewhere
 
 Profiles: smoke is a check; quick, the default, is for two CPU cores; full has the best settings
 known; original has the homework's.
@@ -63,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("chapter", choices=CHAPTERS)
     params.add_argument("--write-notebooks", action="store_true", help="update parameters cells")
 
+    export = commands.add_parser("export", help="a trained run's networks for use elsewhere")
+    export.add_argument("run", type=absolute, help="its folder, such as runs/vae-0123456789")
+    export.add_argument("--out", type=absolute, help="default: export/, and the run's name")
+
     compare = commands.add_parser(
         "compare",
         help="show two reports side by side",
@@ -86,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
     try:
-        act = {"report": _report, "train": _train, "params": _params, "compare": _compare}
+        act = {"report": _report, "train": _train, "params": _params}
+        act |= {"compare": _compare, "export": _export}
         return act[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -216,3 +222,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     agree = compare(*map(Path, (arguments.a, arguments.b, arguments.out)))
     print(arguments.out)
     return 0 if agree else 1
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from dlcvlib.report.export import export
+
+    run = Path(arguments.run)
+    print(*export(run, Path(arguments.out or Path("export", run.name))), sep="\n")
+    return 0

@@ -131,7 +131,7 @@ def train_or_load(
         state.wait_for_everyone()
         if (folder / MARK).is_file():
             try:
-                return _load(folder, method, settings)
+                return load(folder, method, settings)
             except storage.DamagedFileError as error:
                 print(f"{error}; training {name} again")
                 (folder / MARK).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def train_or_load(
             gc.collect()  # autocast leaves modules and gradients in reference cycles
             gc.unfreeze()
         state.wait_for_everyone()  # until the main process has written it
-        return _load(folder, method, settings)
+        return load(folder, method, settings)
 
 
 def train_all(
@@ -220,7 +220,7 @@ def _write(
     storage.write_sealed(folder / MARK, provenance)
 
 
-def _load(folder: Path, kind: type[M], settings: Any) -> Run[M]:
+def load(folder: Path, kind: type[M], settings: Any) -> Run[M]:
     """The finished run in `folder`.
 
     Raises:

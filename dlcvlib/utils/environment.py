@@ -22,7 +22,9 @@ def missing(extra: str = "") -> list[str]:
     """The requirements of pyproject.toml, and of one of its extras, that are not met."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = [f"python{project['requires-python']}", *project["dependencies"]]
-    required += project["optional-dependencies"][extra] if extra else []
+    extras = project.get("optional-dependencies", {})
+    for name in extras[extra] if extra else ():  # an extra may be part of another: "dlcvlib[export]"
+        required += extras[name.split("[")[1][:-1]] if name.startswith("dlcvlib[") else [name]
     return [str(requirement) for requirement, _ in _unmet(required)]
 
 
