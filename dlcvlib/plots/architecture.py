@@ -15,7 +15,7 @@ from matplotlib.path import Path
 from dlcvlib.evaluation.layers import blocks
 from dlcvlib.plots.style import CYCLE, DARK, WIDTH, text_width, with_values
 
-FONT, LINE = 7.5, 0.13
+FONT, LINE = 7.6, 0.13
 """Size of the text in points, and height of a line in inches."""
 PITCH = 0.34, 0.11
 """Widths of a block with a label and without, in inches."""
