@@ -139,9 +139,12 @@ local function Math(math)
   return { pandoc.RawInline("typst", alt), math, pandoc.RawInline("typst", "]") }
 end
 
--- A mean stays on one line with its deviation, and a source with its target.
+-- A mean stays on one line with its deviation or interval, and a source with its target.
 local function Inlines(inlines)
-  local function is_sign(inline) return inline and inline.t == "Str" and (inline.text == "±" or inline.text == "→") end
+  local function is_sign(inline)
+    local text = inline and inline.t == "Str" and inline.text or ""
+    return text == "±" or text == "→" or text:match("^%[[+−]")
+  end
   for i, inline in ipairs(inlines) do
     if inline.t == "Space" and (is_sign(inlines[i - 1]) or is_sign(inlines[i + 1])) then
       inlines[i] = pandoc.Str("\u{a0}")
