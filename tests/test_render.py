@@ -23,6 +23,7 @@ from dlcvlib.evaluation import original
 from dlcvlib.report import provenance, render
 from dlcvlib.report.exhibits import MIME, check
 from dlcvlib.report.tables import to_markdown
+from dlcvlib.utils import markdown
 
 CASES = cases("render")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"></svg>'
@@ -301,6 +302,18 @@ def test_main_table_has_methods_of_other_pairs_in_one_and_target_only_last(tmp_p
         ["M", "–", "–", "–", "0.5", "–", "–"],
         ["target", "only", "0.5", "–", "–", "–", "–", "–"],
     ]
+
+
+def test_headings_of_a_wide_table_do_not_touch(tmp_path):
+    pairs = ("USPS → MNIST-M", "MNIST-M → SVHN", "SVHN → USPS")
+    heads = ["accuracy", *(head for pair in pairs for head in (pair, "original", "others"))]
+    rows = [["source only", *["0.466 ± 0.014", "0.355", "0.440"] * 3]]
+    pdf = Made(tmp_path, p1_1=[text(markdown.table(rows, heads))]).pdf_bytes()
+    pages = [
+        p.extract_text(extraction_mode="layout") for p in pypdf.PdfReader(io.BytesIO(pdf)).pages
+    ]
+    (found,) = (line for page in pages for line in page.splitlines() if "others" in line)
+    assert re.split(" {2,}", found.strip().replace("\xa0", " ")) == heads
 
 
 def test_tables_may_leave_out_tags(tmp_path):

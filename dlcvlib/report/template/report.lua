@@ -195,12 +195,12 @@ local function needs(tbl, heads, rows)
   local whole, least, most = {}, {}, {}
   for i in ipairs(tbl.colspecs) do whole[i], least[i], most[i] = 0, 0, {} end
   local function width(text)
-    return utf8.len(text) + 0.4 * select(2, text:gsub("%u", ""))
+    return utf8.len(text) + 0.4 * select(2, text:gsub("%u", "")) + select(2, text:gsub("→", ""))
   end
   local function see(cells, head)
     for i, cell in ipairs(cells) do
       local text, longest = pandoc.utils.stringify(cell.contents), 0
-      for word in text:gmatch("[^%s/-]+-?") do longest = math.max(longest, width(word) * (head and 1.1 or 1)) end
+      for word in text:gsub("MNIST%-", "MNIST_"):gmatch("[^%s/-]+-?") do longest = math.max(longest, width(word) * (head and 1.1 or 1)) end
       local length, number = width(text), tbl.colspecs[i][1] == "AlignRight"
       whole[i] = math.max(whole[i], head and 1.1 * length or length)
       least[i] = math.max(least[i], number and not head and length or longest)
