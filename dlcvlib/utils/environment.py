@@ -23,10 +23,9 @@ def missing(extra: str = "") -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = [f"python{project['requires-python']}", *project["dependencies"]]
     extras = project.get("optional-dependencies", {})
-    for name in (
-        extras[extra] if extra else ()
-    ):  # an extra may be part of another: "dlcvlib[export]"
-        required += extras[name.split("[")[1][:-1]] if name.startswith("dlcvlib[") else [name]
+    for name in extras[extra] if extra else ():
+        own = name.removeprefix("dlcvlib[").removesuffix("]")  # an extra that is part of this one
+        required += extras.get(own, [name])
     return [str(requirement) for requirement, _ in _unmet(required)]
 
 
