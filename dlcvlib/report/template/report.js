@@ -35,6 +35,7 @@ function switches() {
   const narrow = matchMedia("(max-width: 62rem)"), contents = document.querySelector("nav details");
   const close = () => { if (narrow.matches) contents.open = false; };
   close();
+  narrow.onchange = close;
   for (const link of all("nav li a")) link.onclick = close;
 }
 
