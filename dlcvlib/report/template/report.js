@@ -63,6 +63,14 @@ function copyButtons() {
   }
 }
 
+// What is too wide is scrolled by itself, with the keyboard too.
+function scrolled() {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+  });
+  for (const wide of all("main :is(math[display='block'], pre)")) observer.observe(wide);
+}
+
 // A browser may not reach the file beside the page; the page holds it, compressed.
 function savedValues() {
   for (const link of all("a[data-gzip]")) {
@@ -298,7 +306,7 @@ function withSlider(picture, { box: [[left, bottom], [right, top]], columns, gap
 }
 
 addEventListener("DOMContentLoaded", () => {
-  for (const start of [switches, showCode, copyButtons, savedValues, followReading, search, previews, pictures]) start();
+  for (const start of [switches, showCode, copyButtons, scrolled, savedValues, followReading, search, previews, pictures]) start();
   addEventListener("hashchange", showCode);
   addEventListener("pointermove", pointAt);
   addEventListener("pointerdown", pointAt);
