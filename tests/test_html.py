@@ -22,7 +22,8 @@ from dlcvlib.report.exhibits import MIME
 from dlcvlib.report.tables import to_markdown
 
 LONG = "## {}\n\n" + "A line of its own.\n\n" * 40
-PROSE = "See @fig-map, @tbl-t and @kingma2014, where a needle is.\n\n" + LONG.format("Long")
+PROSE = "See @fig-map, @tbl-t and @kingma2014, where a needle is.\n\n"
+PROSE += "$$" + "a + " * 90 + "a$$\n\n" + LONG.format("Long")  # wider than any window
 RECORD = dict.fromkeys(provenance.OF_A_RUN) | {"seconds": 1.0}
 RUNS = [RECORD | {"run": f"vae-{n}", "settings": {"steps": 9, "seed": n}} for n in range(2)]
 

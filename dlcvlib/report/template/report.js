@@ -35,6 +35,7 @@ function switches() {
   const narrow = matchMedia("(max-width: 62rem)"), contents = document.querySelector("nav details");
   const close = () => { if (narrow.matches) contents.open = false; };
   close();
+  narrow.onchange = close;
   for (const link of all("nav li a")) link.onclick = close;
 }
 
@@ -60,6 +61,14 @@ function copyButtons() {
     };
     pre.before(button);
   }
+}
+
+// What is too wide is scrolled by itself, with the keyboard too.
+function scrolled() {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+  });
+  for (const wide of all("main :is(math[display='block'], pre)")) observer.observe(wide);
 }
 
 // A browser may not reach the file beside the page; the page holds it, compressed.
@@ -297,7 +306,7 @@ function withSlider(picture, { box: [[left, bottom], [right, top]], columns, gap
 }
 
 addEventListener("DOMContentLoaded", () => {
-  for (const start of [switches, showCode, copyButtons, savedValues, followReading, search, previews, pictures]) start();
+  for (const start of [switches, showCode, copyButtons, scrolled, savedValues, followReading, search, previews, pictures]) start();
   addEventListener("hashchange", showCode);
   addEventListener("pointermove", pointAt);
   addEventListener("pointerdown", pointAt);
