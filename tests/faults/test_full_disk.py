@@ -77,7 +77,7 @@ def test_at_a_notebook(small, capsys):
 
 
 def test_while_writing_each_part_of_the_report(small, monkeypatch):
-    """Whichever part does not fit, the old report stays complete; the index tells it from the new."""
+    """Whichever part does not fit, the old report stays complete; the index says it is not new."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731
     monkeypatch.setattr(execute, "run_in_subprocess", here)
