@@ -77,7 +77,7 @@ def test_at_a_notebook(small, capsys):
 
 
 def test_while_writing_each_part_of_the_report(small, monkeypatch):
-    """Whichever part does not fit, the old report stays complete."""
+    """Whichever part does not fit, the old report stays complete; the index says it is not new."""
     # In this process, for the patch to reach it.
     here = lambda name, *a, **k: resolve_name(name)(*a, **k)  # noqa: E731
     monkeypatch.setattr(execute, "run_in_subprocess", here)
@@ -85,7 +85,7 @@ def test_while_writing_each_part_of_the_report(small, monkeypatch):
     assert small.make()
 
     def contents():
-        made = [*small.out.glob("[!.]*.*"), *(small.out / "figures").glob("*")]
+        made = [*small.out.glob("re*.*"), *(small.out / "figures").glob("*")]
         return {path.name: path.read_bytes() for path in made}
 
     before = contents()
@@ -93,4 +93,5 @@ def test_while_writing_each_part_of_the_report(small, monkeypatch):
         with full_at(file), pytest.raises(UserError, match=NEEDS.format(re.escape(file))):
             small.make()
         assert contents() == before
+        assert "still being made" in (small.out / "index.html").read_text()
         assert not list(small.out.glob(f"{storage.TEMPORARY}*"))
