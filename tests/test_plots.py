@@ -27,7 +27,7 @@ from dlcvlib.methods.dcgan import DCGAN
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
 from dlcvlib.plots import architecture, curves, domains, images, style, widgets
-from dlcvlib.report import notebook, render
+from dlcvlib.report import notebook, page
 
 FACES = torch.rand(4, 3, 64, 64)
 LABELS = torch.arange(30) % 10
@@ -112,7 +112,7 @@ def test_texts_of_an_architecture_are_readable_within_the_figure_and_apart(probl
     for figure in figures:
         figure.draw_without_rendering()
         # The text of the PDF is 164 mm wide, and a figure of TEXT_WIDTH fills it.
-        shrunk = 164 / 25.4 / max(render.TEXT_WIDTH, figure.get_size_inches()[0])
+        shrunk = 164 / 25.4 / max(page.TEXT_WIDTH, figure.get_size_inches()[0])
         assert min(text.get_fontsize() for text in figure.axes[0].texts) * shrunk > least
         boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
         frame = figure.bbox.padded(1)

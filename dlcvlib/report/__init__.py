@@ -1,1 +1,5 @@
-TITLE = "Image models, repeated"
+from pathlib import Path
+
+TITLE = "Generative models and domain adaptation"
+TEMPLATE = Path(__file__).with_name("template")
+RESULTS_VERSION = 3

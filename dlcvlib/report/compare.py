@@ -21,7 +21,8 @@ from statsmodels.stats.multitest import multipletests
 
 from dlcvlib.evaluation.significance import LEVEL
 from dlcvlib.plots.style import pair_name
-from dlcvlib.report.render import FIGURES, RESULTS_VERSION, TEMPLATE
+from dlcvlib.report import RESULTS_VERSION, TEMPLATE
+from dlcvlib.report.page import FIGURES
 from dlcvlib.report.tables import as_text
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError

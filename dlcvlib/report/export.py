@@ -19,7 +19,7 @@ from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.dcgan import DCGAN, STATISTICS
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
-from dlcvlib.report.render import TEMPLATE
+from dlcvlib.report import TEMPLATE
 from dlcvlib.training import runs
 from dlcvlib.training.method import Method
 from dlcvlib.utils import storage

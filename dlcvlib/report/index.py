@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from dlcvlib.report import TITLE
+from dlcvlib.report import TEMPLATE, TITLE
 from dlcvlib.utils import storage
 
 
@@ -22,7 +22,7 @@ def write_index(
         about: profile and command.
         whole: whether the report has been written. Before, only its page may be of this report.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).with_name("template"))
+    loader = jinja2.FileSystemLoader(TEMPLATE)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
