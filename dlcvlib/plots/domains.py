@@ -61,7 +61,7 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
         label: its axis label.
     """
     pairs = list(frame["pair"].unique())
-    size = (style.WIDTH, 2.2)
+    size = (style.WIDTH, 2.0)
     figure, axes = plt.subplots(1, len(pairs), figsize=size, sharey=True, squeeze=False)
     for ax, pair in zip(axes[0], pairs, strict=True):
         rows = frame[frame["pair"] == pair]
