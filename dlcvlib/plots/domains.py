@@ -53,7 +53,7 @@ def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float
 
 
 def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
-    """A share for each digit: bars at the mean of the seeds, red below zero; each seed a dot.
+    """A share for each digit in per cent: bars at the seeds' mean, red below zero; seeds as dots.
 
     Args:
         frame: one row per pair, seed and digit: pair, seed, digit, and the column.
@@ -61,7 +61,7 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
         label: its axis label.
     """
     pairs = list(frame["pair"].unique())
-    size = (style.WIDTH, 2.6)
+    size = (style.WIDTH, 2.0)
     figure, axes = plt.subplots(1, len(pairs), figsize=size, sharey=True, squeeze=False)
     for ax, pair in zip(axes[0], pairs, strict=True):
         rows = frame[frame["pair"] == pair]
@@ -73,7 +73,7 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
         ax.set(title=pair_name(pair), xlabel="digit", xticks=range(CLASSES))
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(label)
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=None))
     return with_values(figure, frame[["pair", "seed", "digit", column]])
 
 
