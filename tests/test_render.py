@@ -284,7 +284,7 @@ def test_columns_of_a_wide_table_are_as_wide_as_their_cells_need(tmp_path):
     """In print, the longest texts get most; a heading stands over both ends of an interval."""
     row = {"claim": "word " * 30, "low": -0.123, "high": 0.5, "measure": "word " * 5, "n": 1}
     made = Made(tmp_path, p1_1=[table("t", pd.DataFrame([row]))])
-    assert made.first.select_one("th[colspan='2']").get_text().strip() == "95 % interval"
+    assert made.first.select_one("th[colspan='2']").get_text().strip() == "95% interval"
     printed = render._written(made.tree, "typst-citations", "report.typ")
     found = next(w for w in re.findall(r"columns: \((.*),?\)", printed) if w.count("%") == 5)
     claim, low, _, measure, n = [float(width) for width in re.findall(r"[\d.]+", found)]

@@ -15,7 +15,7 @@ from dlcvlib.utils.errors import UserError
 def test_paired_differences_have_students_interval():
     gains = pd.Series([0.1, 0.3, 0.2])
     row = significance.compare("it is better", "error", gains)
-    half = 4.302653 * 0.1 / math.sqrt(3)  # t of two degrees of freedom at 97.5 %
+    half = 4.302653 * 0.1 / math.sqrt(3)  # t of two degrees of freedom at 97.5%
     assert row == {
         "claim": "it is better",
         "measure": "error",

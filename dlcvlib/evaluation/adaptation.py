@@ -193,7 +193,7 @@ def verdicts(
 
     Returns:
         One row per claim and pair, as from `significance.verdicts`, with test_low and test_high,
-        the 95 % interval from the sampling of the test images, which all seeds share.
+        the 95% interval from the sampling of the test images, which all seeds share.
     """
     right, rows = correct(runs, digits), []
     for worse, better in claims:

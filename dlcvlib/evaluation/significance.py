@@ -23,7 +23,7 @@ def compare(claim: str, measure: str, gains: pd.Series) -> dict[str, Any]:
             the claim.
 
     Returns:
-        claim, measure, seeds (their number), difference (the mean), low and high (its 95 %
+        claim, measure, seeds (their number), difference (the mean), low and high (its 95%
         interval) and p (two-sided). The last three are NaN for a single seed, and where all
         differences are the same: nothing then says how far another seed's would lie.
     """

@@ -59,7 +59,7 @@ def line_panels(
 
 
 def forest(table: pd.DataFrame) -> Figure:
-    """Mean paired differences with their 95 % intervals, a panel per measure, coloured by verdict.
+    """Mean paired differences with their 95% intervals, a panel per measure, coloured by verdict.
 
     Args:
         table: as from `significance.verdicts`; columns test_low and test_high, if there, are the

@@ -130,8 +130,9 @@ def _by_domain(points: pd.DataFrame, ax: Axes) -> None:
 
 def _by_class(points: pd.DataFrame, ax: Axes) -> None:
     colors = np.array(style.CLASS_COLORS)
-    dots = {"s": np.where(points["source"], 4, 7), "c": colors[points["label"]]}
-    ax.scatter(points["x"], points["y"], alpha=0.65, linewidths=0, rasterized=True, **dots)
+    dots = {"s": np.where(points["source"], 4, 7), "alpha": np.where(points["source"], 0.35, 0.9)}
+    dots["c"] = colors[points["label"]]
+    ax.scatter(points["x"], points["y"], linewidths=0, rasterized=True, **dots)
     targets = points[~points["source"]].groupby("label")[["x", "y"]]
     centres = np.array([_centre(place.to_numpy()) for _, place in targets])
     size = np.ptp(points[["x", "y"]].to_numpy())

@@ -93,7 +93,7 @@ def best(
 def by_pair(verdicts: pd.DataFrame, places: int = 2) -> Styler:
     """Claims on pairs, as from `significance.verdicts`: a row per claim and a column per pair.
 
-    A cell is the mean difference with its 95 % interval, bold if the claim is supported or
+    A cell is the mean difference with its 95% interval, bold if the claim is supported or
     contradicted.
     """
 
