@@ -229,6 +229,7 @@ function pictures() {
     exhibit.querySelector(".source ul")?.append(made("li", {}, button));
     const data = JSON.parse(exhibit.querySelector("script")?.textContent ?? "{}");
     if (data.points) withPoints(picture, data.points);
+    if (data.methods) withMethods(picture, data.methods);
     if (data.slider) picture.decode().then(() => withSlider(picture, data.slider), () => {});
   }
 }
@@ -281,6 +282,22 @@ function pointAt(event) { // in the page and enlarged
   const { point, distance } = nearest(picture.points.at, x, y, box.height / box.width);
   if (distance < 10 * unit) describe(picture, point);
   else hideTip();
+}
+
+// --- methods of a plot, which can be hidden ----------------------------------------------------------
+
+function withMethods(picture, methods) {
+  const bytes = Uint8Array.from(atob(picture.src.split(",")[1]), (character) => character.charCodeAt(0));
+  const svg = new DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml");
+  const boxes = methods.map((method, number) => {
+    const box = made("input", { type: "checkbox", checked: true });
+    box.onchange = () => {
+      for (const part of all(`[id^="method-${number}-"]`, svg)) part.style.display = box.checked ? "" : "none";
+      picture.src = "data:image/svg+xml," + encodeURIComponent(new XMLSerializer().serializeToString(svg));
+    };
+    return made("label", {}, box, " " + method);
+  });
+  picture.after(made("div", { className: "interactive" }, ...boxes));
 }
 
 // --- a slider between two rows of images ----------------------------------------------------------
