@@ -288,16 +288,14 @@ function pointAt(event) { // in the page and enlarged
 
 function withMethods(picture, methods) {
   const bytes = Uint8Array.from(atob(picture.src.split(",")[1]), (character) => character.charCodeAt(0));
-  const svg = new DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml");
-  const boxes = methods.map((method, number) => {
-    const box = made("input", { type: "checkbox", checked: true });
-    box.onchange = () => {
-      for (const part of all(`[id^="method-${number}-"]`, svg)) part.style.display = box.checked ? "" : "none";
-      picture.src = "data:image/svg+xml," + encodeURIComponent(new XMLSerializer().serializeToString(svg));
-    };
-    return made("label", {}, box, " " + method);
-  });
-  picture.after(made("div", { className: "interactive" }, ...boxes));
+  const svg = new TextDecoder().decode(bytes), boxes = methods.map(() => made("input", { type: "checkbox", checked: true }));
+  const labels = boxes.map((box, number) => made("label", {}, box, " " + methods[number]));
+  const row = made("div", { className: "interactive" }, ...labels);
+  row.onchange = () => {
+    const rules = boxes.map((box, number) => (box.checked ? "" : `[id^="method-${number}-"] { display: none }`));
+    picture.src = "data:image/svg+xml," + encodeURIComponent(svg.replace("</style>", rules.join("") + "</style>"));
+  };
+  picture.after(row);
 }
 
 // --- a slider between two rows of images ----------------------------------------------------------
