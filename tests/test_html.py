@@ -23,6 +23,7 @@ from dlcvlib.report.tables import to_markdown
 
 LONG = "## {}\n\n" + "A line of its own.\n\n" * 40
 PROSE = "See @fig-map, @tbl-t and @kingma2014, where a needle is.\n\n"
+PROSE += "|".join(["| name of a row"] + ["a long text"] * 4) + "|\n" + "|-" * 5 + "|\n\n"
 PROSE += "$$" + "a + " * 90 + "a$$\n\n" + LONG.format("Long")  # wider than any window
 RECORD = dict.fromkeys(provenance.OF_A_RUN) | {"seconds": 1.0}
 RUNS = [RECORD | {"run": f"vae-{n}", "settings": {"steps": 9, "seed": n}} for n in range(2)]
@@ -52,17 +53,19 @@ def drawn(name, axes):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A page with a map of points, rows of images under a slider, a table and code."""
+    """A page with a map of points, rows of images under a slider, bars, a table and code."""
     with mpl.rc_context():
         style.use()
         points = drawn("map", domains.feature_maps([[a_map("usps->mnistm", 40)]], "class"))
         rows = [torch.full((4, 3, 8, 8), value) for value in (0.0, 1.0)]
         rows = drawn("rows", style.with_slider(images.image_rows(rows, ["a", "b"]), 4))
+        runs = {"method": ["DANN", "PixelDA"], "pair": "a->b", "seed": 0, "accuracy": [1.0, 0.5]}
+        bars = drawn("bars", domains.method_bars(pd.DataFrame(runs), {"DANN": {"a->b": 0.4}}))
     payload = {"values": {"t": {"kid": [1 / 3]}}, "kind": "table", "runs": ["vae-0", "vae-1"]}
     bundle = {"text/markdown": to_markdown(FRAME), MIME: payload}
     table = shown("#| label: tbl-t\n#| tbl-cap: T.\nframe", bundle)
     folder = tmp_path_factory.mktemp("page")
-    cells = [text(PROSE), points, rows, table]
+    cells = [text(PROSE), points, rows, bars, table]
     made = Made(folder, p1_1=cells, p1_2=[text(LONG.format("Other"))], runs=RUNS)
     (folder / "report.html").write_text(made.html)
     return made
@@ -223,12 +226,46 @@ def test_a_slider_leads_from_one_row_of_images_to_the_other(page):
     assert shares == pytest.approx([0, (1 - gaps) / 2, 1 - gaps], abs=0.05)
 
 
+def test_a_method_is_hidden_by_its_box_and_shown_again(page):
+    """DANN's colour is blue, PixelDA's green."""
+    picture, box = page.locator("#fig-bars figure img"), page.get_by_label("DANN")
+
+    def shares():
+        picture.evaluate("e => e.decode()")
+        _, green, blue = np.moveaxis(colours(picture).astype(int), 2, 0)
+        return [(blue > green + 25).mean(), (green > blue + 25).mean()]
+
+    before = shares()
+    assert min(before) > 0.05
+    box.uncheck()
+    assert shares() == pytest.approx([0, before[1]], abs=0.01)
+    box.check()
+    assert shares() == before
+
+
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_no_width_makes_the_page_scroll_sideways(page, width):
     page.set_viewport_size({"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     used = page.locator("#fig-map").bounding_box()
     assert used["x"] + used["width"] > 0.8 * width
+
+
+def test_a_wide_window_has_the_page_in_its_middle(page):
+    page.set_viewport_size({"width": 2560, "height": 900})
+    contents, text = (page.locator(part).bounding_box() for part in ("nav", "main"))
+    right = 2560 - text["x"] - text["width"]
+    assert text["x"] - contents["width"] == pytest.approx(right, abs=1)
+    assert right > 100
+
+
+def test_rows_of_a_wide_table_keep_their_names_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 900})
+    table = page.locator(".scroll", has_text="name of a row")
+    table.evaluate("e => e.scrollTo(1000, 0)")
+    assert table.evaluate("e => e.scrollLeft") > 0
+    expect(table.get_by_text("name of a row")).to_be_in_viewport(ratio=1)
+    assert table.get_by_text("a long text").first.bounding_box()["height"] < 40  # on one line
 
 
 def test_paper_has_the_text_alone(page):

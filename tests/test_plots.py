@@ -219,14 +219,17 @@ def test_bars_are_means_dots_are_runs_and_a_method_has_one_colour():
     frame = runs(accuracy=np.arange(8.0))
     both = domains.method_bars(frame, {"DANN": {PAIR: 0.5, "other": 0.9}})
     assert [bar.get_height() for bar in both.patches[:2]] == [1.5, 5.5]
-    *seeds, reported = both.collections
-    spreads, dots = seeds[::2], seeds[1::2]
+    spreads, dots, reported = (both.collections[n::3] for n in range(3))
     heights = np.concatenate([group.get_offsets()[:, 1] for group in dots])
     assert sorted(heights) == list(range(8))
     ends = [line.get_segments()[0][:, 1].tolist() for line in spreads]
     assert ends == [[0, 3], [4, 7]]
     assert [text.get_text() for text in both.texts] == ["150", "550"]
-    assert np.array(reported.get_segments()) == pytest.approx(np.array([[[0, 0.5], [0.4, 0.5]]]))
+    assert reported[0].get_segments()[0].size == 0
+    assert reported[1].get_segments()[0] == pytest.approx(np.array([[0, 0.5], [0.4, 0.5]]))
+    for n in range(2):
+        drawn = both.patches[n], *(group[n] for group in (spreads, dots, reported)), both.texts[n]
+        assert all(part.get_gid().startswith(f"method-{n}-") for part in drawn)
     alone = domains.method_bars(frame.query("method == 'DANN'"), {})
     colors = {mpl.colors.to_hex(bar.get_facecolor()) for bar in (both.patches[1], alone.patches[0])}
     assert colors == {style.METHOD_COLORS["DANN"].lower()}

@@ -64,6 +64,12 @@ def test_formulas_are_mathml_and_code_is_folded(page):
     assert page.select("details.code")
 
 
+def test_no_heading_is_without_text(page):
+    for section in page.select("main section"):
+        shown = section.select_one("p:not(details *, .runs *), table, figure, section")
+        assert shown, section.get_text(" ", strip=True)[:80]
+
+
 def test_first_page_shows_all_chapters_and_folds_how_it_was_made(page):
     (abstract,) = page.select(".abstract p")
     text = abstract.get_text(" ", strip=True)

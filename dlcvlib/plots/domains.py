@@ -19,7 +19,8 @@ from dlcvlib.plots.style import pair_name, with_values
 def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> Axes:
     """Accuracy of each method on each pair: bars at the mean of the seeds, each seed a dot.
 
-    At a bar's foot is its mean in per cent; a line spans its seeds.
+    At a bar's foot is its mean in per cent; a line spans its seeds. All that is drawn of a
+    method has its number in its id, by which the HTML hides it.
 
     Args:
         frame: one row per run: method, pair, seed, accuracy.
@@ -28,9 +29,11 @@ def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float
     pairs, methods = list(frame["pair"].unique()), list(frame["method"].unique())
     _, ax = plt.subplots(figsize=(style.WIDTH, 3.0))
     width = 0.8 / len(methods)
+    reported = pd.DataFrame(references).reindex(index=pairs, columns=methods)
     badge = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
     text = {"ha": "center", "fontsize": 7.5, "color": style.DARK, "bbox": badge}
     for number, method in enumerate(methods):
+        before = ax.get_children()
         runs = frame[frame["method"] == method]
         places = runs["pair"].map(pairs.index) - 0.4 + width * (number + 0.5)
         spread = runs["accuracy"].groupby(places).agg(["mean", "min", "max"])
@@ -40,9 +43,12 @@ def method_bars(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float
         ax.scatter(places, runs["accuracy"], s=9, color=style.DARK, zorder=3)
         for x, mean in spread["mean"].items():
             ax.text(x, 0.025, f"{100 * mean:.0f}", **text)
-    reported = pd.DataFrame(references).reindex(index=pairs, columns=methods).unstack().dropna()
-    left = np.array([pairs.index(p) - 0.4 + width * methods.index(m) for m, p in reported.index])
-    ax.hlines(reported, left, left + width, color="black", lw=1.4, zorder=5, label="original")
+        original = {"color": "black", "lw": 1.4, "zorder": 5, "label": "" if number else "original"}
+        left = np.arange(len(pairs)) - 0.4 + width * number
+        ax.hlines(reported[method], left, left + width, **original)
+        for n, drawn in enumerate(part for part in ax.get_children() if part not in before):
+            drawn.set_gid(f"method-{number}-{n}")
+    ax.figure.methods = methods
     ax.axhline(1 / CLASSES, color=style.GREY, linewidth=0.8, linestyle=":", label="chance")
     ax.set(xlabel="", ylabel="accuracy on the target test set", ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))

@@ -1,6 +1,6 @@
-"""What a figure of the HTML shows to a pointer: images of points, a slider over two rows of images.
+"""What a figure of the HTML can do: show images of points, slide over rows of images, hide methods.
 
-`dlcvlib.plots.style` says for which figures. Places are in ten thousandths of the picture's size,
+`dlcvlib.plots` says for which figures. Places are in ten thousandths of the picture's size,
 from its upper left corner.
 """
 
@@ -23,9 +23,11 @@ def of_figure(figure: Figure) -> dict[str, Any]:
     """What report.js needs for a figure as `print_figure` shows it, tightly cropped.
 
     Returns:
-        `points`, `slider` or nothing: see below.
+        `methods`, `points`, `slider` or nothing: see below.
     """
     found: dict[str, Any] = {}
+    if hasattr(figure, "methods"):
+        found["methods"] = figure.methods
     if hasattr(figure, "points") or hasattr(figure, "slider"):
         figure.draw_without_rendering()  # the layout
     if hasattr(figure, "points"):

@@ -229,6 +229,7 @@ function pictures() {
     exhibit.querySelector(".source ul")?.append(made("li", {}, button));
     const data = JSON.parse(exhibit.querySelector("script")?.textContent ?? "{}");
     if (data.points) withPoints(picture, data.points);
+    if (data.methods) withMethods(picture, data.methods);
     if (data.slider) picture.decode().then(() => withSlider(picture, data.slider), () => {});
   }
 }
@@ -281,6 +282,20 @@ function pointAt(event) { // in the page and enlarged
   const { point, distance } = nearest(picture.points.at, x, y, box.height / box.width);
   if (distance < 10 * unit) describe(picture, point);
   else hideTip();
+}
+
+// --- methods of a plot, which can be hidden ----------------------------------------------------------
+
+function withMethods(picture, methods) {
+  const bytes = Uint8Array.from(atob(picture.src.split(",")[1]), (character) => character.charCodeAt(0));
+  const svg = new TextDecoder().decode(bytes), boxes = methods.map(() => made("input", { type: "checkbox", checked: true }));
+  const labels = boxes.map((box, number) => made("label", {}, box, " " + methods[number]));
+  const row = made("div", { className: "interactive" }, ...labels);
+  row.onchange = () => {
+    const rules = boxes.map((box, number) => (box.checked ? "" : `[id^="method-${number}-"] { display: none }`));
+    picture.src = "data:image/svg+xml," + encodeURIComponent(svg.replace("</style>", rules.join("") + "</style>"));
+  };
+  picture.after(row);
 }
 
 // --- a slider between two rows of images ----------------------------------------------------------
