@@ -29,7 +29,7 @@ def typeset(text: str) -> str:
         exponent = str(int(match[2])).translate(SUPERSCRIPTS)
         return f"10{exponent}" if match[1] == "1" else f"{match[1]} × 10{exponent}"
 
-    return minus(re.sub(r"(?<![\w.-])(\d(?:\.\d+)?)e([-+]\d+)\b", power, text))
+    return re.sub(r"(?<![\w.-])(\d(?:\.\d+)?)e([-+]\d+)\b", power, minus(text))
 
 
 def fenced(text: str, language: str = "") -> str:
