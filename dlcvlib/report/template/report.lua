@@ -230,9 +230,9 @@ local function set_widths(tbl, heads, rows, where)
     return sum
   end
   local in_column = pandoc.List({ { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 } })
-  local across = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
+  local across = { { WHOLE, 8 }, { WHOLE, 7.4 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
   local choices = where == "cover" and across or in_column .. (where == "nested" and { { COLUMN, 7, 0 } } or across)
-  if tbl.classes:includes("small") then choices = { { COLUMN, 6.8, 0 } } end
+  if tbl.classes:includes("small") then choices, most = { { COLUMN, 6.8, 0 } }, whole end
   for n, choice in ipairs(choices) do
     local line, size, level = table.unpack(choice)
     if total(size, whole, 1000) <= line then
@@ -360,8 +360,8 @@ local function Div(div)
 end
 
 -- An exhibit in print, of which a picture's width decides where it is; other figures stay in the text.
-local function exhibit(block)
-  if block.t == "Table" then return pandoc.List(printed(block)) end
+local function exhibit(block, where)
+  if block.t == "Table" then return pandoc.List(printed(block, where)) end
   local picture
   block:walk({ RawInline = function(raw)
     local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
@@ -376,7 +376,7 @@ end
 -- are, and so do tables in other blocks. A heading with nothing below it but an exhibit goes with that.
 local function place(doc)
   if not typst then return nil end
-  local blocks, heading = pandoc.List(), nil
+  local blocks, heading, where = pandoc.List(), nil, nil
   local alone, following, exhibits = {}, "Header", false -- headings with nothing but exhibits below
   for i = #doc.blocks, 1, -1 do
     local block = doc.blocks[i]
@@ -388,10 +388,11 @@ local function place(doc)
     end
   end
   for i, block in ipairs(doc.blocks) do
+    if block.identifier == "provenance" then where = "nested" end -- whose tables stay where they are
     if alone[i] then
       heading = block
     elseif block.t == "Table" or block.t == "Figure" then
-      local found = exhibit(block)
+      local found = exhibit(block, where)
       if heading then found:insert(math.min(2, #found), heading) end
       blocks:extend(found)
       heading = nil
