@@ -84,7 +84,7 @@ def by_digit(frame: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
-    """t-SNE plots, a row per method and a column per pair.
+    """t-SNE plots, a row per method and a column per pair, each named once.
 
     Args:
         maps: rows of `FeatureMap`.
@@ -93,15 +93,19 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     """
     rows, columns = len(maps), len(maps[0])
     side = style.WIDTH / max(rows, columns)  # more rows of wider maps would not fit a page
-    size = (side * columns, side * rows + 0.3)
+    size = (side * columns, side * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     flat = [one for row in maps for one in row]
     for ax, one in zip(axes.flat, flat, strict=True):
         (_by_domain if by == "domain" else _by_class)(one.points, ax)
-        ax.set(xticks=[], yticks=[], title=f"{pair_name(one.pair)}\n{one.method}")
+        ax.set(xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set(visible=True, color="#cccccc")
         ax.margins(0.03)
+    for ax, one in zip(axes[0], maps[0], strict=True):
+        ax.set_title(pair_name(one.pair))
+    for ax, row in zip(axes[:, 0], maps, strict=True):
+        ax.set_ylabel(row[0].method)
     names = {"source": style.SOURCE, "target": style.TARGET}
     if by == "class":
         names = {str(digit): color for digit, color in enumerate(style.CLASS_COLORS)}

@@ -230,9 +230,9 @@ local function set_widths(tbl, heads, rows, where)
     return sum
   end
   local in_column = pandoc.List({ { COLUMN, 8 }, { COLUMN, 7.2 }, { COLUMN, 7.2, 24 } })
-  local across = { { WHOLE, 8 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
+  local across = { { WHOLE, 8 }, { WHOLE, 7.4 }, { WHOLE, 8, 22 }, { WHOLE, 7, 0 } }
   local choices = where == "cover" and across or in_column .. (where == "nested" and { { COLUMN, 7, 0 } } or across)
-  if tbl.classes:includes("small") then choices = { { COLUMN, 6.3, 0 } } end
+  if tbl.classes:includes("small") then choices, most = { { COLUMN, 6.8, 0 } }, whole end
   for n, choice in ipairs(choices) do
     local line, size, level = table.unpack(choice)
     if total(size, whole, 1000) <= line then
@@ -320,7 +320,6 @@ local function Image(image)
 end
 
 local function Div(div)
-  if html and div.classes:includes("note") then return {} end
   if typst and div.classes:includes("runs") then return {} end
   if html and div.classes:includes("runs") then
     local open = '<div popover class="runs" id="' .. div.identifier .. '">'
@@ -334,7 +333,7 @@ local function Div(div)
     return div.content
   end
   local name = div.identifier == "refs" and "references" or div.classes[1]
-  if typst and pandoc.List({ "references", "note", "abstract", "failed", "subtitle" }):includes(name) then
+  if typst and pandoc.List({ "references", "abstract", "failed", "subtitle" }):includes(name) then
     return { pandoc.RawBlock("typst", "#" .. name .. "["), pandoc.Div(div.content), pandoc.RawBlock("typst", "]") }
   end
   -- How the report was made: folded on the first page of the HTML, at the end in print.
@@ -361,8 +360,8 @@ local function Div(div)
 end
 
 -- An exhibit in print, of which a picture's width decides where it is; other figures stay in the text.
-local function exhibit(block)
-  if block.t == "Table" then return pandoc.List(printed(block)) end
+local function exhibit(block, where)
+  if block.t == "Table" then return pandoc.List(printed(block, where)) end
   local picture
   block:walk({ RawInline = function(raw)
     local src, share = raw.text:match('^#picture%(("[^"]*"),.* ([%d.]+)%)$')
@@ -373,29 +372,27 @@ local function exhibit(block)
   return pandoc.List({ open, block, pandoc.RawBlock("typst", "]") })
 end
 
--- Chapters and exhibits in print. Those of the first pages, which have a single column, stay where they
+-- Exhibits in print. Those of the first pages, which have a single column, stay where they
 -- are, and so do tables in other blocks. A heading with nothing below it but an exhibit goes with that.
 local function place(doc)
   if not typst then return nil end
-  local blocks, heading, first = pandoc.List(), nil, true
-  local unbroken = { references = true, provenance = true } -- chapters that do not begin a page
-  local following, later = {}, {} -- the next two blocks but comments
+  local blocks, heading, where = pandoc.List(), nil, nil
+  local alone, following, exhibits = {}, "Header", false -- headings with nothing but exhibits below
   for i = #doc.blocks, 1, -1 do
     local block = doc.blocks[i]
-    following[i] = later
-    if not (block.t == "RawBlock" and block.text:match("^//")) then later = { block.t, later[1] } end
+    if block.t == "Table" or block.t == "Figure" then
+      exhibits = true
+    elseif not (block.t == "RawBlock" and block.text:match("^//")) then
+      alone[i] = block.t == "Header" and exhibits and following == "Header"
+      following, exhibits = block.t, false
+    end
   end
   for i, block in ipairs(doc.blocks) do
-    local next, beyond = table.unpack(following[i])
-    local alone = (next == "Table" or next == "Figure") and (not beyond or beyond == "Header")
-    if block.t == "Header" and block.level == 1 and not unbroken[block.identifier] then
-      local open = string.format("#chapter(first: %s)[", first)
-      blocks:extend({ pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") })
-      first = false
-    elseif block.t == "Header" and alone then
+    if block.identifier == "provenance" then where = "nested" end -- whose tables stay where they are
+    if alone[i] then
       heading = block
     elseif block.t == "Table" or block.t == "Figure" then
-      local found = exhibit(block)
+      local found = exhibit(block, where)
       if heading then found:insert(math.min(2, #found), heading) end
       blocks:extend(found)
       heading = nil
