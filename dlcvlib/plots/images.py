@@ -38,13 +38,6 @@ def to_png(image: Tensor, scale: int = 3) -> bytes:
     return buffer.getvalue()
 
 
-def image_grid(images: Tensor) -> Axes:
-    """Images in reading order, eight in a row: (N, 3, H, W), uint8 or float in 0..1, N = 8 n."""
-    rows = images.split(8)
-    ax = image_rows(rows, [""] * len(rows))
-    return with_values(ax, pd.DataFrame({"image": range(1, len(images) + 1)}))
-
-
 def image_rows(
     rows: Sequence[Tensor],
     labels: Sequence[str],

@@ -7,8 +7,9 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
+from dlcvlib.plots.domains import point_texts
 from dlcvlib.plots.images import to_png
-from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, domain_name, pair_name
+from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, pair_name
 
 
 def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
@@ -47,7 +48,7 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
             index = trace.customdata[event.point_inds[0]]
             picture.value = to_png(one.images[index], scale=5)
             picture.layout.visibility = "visible"
-            text.value = point_text(one, index)
+            text.value = point_texts(one)[index]
 
     dots.on_hover(describe)
     dots.on_click(describe)
@@ -56,12 +57,3 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     choices = {"pair": pairs, "features": methods, "colour": ["class", "domain", "errors"]}
     controls = widgets.interactive(show, **choices, misclassified=only)
     return widgets.HBox([plot, widgets.VBox([controls, picture, text])])
-
-
-def point_text(one: Any, index: int) -> str:
-    """Domain, label and prediction of one image of a `FeatureMap`, as HTML."""
-    point = one.points.loc[index]
-    source, target = one.pair.split("->")
-    domain = domain_name(source if point["source"] else target)
-    verdict = "correct" if point["label"] == point["prediction"] else "<b>misclassified</b>"
-    return f"{domain}: {point['label']} classified as {point['prediction']} ({verdict})"
