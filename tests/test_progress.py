@@ -31,7 +31,6 @@ ESTIMATES = {
         {B: took(SHARES[B] - 7 + SHARES[A])},
         {A: took(7), C: took(100)},
     ),
-    "less than a start": ({}, {B: 3.0}, {A: START, C: START}),
 }
 
 
