@@ -18,18 +18,12 @@ VERDICT_COLORS = {
 }  # fmt: skip
 
 
-def line_panels(
-    frame: pd.DataFrame,
-    panels: Sequence[tuple[str, Mapping[str, str]]],
-    *,
-    levels: Mapping[str, float] | None = None,
-) -> Figure:
+def line_panels(frame: pd.DataFrame, panels: Sequence[tuple[str, Mapping[str, str]]]) -> Figure:
     """Columns of a history over the steps, one panel for each axis label.
 
     Args:
         frame: columns step and those of the panels; an empty column is not drawn.
         panels: (axis label, {column: name in the legend}) of each.
-        levels: name -> height of a dotted line through the last panel.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), squeeze=False)
     for ax, (label, columns) in zip(axes[0], panels, strict=True):
@@ -46,8 +40,6 @@ def line_panels(
                 style, look = "-" if dense else "o-", {"linewidth": 1.3, "markersize": 3}
                 ax.plot(steps, values, style, color=color, label=name, **look)
         ax.set(xlabel="training step", ylabel=label)
-    for name, height in (levels or {}).items():
-        axes[0, -1].axhline(height, color=GREY, linewidth=0.9, linestyle=":", label=name)
     for ax in axes[0]:
         if ax.dataLim.ymin >= 0:
             ax.set_ylim(bottom=0)  # last: it fixes the limits
