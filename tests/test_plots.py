@@ -192,8 +192,9 @@ def test_multiply_adds_are_those_of_weights_biases_and_norms():
     assert shown["mult_adds"].sum() == table["mult_adds"].sum()
 
 
-def test_a_map_can_show_misclassified_images_only():
+def test_a_map_can_show_what_is_misclassified():
     plot, panel = widgets.feature_maps([MAP]).children
-    panel.children[0].children[3].value = True
-    wrong = POINTS.index[POINTS["label"] != POINTS["prediction"]]
-    assert plot.data[0].customdata.tolist() == wrong.tolist()
+    panel.children[0].children[2].value = "errors"
+    wrong = POINTS["label"] != POINTS["prediction"]
+    assert (np.array(plot.data[0].marker.color) == style.TARGET).tolist() == wrong.tolist()
+    assert domains.point_texts(MAP)[28] == "MNIST-M: 8 classified as 0"
