@@ -37,13 +37,9 @@ def test_every_exhibit_is_numbered_and_described(page):
 
 
 def test_the_page_loads_nothing(page):
+    """See test_html.py for what a browser asks for."""
     assert not page.select("script[src], link, iframe")
     assert all(tag["src"].startswith("data:") for tag in page.find_all(src=True))
-    policy = page.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
-    assert "default-src 'none'" in policy
-    assert "http" not in policy
-    assert "url(" not in page.style.string
-    assert page.html["lang"] == "en"
 
 
 def test_links_lead_to_what_there_is_once(page, smoke_report):

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from dlcvlib.plots.style import CYCLE, DARK, GREY, TARGET, WIDTH, pair_name, with_values
+from dlcvlib.plots.style import CYCLE, DARK, GREY, TARGET, WIDTH, with_values
 
 SPARSE = 30
 """Curves with fewer points than this have markers; others are smoothed, with the raw one behind."""
@@ -18,18 +18,12 @@ VERDICT_COLORS = {
 }  # fmt: skip
 
 
-def line_panels(
-    frame: pd.DataFrame,
-    panels: Sequence[tuple[str, Mapping[str, str]]],
-    *,
-    levels: Mapping[str, float] | None = None,
-) -> Figure:
+def line_panels(frame: pd.DataFrame, panels: Sequence[tuple[str, Mapping[str, str]]]) -> Figure:
     """Columns of a history over the steps, one panel for each axis label.
 
     Args:
         frame: columns step and those of the panels; an empty column is not drawn.
         panels: (axis label, {column: name in the legend}) of each.
-        levels: name -> height of a dotted line through the last panel.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), squeeze=False)
     for ax, (label, columns) in zip(axes[0], panels, strict=True):
@@ -46,8 +40,6 @@ def line_panels(
                 style, look = "-" if dense else "o-", {"linewidth": 1.3, "markersize": 3}
                 ax.plot(steps, values, style, color=color, label=name, **look)
         ax.set(xlabel="training step", ylabel=label)
-    for name, height in (levels or {}).items():
-        axes[0, -1].axhline(height, color=GREY, linewidth=0.9, linestyle=":", label=name)
     for ax in axes[0]:
         if ax.dataLim.ymin >= 0:
             ax.set_ylim(bottom=0)  # last: it fixes the limits
@@ -65,31 +57,22 @@ def forest(table: pd.DataFrame) -> Figure:
         table: as from `significance.verdicts`; columns test_low and test_high, if there, are the
             interval from the test set alone, drawn as a pale bar.
     """
-    parts = table["claim"].str.extract(r"(?:(?P<stem>.*?)(?: on|,|:)? )?(?P<row>\w+->\w+)$")
-    rows = table.assign(stem=parts["stem"].fillna(""), row=parts["row"].fillna(table["claim"]))
-    # What several rows say of one pair each stands over the first of them.
-    before = rows.groupby("measure")["stem"].shift()
-    rows["first"] = (rows["stem"] != before) & (rows["stem"] != "")
-    groups = list(rows.groupby("measure", sort=False))
-    heights = [len(rows) + rows["first"].sum() + 1.2 for _, rows in groups]
+    groups = list(table.groupby("measure", sort=False))
+    heights = [len(rows) + 1.2 for _, rows in groups]
     size = (WIDTH, 0.24 * sum(heights) + 0.3)
     figure, axes = plt.subplots(len(groups), figsize=size, squeeze=False, height_ratios=heights)
     for ax, (measure, rows) in zip(axes.flat, groups, strict=True):
-        places = np.arange(len(rows)) + rows["first"].cumsum()
-        for place, stem in zip(places[rows["first"]], rows["stem"][rows["first"]], strict=True):
-            look = {"transform": ax.get_yaxis_transform(), "fontsize": 8.5, "va": "center"}
-            look["bbox"] = {"facecolor": "white", "pad": 1, "linewidth": 0}  # over the zero line
-            ax.text(0.01, place - 1, stem, **look)
+        places = np.arange(len(rows))
         if "test_low" in rows:
             ax.hlines(places, rows["test_low"], rows["test_high"], color="#dddddd", linewidth=6)
         colors = rows["verdict"].map(VERDICT_COLORS)
         ax.hlines(places, rows["low"], rows["high"], color=colors, linewidth=1.6)
         ax.scatter(rows["difference"], places, s=16, color=colors, zorder=3)
         ax.axvline(0, color=DARK, linewidth=0.8, zorder=1)
-        ax.set_yticks(places, rows["row"].map(pair_name))
+        ax.set_yticks(places, rows["claim"])
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel(f"difference in {measure}")
-        ax.set_ylim(places.max() + 0.6, -0.6)  # the first claim on top
+        ax.set_ylim(len(rows) - 0.4, -0.6)  # the first claim on top
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
     drawn = {name: color for name, color in VERDICT_COLORS.items() if name in set(table["verdict"])}

@@ -106,22 +106,20 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
         ax.set_title(pair_name(one.pair))
     for ax, row in zip(axes[:, 0], maps, strict=True):
         ax.set_ylabel(row[0].method)
-    names = {"source": style.SOURCE, "target": style.TARGET}
-    if by == "class":
-        names = {str(digit): color for digit, color in enumerate(style.CLASS_COLORS)}
-    dots = [plt.Line2D([], [], ls="", marker="o", ms=5, color=color) for color in names.values()]
-    spacing = {"handletextpad": 0.1, "columnspacing": 1.0}
-    figure.legend(dots, list(names), loc="outside lower center", ncols=len(names), **spacing)
+    if by == "domain":
+        colors = (style.SOURCE, style.TARGET)
+        dots = [plt.Line2D([], [], ls="", marker="o", ms=5, color=color) for color in colors]
+        figure.legend(dots, ["source", "target"], loc="outside lower center", ncols=2)
     frames = [one.points.assign(pair=one.pair, method=one.method) for one in flat]
     frame = pd.concat(frames, ignore_index=True).round({"x": 2, "y": 2})
     places = [one.points[["x", "y"]].to_numpy() for one in flat]
-    texts = [text for one in flat for text in _texts(one)]
+    texts = [text for one in flat for text in point_texts(one)]
     pictures = np.concatenate([images.to_pixels(one.images) for one in flat])
     style.with_points(figure, dict(zip(axes.flat, places, strict=True)), pictures, texts)
     return with_values(figure, frame)
 
 
-def _texts(one: Any) -> list[str]:
+def point_texts(one: Any) -> list[str]:
     """Domain, label and prediction of each image of a `FeatureMap`."""
     target, source = map(style.domain_name, reversed(one.pair.split("->")))
     columns = (one.points[name] for name in ("source", "label", "prediction"))
@@ -143,18 +141,12 @@ def _by_class(points: pd.DataFrame, ax: Axes) -> None:
     dots = {"s": np.where(points["source"], 4, 7), "alpha": np.where(points["source"], 0.35, 0.9)}
     dots["c"] = colors[points["label"]]
     ax.scatter(points["x"], points["y"], linewidths=0, rasterized=True, **dots)
-    targets = points[~points["source"]].groupby("label")[["x", "y"]]
-    centres = np.array([_centre(place.to_numpy()) for _, place in targets])
+    centres = points[~points["source"]].groupby("label")[["x", "y"]].median()
     size = np.ptp(points[["x", "y"]].to_numpy())
     text = {"fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
     text["path_effects"] = [patheffects.withStroke(linewidth=2.2, foreground="white")]
-    for digit, place in zip(targets.groups, _spread(centres, 0.06 * size), strict=True):
+    for digit, place in zip(centres.index, _spread(centres.to_numpy(), 0.06 * size), strict=True):
         ax.text(*place, str(digit), color=colors[digit], **text)
-
-
-def _centre(points: np.ndarray) -> np.ndarray:
-    """The point nearest to the median, which itself may lie between two clusters."""
-    return points[np.linalg.norm(points - np.median(points, 0), axis=1).argmin()]
 
 
 def _spread(places: np.ndarray, gap: float) -> np.ndarray:

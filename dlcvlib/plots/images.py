@@ -38,13 +38,6 @@ def to_png(image: Tensor, scale: int = 3) -> bytes:
     return buffer.getvalue()
 
 
-def image_grid(images: Tensor) -> Axes:
-    """Images in reading order, eight in a row: (N, 3, H, W), uint8 or float in 0..1, N = 8 n."""
-    rows = images.split(8)
-    ax = image_rows(rows, [""] * len(rows))
-    return with_values(ax, pd.DataFrame({"image": range(1, len(images) + 1)}))
-
-
 def image_rows(
     rows: Sequence[Tensor],
     labels: Sequence[str],
@@ -100,13 +93,12 @@ def _axes(height: int, width: int, left: float) -> Axes:
     return figure.add_axes((left / size[0], 0, room / size[0], 1))
 
 
-def digit_rows(data: LabelledImages, rows: int = 1) -> list[Tensor]:
-    """Rows for `image_rows` with one image of each digit, grey where a digit is lacking.
+def digit_rows(data: LabelledImages) -> list[Tensor]:
+    """A row for `image_rows` with one image of each digit, grey where a digit is lacking.
 
     Returns:
-        `rows` tensors, (10, 3, 32, 32) each; `DIGITS` are their headings.
+        One tensor, (10, 3, 32, 32); `DIGITS` are its headings.
     """
     grey = torch.full_like(data.images[:1], 128)
-    of_digit = [data.images[data.labels == digit][:rows] for digit in range(CLASSES)]
-    filled = [torch.cat([cells, grey.expand(rows - len(cells), -1, -1, -1)]) for cells in of_digit]
-    return list(torch.stack(filled, 1))
+    of_digit = (data.images[data.labels == digit] for digit in range(CLASSES))
+    return [torch.cat([torch.cat([cells, grey])[:1] for cells in of_digit])]

@@ -7,8 +7,9 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 
+from dlcvlib.plots.domains import point_texts
 from dlcvlib.plots.images import to_png
-from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, domain_name, pair_name
+from dlcvlib.plots.style import CLASS_COLORS, SOURCE, TARGET, pair_name
 
 
 def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
@@ -25,43 +26,31 @@ def feature_maps(maps: Sequence[Any]) -> widgets.Widget:
     plot = go.FigureWidget([go.Scatter(mode="markers", hoverinfo="none", marker=marker)], layout)
     (dots,) = plot.data
 
-    def show(pair: str, features: str, colour: str, misclassified: bool) -> None:
+    def show(pair: str, features: str, colour: str) -> None:
         points = by_name[pair, features].points
-        wrong = points["label"] != points["prediction"]
         looks = {
             "class": np.array(CLASS_COLORS)[points["label"]],
             "domain": np.where(points["source"], SOURCE, TARGET),
-            "errors": np.where(wrong, TARGET, "#BBBBBB"),
+            "errors": np.where(points["label"] != points["prediction"], TARGET, "#BBBBBB"),
         }
         symbols = np.where(points["source"], "circle", "diamond")
-        drawn = points.assign(color=looks[colour], symbol=symbols)[wrong | (not misclassified)]
         with plot.batch_update():
-            dots.x, dots.y, dots.customdata = drawn["x"], drawn["y"], drawn.index
-            dots.marker.update(drawn[["color", "symbol"]].to_dict("list"))
+            dots.x, dots.y = points["x"], points["y"]
+            dots.marker.update(color=looks[colour].tolist(), symbol=symbols.tolist())
         picture.layout.visibility = "hidden"
-        text.value = f"{len(drawn):,} test images: dots source, diamonds target."
+        text.value = f"{len(points):,} test images: dots source, diamonds target."
 
-    def describe(trace: go.Scatter, event: Any, _: object) -> None:
+    def describe(_: go.Scatter, event: Any, __: object) -> None:
         if event.point_inds:
             one = by_name[controls.kwargs["pair"], controls.kwargs["features"]]
-            index = trace.customdata[event.point_inds[0]]
+            index = event.point_inds[0]
             picture.value = to_png(one.images[index], scale=5)
             picture.layout.visibility = "visible"
-            text.value = point_text(one, index)
+            text.value = point_texts(one)[index]
 
     dots.on_hover(describe)
     dots.on_click(describe)
     pairs, methods = (list(dict.fromkeys(names)) for names in zip(*by_name, strict=True))
-    only = widgets.Checkbox(description="misclassified only", indent=False)
     choices = {"pair": pairs, "features": methods, "colour": ["class", "domain", "errors"]}
-    controls = widgets.interactive(show, **choices, misclassified=only)
+    controls = widgets.interactive(show, **choices)
     return widgets.HBox([plot, widgets.VBox([controls, picture, text])])
-
-
-def point_text(one: Any, index: int) -> str:
-    """Domain, label and prediction of one image of a `FeatureMap`, as HTML."""
-    point = one.points.loc[index]
-    source, target = one.pair.split("->")
-    domain = domain_name(source if point["source"] else target)
-    verdict = "correct" if point["label"] == point["prediction"] else "<b>misclassified</b>"
-    return f"{domain}: {point['label']} classified as {point['prediction']} ({verdict})"

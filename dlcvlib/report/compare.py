@@ -5,23 +5,19 @@ over the seeds, with Holm's correction over all that two reports have in common.
 shown, not judged: a single value has no spread to judge a difference by.
 """
 
-import base64
 import json
-import mimetypes
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from dlcvlib.evaluation.significance import LEVEL
 from dlcvlib.plots.style import pair_name
-from dlcvlib.report import RESULTS_VERSION, TEMPLATE
+from dlcvlib.report import RESULTS_VERSION, embed, template
 from dlcvlib.report.page import FIGURES
 from dlcvlib.report.tables import as_text
 from dlcvlib.utils import storage
@@ -29,7 +25,8 @@ from dlcvlib.utils.errors import UserError
 
 NO_RESULTS = {"seed", "cost", "seconds", "images_per_second"}
 """Columns that say which run it is, or how fast a machine was: no results."""
-FIGURE = re.compile(r"(?P<problem>\d-\d)\.\d+-(?P<name>.+)\.(png|svg)")
+ABOUT = ["profile", "command", "data", "seeds", "device", "commit", "versions", "made"]
+"""What the page says of how either report was made."""
 
 
 def compare(a: Path, b: Path, out: Path) -> bool:
@@ -48,34 +45,26 @@ def compare(a: Path, b: Path, out: Path) -> bool:
         UserError: naming the file, if either is not a report of this version.
     """
     files = [path / "results.json" if path.is_dir() else path for path in (a, b)]
-    reports = [_read(file) for file in files]
+    made, reports = zip(*map(_read, files), strict=True)
     pictures = [_pictures(file.parent / FIGURES) for file in files]
     measures = judged(*reports)
-    both = [name for name in reports[0] if name in reports[1] and re.fullmatch(r"\d-\d", name)]
     problems = {
         problem: {
-            "failed": [report[problem].get("failed") for report in reports],
-            "alone": _single_values(*(report[problem] for report in reports)),
-            "tables": list(_tables(*(report[problem] for report in reports))),
+            "failed": list(map(_error, both)),
+            "tables": list(_tables(*both)),
             "figures": {
-                name.replace("_", " "): [each[of, name] for each in pictures]
-                for of, name in pictures[0]
-                if of == problem and (of, name) in pictures[1]
+                name: each for name, each in _common(*pictures) if name.startswith(problem)
             },
         }
-        for problem in both
+        for problem, both in _common(*reports)
     }
-    failed = [{name for name in both if "failed" in report[name]} for report in reports]
-    agree = failed[0] == failed[1] and not (measures["verdict"] == "differs").any()
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("compare.html.j2").render(
+    failed = [[error is not None for error in each["failed"]] for each in problems.values()]
+    agree = all(x == y for x, y in failed) and not (measures["verdict"] == "differs").any()
+    page = template("compare.html.j2").render(
         names=[str(a), str(b)],
-        only=[sorted(set(one) - set(other)) for one, other in (reports, reports[::-1])],
+        only=[sorted(one.keys() - other.keys()) for one, other in (reports, reports[::-1])],
         agree=agree,
-        about=_about(*(report["provenance"] for report in reports)),
-        claims=_claims(*reports),
+        about=[as_text(pd.Series(each).reindex(ABOUT).to_frame("")) for each in made],
         measures=as_text(measures),
         counts=measures["verdict"].value_counts().to_dict(),
         problems=problems,
@@ -85,11 +74,17 @@ def compare(a: Path, b: Path, out: Path) -> bool:
     return agree
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _error(found: Mapping[str, Any]) -> str | None:
+    """That of a notebook that failed, of which there is nothing else."""
+    return found["failed"] if found.keys() == {"failed"} else None
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Provenance, and the results of each problem."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        version = found["version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        version, made = found.pop("version"), found.pop("provenance")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read as a report's results ({error}): "
             "name a report's folder, or its results.json"
@@ -99,7 +94,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is of version {version}, and this compares version {RESULTS_VERSION}: "
             "make that report again"
         )
-    return found
+    return made, found
 
 
 # --- what is judged -------------------------------------------------------------------------------
@@ -118,12 +113,10 @@ def judged(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
         every seed has the same value in both.
     """
     rows = []
-    for problem, (of_a, of_b) in _common(a, b):
-        for name, (x, y) in _common(of_a, of_b):
-            left, right = _by_measure(x), _by_measure(y)
-            for measure in [each for each in left if each in right]:
-                row = {"problem": problem, "measure": f"{name}: {measure}"}
-                rows.append(row | _tested(left[measure], right[measure]))
+    for problem, both in _common(a, b):
+        for name, values in _common(*both):
+            for measure, seeds in _common(*map(_by_measure, values)):
+                rows.append({"problem": problem, "measure": f"{name}: {measure}"} | _tested(*seeds))
     frame = pd.DataFrame(rows, columns=["problem", "measure", "A", "B", "difference", "p"])
     tested = frame["p"].notna()
     if tested.any():
@@ -134,10 +127,9 @@ def judged(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
     return frame.sort_values("verdict", key=lambda each: each != "differs", kind="stable")
 
 
-def _common(a: Any, b: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _common(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What two mappings both have, by name."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        yield from ((name, (a[name], b[name])) for name in a if name in b and name != "provenance")
+    yield from ((name, (a[name], b[name])) for name in a if name in b)
 
 
 def _frame(value: Any) -> pd.DataFrame | None:
@@ -180,66 +172,22 @@ def _tested(a: pd.Series, b: pd.Series) -> dict[str, Any]:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _about(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
-    """How either report was made."""
-    names = ["profile", "command", "data", "seeds", "device", "commit", "versions", "made"]
-    columns = {
-        name: [_text(about.get(key)) for key in names]
-        for name, about in zip("AB", (a, b), strict=True)
-    }
-    return pd.DataFrame({"": names, **columns})
-
-
-def _claims(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
-    """The verdicts on every claim that both judge."""
-    verdicts = [
-        {
-            (problem, pair_name(row.claim)): row.verdict
-            for problem, found in report.items()
-            for frame in map(_frame, found.values() if isinstance(found, Mapping) else ())
-            if frame is not None and {"claim", "verdict"} <= set(frame)
-            for row in frame.itertuples()
-        }
-        for report in (a, b)
-    ]
-    both = [key for key in verdicts[0] if key in verdicts[1]]
-    rows = [(*key, verdicts[0][key], verdicts[1][key]) for key in both]
-    return pd.DataFrame(rows, columns=["problem", "claim", "A", "B"])
-
-
-def _single_values(a: Mapping[str, Any], b: Mapping[str, Any]) -> pd.DataFrame:
-    """Values that stand alone."""
-    flat = [
-        pd.json_normalize({n: v for n, v in report.items() if _frame(v) is None}).iloc[0].to_dict()
-        for report in (a, b)
-    ]
-    both = {name: (flat[0][name], flat[1][name]) for name in flat[0] if name in flat[1]}
-    rows = [(name.replace("_", " "), *map(_text, values)) for name, values in both.items()]
-    return pd.DataFrame(rows, columns=["", "A", "B"])
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _tables(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Tables that both have, as text."""
+    """Tables that both have, as text, and one of the values that stand alone."""
+    alone = []
     for name, values in _common(a, b):
         frames = [_frame(value) for value in values]
         if all(frame is not None for frame in frames):
-            yield {"name": name.replace("_", " "), "frames": [as_text(frame) for frame in frames]}
+            yield {"name": name.replace("_", " "), "frames": list(map(as_text, frames))}
+        else:
+            alone.append(name)
+    if alone:
+        flat = [pd.json_normalize({name: each[name] for name in alone}) for each in (a, b)]
+        frames = [one.T.set_axis(["value"], axis=1).rename_axis("name") for one in flat]
+        yield {"name": "single values", "frames": list(map(as_text, frames))}
 
 
-def _pictures(folder: Path) -> dict[tuple[str, str], str]:
-    """(problem, name) -> address of a picture that holds it."""
-    found = {}
-    for path in sorted(folder.glob("*")):
-        if match := FIGURE.fullmatch(path.name):
-            kind = mimetypes.guess_type(path.name)[0]
-            data = base64.b64encode(path.read_bytes()).decode()
-            found[match["problem"], match["name"]] = f"data:{kind};base64,{data}"
-    return found
+def _pictures(folder: Path) -> dict[str, str]:
+    """Name of an exhibit's picture -> its address, which holds it."""
+    paths = [path for path in sorted(folder.glob("?-?.*")) if path.suffix in (".png", ".svg")]
+    return {path.stem: embed.address(path) for path in paths}

@@ -28,10 +28,10 @@ def files(page: str, folder: Path, name: str) -> str:
         name: of the folder in this one that they are in.
     """
     named = re.compile(rf' (src|data-gzip)="({name}/[\w.-]+)"')
-    return named.sub(lambda match: f' {match[1]}="{_file(folder / match[2])}"', page)
+    return named.sub(lambda match: f' {match[1]}="{address(folder / match[2])}"', page)
 
 
-def _file(path: Path) -> str:
+def address(path: Path) -> str:
     """A picture as data URI, PNG as WebP without loss, a third smaller; values as gzip."""
     content, kind = path.read_bytes(), mimetypes.guess_type(path)[0]
     if path.suffix == ".csv":

@@ -31,9 +31,8 @@ from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
-from dlcvlib.report import progress
+from dlcvlib.report import TITLE, progress, template
 from dlcvlib.report.exhibits import MIME, Exhibit, options
-from dlcvlib.report.index import write_index
 from dlcvlib.report.standalone import make_readable
 from dlcvlib.report.uptodate import Task, declared, plan
 from dlcvlib.utils import stopwatch, storage
@@ -115,13 +114,17 @@ def make_report(
     exhibits = declared(notebooks)
     tasks = plan(params, fingerprints_of_data, only, out, notebooks)
     started = time.time()
-    outcomes: list[Outcome] = []
+    outcomes: dict[str, Outcome] = {}
     run = functools.partial(execute, exhibits=exhibits, cell_timeout=cell_timeout)
 
+    def write_index(whole: bool) -> None:
+        values = {"title": TITLE, "about": about, "out": out, "tasks": tasks, "whole": whole}
+        text = template("index.html.j2").render(values, ended=outcomes)
+        storage.write_text(out / "index.html", text)
+
     def render() -> None:
-        ended = sorted(outcomes, key=lambda outcome: outcome.task.problem)
-        there = {outcome.task.problem for outcome in ended}
-        pending = {t.problem: t.title for t in tasks if t.problem not in there}
+        ended = [outcomes[problem] for problem in sorted(outcomes)]
+        pending = {t.problem: t.title for t in tasks if t.problem not in outcomes}
         # In a process of its own, or this one would hold 200 MB more while notebooks run.
         run_in_subprocess(
             "dlcvlib.report.render:render",
@@ -134,34 +137,33 @@ def make_report(
             notebooks,
             pending=pending,
         )
-        write_index(out, tasks, ended, about, whole=not pending)
+        write_index(whole=not pending)
 
-    shown = 0
+    shown, next_page = 0, 0.0
 
-    def page_on_the_way() -> float:
-        nonlocal shown
+    def page_on_the_way() -> None:
+        nonlocal shown, next_page
         began = time.monotonic()
-        if shown < len(outcomes) < len(tasks):
+        if shown < len(outcomes) and began >= next_page:
             shown = len(outcomes)
             try:
                 render()
             except Exception as error:
                 # It is a convenience: the notebooks continue.
                 _say(f"no page yet: {error}")
-        return max(1.0, (time.monotonic() - began) * (1 / PAGE_SHARE - 1))
+            next_page = began + (time.monotonic() - began) / PAGE_SHARE
 
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
         (out / MARK).touch()
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
-        write_index(out, tasks, [], about, whole=False)
-        with progress.meanwhile(page_on_the_way, 1.0):
-            for outcome in _run(tasks, run, jobs, log_seconds):
-                outcomes.append(outcome)
+        write_index(whole=False)
+        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way):
+            outcomes[outcome.task.problem] = outcome
         _say("writing the report")
         with progress.lines(lambda _: "writing the report", log_seconds):
             render()
-    failures = [o for o in outcomes if o.error]
+    failures = [o for o in outcomes.values() if o.error]
     for failure in failures:
         print(f"\n{failure.task.problem} failed: {failure.error}", file=sys.stderr)
     print(*(out / name for name in PRODUCTS), sep="\n")
@@ -211,9 +213,16 @@ def kernel_environment(jobs: int, status: Path | str) -> dict[str, str]:
 
 
 def _run(
-    tasks: Sequence[Task], run: Callable[..., float], jobs: int, log_seconds: float
+    tasks: Sequence[Task],
+    run: Callable[..., float],
+    jobs: int,
+    log_seconds: float,
+    meanwhile: Callable[[], None],
 ) -> Iterator[Outcome]:
-    """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines."""
+    """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines.
+
+    While none comes, `meanwhile` is called each second.
+    """
     # However many of them are reused: a run that continues keeps its number of threads.
     jobs = min(jobs, len(tasks))
     order = list(tasks)
@@ -239,6 +248,7 @@ def _run(
             try:
                 outcome = ended.next(timeout=1)
             except multiprocessing.TimeoutError:
+                meanwhile()
                 continue
             now.end(outcome.task.problem, outcome.seconds)
             how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"

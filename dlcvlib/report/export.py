@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from jinja2 import Environment, FileSystemLoader
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.export import Dim
@@ -19,7 +18,7 @@ from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.dcgan import DCGAN, STATISTICS
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
-from dlcvlib.report import TEMPLATE
+from dlcvlib.report import template
 from dlcvlib.training import runs
 from dlcvlib.training.method import Method
 from dlcvlib.utils import storage
@@ -78,10 +77,9 @@ def export(folder: Path, out: Path) -> list[Path]:
         _check(name, "ONNX", expected, [torch.from_numpy(each) for each in by_onnx])
     for file in (runs.MODEL, runs.HISTORY):
         shutil.copyfile(folder / file, out / file)
-    environment = Environment(loader=FileSystemLoader(TEMPLATE), trim_blocks=True)
+    card = template("model_card.md.j2")
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}
-    card = environment.get_template("model_card.md.j2").render(**values, about=type(run.method))
-    storage.write_text(out / "README.md", card)
+    storage.write_text(out / "README.md", card.render(values, about=type(run.method)))
     return sorted(out.iterdir())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
+from skimage.util import montage
 
 SHEET_COLUMNS = 40
 """Images in a row of the sheet from which the page takes those of the points."""
@@ -50,9 +51,7 @@ def _points(figure: Figure) -> dict[str, Any]:
     lines, text = np.unique(texts, return_inverse=True)
     columns = min(SHEET_COLUMNS, len(sheet))
     rows = -(-len(sheet) // columns)
-    padding = np.zeros((rows * columns - len(sheet), *sheet.shape[1:]), np.uint8)
-    tiles = np.concatenate([sheet, padding]).reshape(rows, columns, *sheet.shape[1:])
-    tiled = tiles.swapaxes(1, 2).reshape(rows * images.shape[1], columns * images.shape[2], 3)
+    tiled = montage(sheet, grid_shape=(rows, columns), channel_axis=3, fill=(0, 0, 0))
     Image.fromarray(tiled).save(buffer := io.BytesIO(), "webp", quality=75)
     at = [_places(figure, ax.transData.transform(xy)) for ax, xy in places.items()]
     return {

@@ -211,7 +211,6 @@ def _table_bundle(shown: pd.DataFrame | Styler) -> dict[str, Any]:
     if not label:
         return {}
     return {
-        "text/html": tables.to_html(shown),
         "text/markdown": tables.to_markdown(shown),
         "text/plain": f"<{label}>",
         MIME: _payload("table", {name_of(label): tables.flat(frame).to_dict("list")}),

@@ -19,15 +19,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
-from dlcvlib.report.exhibits import (
-    CITATION,
-    MIME,
-    REFERENCE,
-    Exhibit,
-    code,
-    name_of,
-    options,
-)
+from dlcvlib.report.exhibits import CITATION, MIME, REFERENCE, Exhibit, code, name_of, options
 from dlcvlib.report.standalone import TAG, as_written
 from dlcvlib.utils.markdown import escaped, fenced
 

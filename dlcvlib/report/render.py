@@ -6,16 +6,16 @@ The notebooks become one text, mostly in Markdown, in which each exhibit (see
 pandoc turns it into HTML, and into Typst's markup for the PDF.
 """
 
+import functools
 import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import unescape
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import nbformat
 import pandas as pd
 import pypandoc
@@ -27,11 +27,8 @@ from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.plots.style import pair_name
-from dlcvlib.report import RESULTS_VERSION, TEMPLATE, TITLE, embed, provenance
-from dlcvlib.report.exhibits import (
-    BIBLIOGRAPHY,
-    Exhibit,
-)
+from dlcvlib.report import RESULTS_VERSION, TEMPLATE, TITLE, embed, provenance, template
+from dlcvlib.report.exhibits import BIBLIOGRAPHY, Exhibit
 from dlcvlib.report.page import FIGURES, Page, part, whole
 from dlcvlib.report.tables import to_markdown
 from dlcvlib.utils import stopwatch, storage
@@ -108,20 +105,16 @@ def document(**values: Any) -> str:
         values: pages, failures, pending, provenance and params, as `render` has them; original,
             the original's numbers and claims.
     """
-    # For pandoc's {#identifier} is text.
-    syntax = {"comment_start_string": "<!--", "comment_end_string": "-->"}
-    syntax |= {"trim_blocks": True, "lstrip_blocks": True, "extensions": ["jinja2.ext.do"]}
-    loader = jinja2.FileSystemLoader(TEMPLATE)
-    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **syntax)
-    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.filters |= {"fenced": fenced, "part": part, "frame": _frame, "table": table}
-    environment.filters |= {"escaped": escaped, "pair_name": pair_name}
-    return environment.get_template("report.md.j2").render(values, title=TITLE)
-
-
-def _frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> str:
-    """Values by the formats of columns.yaml."""
-    return to_markdown(pd.DataFrame(list(rows), columns=columns))
+    filters = {
+        "escaped": escaped,
+        "fenced": fenced,
+        "frame": lambda rows, columns=None: to_markdown(pd.DataFrame(list(rows), columns=columns)),
+        "json": functools.partial(json.dumps, ensure_ascii=False),
+        "pair_name": pair_name,
+        "part": part,
+        "table": table,
+    }
+    return template("report.md.j2", **filters).render(values, title=TITLE)
 
 
 # --- the tree ---------------------------------------------------------------------------------
@@ -234,11 +227,11 @@ def _without_refused(tree: dict[str, Any], source: str, error: typst.TypstError)
         div["c"] = [["", ["failed"], []], [{"t": "Para", "c": [text]}]]
 
 
-def _written(tree: Mapping[str, Any], to: str, template: str, *more: str) -> str:
+def _written(tree: Mapping[str, Any], to: str, frame: str, *more: str) -> str:
     options = ["--standalone", "--wrap=none", f"--metadata=pagetitle:{TITLE}", *more]
     # Of the whole document: a part may cite what others do, and the works are listed once.
     options += ["--citeproc", f"--bibliography={BIBLIOGRAPHY}", "--metadata=link-citations"]
-    options += [f"--template={TEMPLATE / template}", f"--lua-filter={TEMPLATE / 'report.lua'}"]
+    options += [f"--template={TEMPLATE / frame}", f"--lua-filter={TEMPLATE / 'report.lua'}"]
     return _pandoc(json.dumps(tree), "json", to, *options)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import html
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ def to_markdown(shown: pd.DataFrame | Styler) -> str:
     """A pipe table in pandoc's Markdown."""
     text = as_text(shown)
     return markdown.table(text.to_numpy().tolist(), list(text.columns), _bold(shown, text.shape[1]))
-
-
-def to_html(shown: pd.DataFrame | Styler) -> str:
-    """A table in HTML, for JupyterLab."""
-    text = as_text(shown).map(html.escape).rename(columns=html.escape)
-    for row, column in np.argwhere(_bold(shown, text.shape[1])):
-        text.iat[row, column] = f"<b>{text.iat[row, column]}</b>"
-    return text.to_html(index=False, border=0, escape=False)
 
 
 def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
