@@ -23,7 +23,7 @@ import typst
 from nbconvert.filters import ansi2html, strip_ansi
 from noto_cjk_sans_otc import FONT_PATH
 
-from dlcvlib.config.paths import NOTEBOOKS
+from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Parameters
 from dlcvlib.evaluation import original
 from dlcvlib.plots.style import pair_name
@@ -68,6 +68,8 @@ def render(
     seconds = {problem: spent for problem, (_, spent) in executed.items()}
     made = provenance.describe(pages, seconds, params, about)
     values = {"pages": pages, "failures": failures, "provenance": made, "params": params}
+    measured = storage.sealed(ROOT / "benchmarks" / "results.json") or {}
+    values["comparisons"] = measured.get("quality", {}).get("table", [])
     text = document(**values, pending=pending, original=original.report())
     tree = parsed(text, pages)
     authors = [{"t": "MetaString", "c": name} for name in made["authors"]]
@@ -103,7 +105,7 @@ def document(**values: Any) -> str:
 
     Args:
         values: pages, failures, pending, provenance and params, as `render` has them; original,
-            the original's numbers and claims.
+            the original's numbers and claims; comparisons, rows of `benchmarks.quality`.
     """
     filters = {
         "escaped": escaped,
