@@ -9,9 +9,11 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import PROBLEMS, ROOT, digit_folder, page_fill
 
+from dlcvlib.config.schema import load
 from dlcvlib.evaluation.adaptation import ALL
 from dlcvlib.evaluation.significance import mean_text
-from dlcvlib.report import cli, uptodate
+from dlcvlib.report import cli, render, uptodate
+from dlcvlib.utils import storage
 
 # --- the smoke report -------------------------------------------------------------------------
 
@@ -126,6 +128,24 @@ def test_results(results):
     assert provenance["own_runs"]["1-3"]["runs"] == 0 < provenance["own_runs"]["1-6"]["runs"]
     assert provenance["changed"]["vae"] == ["runs_dir"]
     assert all(provenance["seconds_by_work"][each] > 0 for each in work)
+
+
+def test_the_same_notebooks_give_the_same_bytes(smoke_report, tmp_path):
+    notebooks = smoke_report[0] / "notebooks"
+    executed = {name: (next(notebooks.glob(f"{name}-*.ipynb")), 1.0) for name in ("1-3", "3-4")}
+    params = {chapter: load("smoke", chapter) for chapter in ("vae", "dann")}
+    about = {"profile": "smoke", "command": "report", "started": 0.0, "spent": {}}
+    folders = [storage.make_dir(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        render.render(executed, {}, params, about, uptodate.declared(), folder, pending={})
+    files = [{p.relative_to(f): p for p in f.rglob("*.*") if p.is_file()} for f in folders]
+    assert files[0].keys() == files[1].keys()
+    different = [str(n) for n in files[0] if files[0][n].read_bytes() != files[1][n].read_bytes()]
+    assert different in ([], ["results.json"])
+    texts = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    for text in texts:
+        del text["provenance"]["seconds_by_work"]
+    assert texts[0] == texts[1]
 
 
 def test_documented_keys_are_there(results):
