@@ -230,5 +230,5 @@ def test_a_failing_cell_leaves_a_notice_and_the_others_in_the_report(small):
     small.write(p1_1=["1"])
     assert small.make()
     assert "failed" not in small.results()["1-1"]
-    left = ("notebooks/*.failed.ipynb", "figures/*", ".tmp*")
+    left = ("notebooks/*.failed.ipynb", "figures/*.png", ".tmp*")
     assert not [path for pattern in left for path in small.out.glob(pattern)]

@@ -122,7 +122,9 @@ class Page:
             if payload["kind"] in ("figure", "table"):
                 return self._exhibit(self.exhibits[chosen["label"]], data, payload)
             if payload["kind"] == "summary":
-                file, _ = self._file(_content(data), f"{self.problem}-summary")
+                stem = f"{self.problem}-summary"
+                file, _ = self._file(_content(data), stem)
+                self.files[f"{stem}.csv"] = payload["csv"].encode()
                 self.panels.append(_image(file, 1, chosen["fig-subcap"].strip(), chosen["fig-alt"]))
             return {"text": ""}
         if content := _content(data):
