@@ -50,6 +50,7 @@ def test_outputs_are_checked(train, tmp_path, monkeypatch, capsys):
     run = train("classifier")
     assert cli.main(["export", str(run.folder), "--out", str(tmp_path / "out")]) == 2
     assert "computes something else" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ def test_names_in_other_scripts_are_drawn(recwarn):
 
 def test_rows_are_stacked_pairs_separated_and_missing_digits_grey():
     some = DIGITS.labels != 4
-    rows = images.digit_rows(LabelledImages(DIGITS.images[some], DIGITS.labels[some]))
-    ax = images.image_rows(rows * 4, list("abcd"), over=images.DIGITS, blocks=2)
+    row = images.digit_row(LabelledImages(DIGITS.images[some], DIGITS.labels[some]))
+    ax = images.image_rows([row] * 4, list("abcd"), over=images.DIGITS, blocks=2)
     assert [label.get_text() for label in ax.get_yticklabels()] == list("abcd")
     assert [label.get_text() for label in ax.get_xticklabels()] == images.DIGITS
     first, between, last = np.diff(ax.get_yticks()) - 32

@@ -123,7 +123,7 @@ while not all(w in (out / "index.html").read_text() for w in (">failed", "report
 shutil.copytree(out, out / "kept")
 """.replace("OUT", str(small.out))
     small.write(p1_1=["print('good')"], p1_2=["1 / 0"], p1_3=[keep], p1_4=["1"])
-    assert not small.make()
+    assert not small.make(cell_timeout=120)  # which ends what would wait for ever
     page, found = links(small.out / "kept")
     assert all((small.out / "kept" / link.partition("#")[0]).is_file() for link in found)
     assert {"report.html", "notebooks/1-1-test.ipynb"} <= {*found}
@@ -148,5 +148,5 @@ def test_a_page_that_cannot_be_written_on_the_way_stops_nothing(small, monkeypat
         f"import os, time\nwhile not os.path.exists({str(small.out / 'tried')!r}): time.sleep(0.1)"
     )
     small.write(p1_1=["1"], p1_2=[wait])
-    assert small.make()
+    assert small.make(cell_timeout=120)
     assert "no page yet: no space left" in capsys.readouterr().out

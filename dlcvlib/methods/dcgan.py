@@ -269,19 +269,22 @@ class DCGAN(Method):
             images = images + noise * torch.randn(images.shape, device=images.device)
         return augment(images, settings.augmentation)
 
+    def sampler(self) -> nn.Module:
+        """The averaged generator, with BatchNorm statistics estimated anew; else the last one."""
+        if not self.settings.ema_decay:
+            return self.generator
+        count, size = STATISTICS
+        noise = prior_samples(count * size, self.settings.latent_dim, seed=1).to(self.device)
+        return with_statistics(self.averaged.module, noise.split(size))
+
     def sample(self, z: Tensor, *, averaged: bool = True) -> Tensor:
         """(N, latent_dim) -> images (N, 3, S, S) in 0..1 on the CPU.
 
         Args:
             z: the noise.
-            averaged: use the averaged generator, if there is one; its BatchNorm statistics are
-                estimated anew.
+            averaged: use the averaged generator, if there is one (see `sampler`).
         """
-        generator = self.generator
-        if averaged and self.settings.ema_decay:
-            count, size = STATISTICS
-            noise = prior_samples(count * size, z.shape[1], seed=1).to(self.device)
-            generator = with_statistics(self.averaged.module, noise.split(size))
+        generator = self.sampler() if averaged else self.generator
         return (self.over(generator, z) + 1) / 2
 
     def evaluate(self, data: MeasuredFaces) -> dict[str, float]:

@@ -21,7 +21,7 @@ from dlcvlib.plots.style import PIXEL_DPI, WIDTH, text_width, with_values
 GAP = 2
 """White pixels between images."""
 DIGITS = [str(digit) for digit in range(CLASSES)]
-"""Headings of the columns of `digit_rows`."""
+"""Headings of the columns of `digit_row`."""
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -93,12 +93,12 @@ def _axes(height: int, width: int, left: float) -> Axes:
     return figure.add_axes((left / size[0], 0, room / size[0], 1))
 
 
-def digit_rows(data: LabelledImages) -> list[Tensor]:
+def digit_row(data: LabelledImages) -> Tensor:
     """A row for `image_rows` with one image of each digit, grey where a digit is lacking.
 
     Returns:
-        One tensor, (10, 3, 32, 32); `DIGITS` are its headings.
+        (10, 3, 32, 32); `DIGITS` are its headings.
     """
     grey = torch.full_like(data.images[:1], 128)
     of_digit = (data.images[data.labels == digit] for digit in range(CLASSES))
-    return [torch.cat([torch.cat([cells, grey])[:1] for cells in of_digit])]
+    return torch.cat([torch.cat([cells, grey])[:1] for cells in of_digit])

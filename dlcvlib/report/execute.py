@@ -231,7 +231,7 @@ def _run(
         place = SIDE_BY_SIDE.index
         order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
     changed = [task.problem for task in order if task.reasons]
-    last = {task.problem: task.last_seconds for task in tasks if task.last_seconds}
+    last = {task.problem: seconds for task in tasks if (seconds := task.last_seconds)}
     now = progress.Progress(len(tasks), changed, last, jobs)
     with (
         progress.lines(now.line, log_seconds) as status,

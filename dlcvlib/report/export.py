@@ -1,6 +1,7 @@
 """A trained run's networks for use without this project: `torch.export`, ONNX, a model card."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -9,13 +10,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dlcvlib.data.batches import prior_samples
 from dlcvlib.methods.adamatch import AdaMatch
 from dlcvlib.methods.attributes import AttributeClassifier
-from dlcvlib.methods.averaging import with_statistics
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier
 from dlcvlib.methods.dann import DANN
-from dlcvlib.methods.dcgan import DCGAN, STATISTICS
+from dlcvlib.methods.dcgan import DCGAN
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
 from dlcvlib.report import template
@@ -53,14 +52,24 @@ def export(folder: Path, out: Path) -> list[Path]:
             something, ONNX is not installed, or an exported network computes something else.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 torch.onnx needs it
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install -e '.[export]'") from None
     run = open_run(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists and is not an empty folder: name another")
-    storage.make_dir(out)
+    storage.make_dir(out.parent)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=storage.TEMPORARY) as temporary:
+        made = storage.make_dir(Path(temporary) / out.name)
+        _write(run, made)
+        made.replace(out)  # whole, or not at all
+    return sorted(out.iterdir())
+
+
+def _write(run: runs.Run[Any], out: Path) -> None:
+    import onnxruntime
+
     exported = networks(run.method)
     for name, (network, inputs) in exported.items():
         network = network.cpu().eval()
@@ -76,11 +85,10 @@ def export(folder: Path, out: Path) -> list[Path]:
         _check(name, "torch.export", expected, again)
         _check(name, "ONNX", expected, [torch.from_numpy(each) for each in by_onnx])
     for file in (runs.MODEL, runs.HISTORY):
-        shutil.copyfile(folder / file, out / file)
+        shutil.copyfile(run.folder / file, out / file)
     card = template("model_card.md.j2")
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}
     storage.write_text(out / "README.md", card.render(values, about=type(run.method)))
-    return sorted(out.iterdir())
 
 
 def open_run(folder: Path) -> runs.Run[Any]:
@@ -111,7 +119,7 @@ def networks(method: Method) -> dict[str, Exported]:
         encoder = (method.encoder, {"images": faces})
         return {"encoder": encoder, "decoder": (method.decoder, {"z": _noise(settings)})}
     if isinstance(method, DCGAN):
-        return {"generator": (_sampler(method), {"z": _noise(settings)})}
+        return {"generator": (method.sampler(), {"z": _noise(settings)})}
     if isinstance(method, AttributeClassifier):
         return {"classifier": (method.net, {"images": torch.rand(BATCH, 3, 64, 64)})}
     digits = torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -126,15 +134,6 @@ class _DigitClassifier(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, 32, 32) in 0..1 -> logits (N, 10)."""
         return super().forward(images)
-
-
-def _sampler(method: DCGAN) -> nn.Module:
-    """The generator that `DCGAN.sample` samples from."""
-    if not method.settings.ema_decay:
-        return method.generator
-    count, size = STATISTICS
-    noise = prior_samples(count * size, method.settings.latent_dim, seed=1)
-    return with_statistics(method.averaged.module, noise.split(size))
 
 
 def _noise(settings: Any) -> Tensor:
