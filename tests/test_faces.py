@@ -410,7 +410,7 @@ def test_several_processes_match_a_single_one(condition, action):
 
 
 def test_workers_end_with_a_parent_that_is_killed():
-    action = "print(os.getpid(), flush=True); threading.Event().wait()"
+    action = "os.write(1, b'%d\\n' % os.getpid()); threading.Event().wait()"
     with start("-c", PROGRAM.format("index % 20 == 0", action)) as parent:
         workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
         parent.kill()

@@ -1,11 +1,13 @@
 """Batches, drawn and augmented on the device as a whole.
 
 The batch of step t depends on (seed, t) alone: each epoch has its own permutation, and the
-augmentation draws from the generator that `training.loop.seed_step` has just seeded.
+augmentation draws from the generator that `training.loop.seed_step` has just seeded. Where the data
+lie, on the device or in a file, changes nothing in it.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,10 @@ from torch import Tensor
 CHUNK = 50
 """Images per forward pass outside of training: their activations then fit into a CPU's cache, where
 larger chunks are slower and take hundreds of MB."""
+RESIDENT_SHARE = 0.4
+"""Share of a GPU's free memory that a data set may take; networks and their gradients need some."""
+AHEAD = 2
+"""Steps whose batches are read while a step is computed, if the data are not on the device."""
 
 
 def epoch_indices(
@@ -33,7 +39,21 @@ def epoch_indices(
 # On the device: otherwise each step would wait for the GPU.
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, device: torch.device | str) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order.to(device, non_blocking=True)
+
+
+def is_resident(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether to draw batches from a copy of the tensors on the device.
+
+    A CPU uses them as they are, mapped from a file or not. So that other processes find room, a GPU
+    has a copy only of what takes `RESIDENT_SHARE` of its free memory at most; Apple's, which share
+    the memory of the CPU, have none.
+    """
+    if device.type != "cuda":
+        return device.type == "cpu"
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= RESIDENT_SHARE * free
 
 
 class Batches:
@@ -43,7 +63,8 @@ class Batches:
         tensors: items along the first dimension; images are (N, C, H, W) uint8.
         batch_size: items per batch; a smaller set is used whole.
         seed: decides the order.
-        device: of the batches; the whole set is moved there once.
+        device: of the batches; the tensors are moved there once, or else each batch is read from
+            them in advance by a thread (`is_resident`).
         augment: applied to the images of a batch, float32 in 0..1.
     """
 
@@ -55,16 +76,34 @@ class Batches:
         device: torch.device,
         augment: Callable[[Tensor], Tensor] = lambda images: images,
     ) -> None:
-        self.tensors = [tensor.to(device) for tensor in tensors]
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.resident = is_resident(tensors, device)
+        self.tensors = [tensor.to(device) if self.resident else tensor for tensor in tensors]
+        self.batch_size, self.seed, self.device, self.augment = batch_size, seed, device, augment
+        self.reader = ThreadPoolExecutor(1)
+        self.ahead: dict[int, Future[list[Tensor]]] = {}
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """The batch of a step; images come as float32 in 0..1, channels last in memory."""
+        images, *rest = self._rows(step) if self.resident else self._transferred(step)
+        images = self.augment(images.float().div_(255))
+        return images.contiguous(memory_format=memory_format(self.device)), *rest
+
+    def _rows(self, step: int) -> list[Tensor]:
+        """The rows of a step, where the tensors are."""
         first = self.tensors[0]
         chosen = epoch_indices(len(first), self.batch_size, self.seed, step, first.device)
-        images, *rest = (tensor[chosen] for tensor in self.tensors)
-        images = self.augment(images.float().div_(255))
-        return images.contiguous(memory_format=memory_format(first.device)), *rest
+        return [tensor[chosen] for tensor in self.tensors]
+
+    def _transferred(self, step: int) -> list[Tensor]:
+        """The rows of a step on the device, with those of the next steps being read."""
+
+        def read(step: int) -> list[Tensor]:
+            pinned = self.device.type == "cuda"  # copied while the GPU computes
+            return [rows.pin_memory() if pinned else rows for rows in self._rows(step)]
+
+        steps = range(step, step + AHEAD + 1)
+        self.ahead = {t: self.ahead.get(t) or self.reader.submit(read, t) for t in steps}
+        return [rows.to(self.device, non_blocking=True) for rows in self.ahead[step].result()]
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -153,7 +153,9 @@ def decode_file(path: Path | str, side: int, square: int = 0, background: str = 
     return pixels, remarks | {"resized": int(resized), "dark": int(pixels.max() < DARK)}
 
 
-def fill(work: Work, items: Sequence[Any], out: np.ndarray, label: str) -> dict[str, np.ndarray]:
+def fill(
+    work: Work, items: Sequence[Any], out: np.ndarray, label: str, first: int = 0, total: int = 0
+) -> dict[str, np.ndarray]:
     """Apply `work` to each item, in several processes; pictures go into `out`.
 
     Args:
@@ -161,12 +163,14 @@ def fill(work: Work, items: Sequence[Any], out: np.ndarray, label: str) -> dict[
         items: results keep their order.
         out: (len(items), 3, side, side) uint8, written in place: no second copy is ever made.
         label: of the progress bar.
+        first: number of pictures before these, for the bar.
+        total: number of pictures in all, if these are not all.
 
     Returns:
         The columns by name, each (len(items),) uint8.
     """
     bar = {"leave": False, "disable": bool(os.environ.get("DLCV_STATUS")), "unit": " images"}
-    examples = tqdm(_results(work, items), label, len(items), **bar)
+    examples = tqdm(_results(work, items), label, total or len(items), initial=first, **bar)
     columns = []
     for place, (picture, values) in zip(out, examples, strict=True):
         place[:] = picture.transpose(2, 0, 1)

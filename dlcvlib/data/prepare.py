@@ -1,10 +1,16 @@
 """Prepared image sets on disk: decoded or drawn once, then looked up by their sources' content.
 
 Each set is cached in a folder of its own (see `storage.cached`), whose name covers the content of
-every source file (for CelebA, sizes and times) and the code that reads them.
+every source file (for CelebA, sizes and times) and the code that reads them:
+
+    images.u8              (N, 3, side, side) uint8 without a header, mapped into memory to be read
+    columns.safetensors    (N,) uint8 by name: attributes or labels
 """
 
 import hashlib
+import math
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,8 @@ from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
+PIECE = 10_000
+"""Images prepared at a time: held in memory, and prepared again if the process is killed."""
 PREFIX = "column."
 """Separates a column that happens to be called "images" from the images."""
 
@@ -79,10 +87,11 @@ def prepare(
             folder of the runs; the cache is in its `data`.
 
     Returns:
-        The splits, which are views of the same tensors, and a fingerprint of the images alone.
+        The splits, which are views of the same tensors, and a fingerprint of the images alone. The
+        images are mapped from their file (see `storage.mapped`).
 
     Raises:
-        UserError: if nothing is left to train on, or a picture cannot be read.
+        UserError: if nothing is left to train on, a picture cannot be read, or the disk is full.
     """
     train, held_out = len(source.train), params.validation_size
     if held_out >= train:
@@ -99,13 +108,17 @@ def prepare(
         "packages": fingerprints.versions("numpy", "pillow", *source.packages),
     }
     key = fingerprints.json_hash(identity)[:16]
-    file = Path(params.runs_dir) / "data" / f"{name}-{key}" / "images.safetensors"
-    tensors, meta = storage.cached(file, lambda: _make(source, side, name))
-    images = tensors.pop("images")
+    folder = Path(params.runs_dir) / "data" / f"{name}-{key}"
+    file = folder / "images.u8"
+    columns, meta = storage.cached(
+        folder / "columns.safetensors",
+        lambda: _make(source, side, name, file),
+        lambda meta: storage.check(file, meta["digests"]["images"]),
+    )
+    images = storage.mapped(file, train + len(source.test), 3, side, side)
 
     def part(rows: slice) -> ImageSet:
-        columns = {name.removeprefix(PREFIX): values[rows] for name, values in tensors.items()}
-        return ImageSet(images[rows], columns)
+        return ImageSet(images[rows], {name: values[rows] for name, values in columns.items()})
 
     digests, sizes = meta["digests"], {"train": train, "validation": held_out}
     parts = map(part, (slice(held_out, train), slice(held_out), slice(train, None)))
@@ -116,19 +129,33 @@ def prepare(
 
 
 @timed("data")
-def _make(source: Source, side: int, label: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Decode or draw everything: tensors, and their digests and notes."""
+def _make(
+    source: Source, side: int, label: str, file: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Decode or draw everything, a piece at a time: columns, and their digests and notes."""
     shuffled = np.random.default_rng(0).permutation(len(source.train))
     items = [*source.train, *source.test]
     order = [*shuffled, *range(len(shuffled), len(items))]
-    images = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
-    columns = fill(source.work, [items[i] for i in order], images.numpy(), label)
+    pieces, size = math.ceil(len(items) / PIECE), len(items) * 3 * side**2
+
+    def piece(number: int) -> tuple[memoryview, dict[str, list[int]]]:
+        first, started = number * PIECE, time.monotonic()
+        chosen = [items[i] for i in order[first : first + PIECE]]
+        images = np.empty((len(chosen), 3, side, side), np.uint8)
+        columns = fill(source.work, chosen, images, label, first, len(items))
+        if number == 0 and pieces > 1:
+            minutes = (time.monotonic() - started) * len(items) / PIECE / 60
+            about = f"{len(items):,} images, {size / 1e9:.2g} GB, about {minutes:.2g} min"
+            print(f"preparing {label}: {about}", file=sys.stderr, flush=True)
+        return images.reshape(-1).data, {name: v.tolist() for name, v in columns.items()}
+
+    digest, parts = storage.write_pieces(file, size, pieces, piece)
+    columns = {n: np.concatenate([part[n] for part in parts]).astype(np.uint8) for n in parts[0]}
     notes, shown = [], {"side": side, "background": source.background}
     for name, remark in REMARKS.items():
         if count := int(columns.pop(name, np.zeros(1)).sum()):
             notes.append(f"{count:,} images {remark.format(**shown)}.")
     columns |= {name: values[order].astype(np.uint8) for name, values in source.known.items()}
-    tensors = {"images": images}
-    tensors |= {PREFIX + name: torch.from_numpy(values) for name, values in columns.items()}
-    digests = {n: hashlib.sha256(v.numpy().data).hexdigest() for n, v in tensors.items()}
-    return tensors, {"notes": notes, "digests": digests}
+    digests = {PREFIX + n: hashlib.sha256(v.data).hexdigest() for n, v in columns.items()}
+    meta = {"notes": notes, "digests": {"images": digest} | digests}
+    return {name: torch.from_numpy(values) for name, values in columns.items()}, meta

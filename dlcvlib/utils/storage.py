@@ -5,6 +5,7 @@ tensor file carries a JSON `meta` in its safetensors header; whoever refers to a
 `sha256` notices a flipped byte or a missing end. Nothing here unpickles.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,21 +86,74 @@ def write(path: Path, fill: Callable[[Path], object], size: int) -> None:
     Raises:
         UserError: if the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    folder = make_dir(path.parent)
+    folder, prefix = make_dir(path.parent), f"{TEMPORARY}{path.stem}-"
+    with _writing(path, size), tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+        temporary = Path(name) / path.name
+        fill(temporary)
+        with temporary.open("r+b") as file:  # Windows cannot flush what is open for reading
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@contextmanager
+def _writing(path: Path, size: int) -> Iterator[None]:
+    """Turn the errors of writing a file of about `size` bytes into one that says what it needs."""
     try:
-        with tempfile.TemporaryDirectory("", f"{TEMPORARY}{path.stem}-", folder) as name:
-            temporary = Path(name) / path.name
-            fill(temporary)
-            with temporary.open("r+b") as file:  # Windows cannot flush what is open for reading
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        yield
     except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"cannot write {path} ({getattr(error, 'strerror', None) or error}): it needs "
             f"{max(size, 1) / 1e6:,.3g} MB, and {free / 1e6:,.3g} MB are free there; make room, or "
             "choose another folder (runs_dir, --out)"
         ) from error
+
+
+def write_pieces(
+    path: Path, size: int, count: int, piece: Callable[[int], tuple[bytes | memoryview, Any]]
+) -> tuple[str, list[Any]]:
+    """Write a file that may be larger than the memory, and continue one whose writer was killed.
+
+    It grows in a temporary folder, where each finished piece has a record with its content hash.
+
+    Args:
+        path: where the file belongs; the caller holds a lock on it.
+        size: of the whole file, in bytes.
+        count: number of pieces.
+        piece: called with the number of each piece that is missing or damaged, in order; returns
+            its bytes and a JSON-able value to keep with it.
+
+    Returns:
+        The file's sha256, and the value of each piece.
+
+    Raises:
+        UserError: as `write`; at once if the disk has less space than is missing.
+    """
+    folder = make_dir(path.parent / f"{TEMPORARY}{path.name}")
+    growing, digest, values = folder / path.name, hashlib.sha256(), []
+    growing.touch()
+    with _writing(path, size):
+        with growing.open("r+b") as file:
+            if size - growing.stat().st_size > shutil.disk_usage(folder).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for number in range(count):
+                start, record = file.tell(), folder / f"{number}.json"
+                known = sealed(record) or {"size": 0}
+                data = file.read(known["size"])
+                if known.get("sha256") != hashlib.sha256(data).hexdigest():
+                    data, value = piece(number)
+                    file.seek(start)
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    seal = hashlib.sha256(data).hexdigest()
+                    known = {"size": len(data), "sha256": seal, "value": value}
+                    write_sealed(record, known)
+                digest.update(data)
+                values.append(known["value"])
+        growing.replace(path)
+    sweep(path.parent, path.name)
+    return digest.hexdigest(), values
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -192,11 +247,26 @@ def _set_aside(path: Path, what: str) -> DamagedFileError:
     return DamagedFileError(f"{path} is {what} and set aside as {aside.name}")
 
 
+def mapped(path: Path, *shape: int) -> "Tensor":
+    """A file's bytes as a uint8 tensor of a shape, read only where and when it is used.
+
+    Its memory is the operating system's, shared by all processes, and must not be written to.
+    """
+    import numpy as np
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # torch's, of memory that must not be written to
+        # Not `torch.from_file`: a mapping that may be written to cannot exceed the memory.
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
+
+
 # --- made once --------------------------------------------------------------------------------
 
 
 def cached(
-    path: Path, make: Callable[[], tuple[dict[str, "Tensor"], dict[str, Any]]]
+    path: Path,
+    make: Callable[[], tuple[dict[str, "Tensor"], dict[str, Any]]],
+    check_others: Callable[[dict[str, Any]], None] = lambda meta: None,
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors and meta that are made once and then read.
 
@@ -206,12 +276,16 @@ def cached(
     Args:
         path: of the tensor file; its name covers all that decides the content.
         make: called if there is nothing whole.
+        check_others: given the meta, raises `DamagedFileError` if other files that were made along
+            with this one are not whole.
     """
     pointer = path.with_suffix(".json")
     with exclusive_lock(make_dir(path.parent) / path.stem, "made"):
         if pointer.is_file():
             try:
-                return read_tensors(path, read_sealed(pointer)["sha256"])
+                tensors, meta = read_tensors(path, read_sealed(pointer)["sha256"])
+                check_others(meta)
+                return tensors, meta
             except DamagedFileError as error:
                 print(f"{error}; making it again")
         sweep(path.parent, f"{path.stem}-")
