@@ -1,6 +1,7 @@
 """Digits from three sources, and one-line errors for bad input."""
 
 import bz2
+import gzip
 import shutil
 import struct
 from pathlib import Path
@@ -206,6 +207,18 @@ def test_pickled_mnist_and_failed_downloads_are_named(load, torchvision_root, mo
     monkeypatch.setattr(SVHN, "download", mock.Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"svhn is not in .* put the files of torchvision"):
         load(f"torchvision:{torchvision_root}/none", pairs=["svhn->usps"])
+
+
+def test_mnist_is_unpacked(load, torchvision_root, monkeypatch):
+    """Where its files were put by hand as they come, offline."""
+    data, raw = f"torchvision:{torchvision_root}", torchvision_root / "MNIST" / "raw"
+    expected = load(data).fingerprint
+    for path in [*raw.iterdir()]:
+        path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    unchecked = [(name, None) for name, _ in datasets.MNIST.resources]
+    monkeypatch.setattr(datasets.MNIST, "resources", unchecked)
+    assert load(data).fingerprint == expected
 
 
 def test_an_interrupted_download_starts_over(load, torchvision_root, tmp_path, monkeypatch):

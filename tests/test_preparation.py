@@ -1,12 +1,12 @@
 """Data sets that are larger than the memory: prepared in pieces, read where they lie."""
 
-import re
 import shutil
-from collections import namedtuple
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
-from conftest import disk_full_beyond, interrupt, start
+from conftest import interrupt, start
 
 from dlcvlib.data import batches, decode, prepare
 from dlcvlib.data.batches import Batches, random_flips
@@ -28,33 +28,9 @@ def load(params, tmp_path, monkeypatch):
     return lambda runs: load_faces(params("vae", **few, runs_dir=str(tmp_path / runs)))
 
 
-@pytest.fixture
-def prepared(monkeypatch):
-    """Numbers of the first images of the pieces that are prepared."""
-    firsts = []
-
-    def fill(work, items, out, label, first, total):
-        firsts.append(first)
-        return decode.fill(work, items, out, label, first, total)
-
-    monkeypatch.setattr(prepare, "fill", fill)
-    return firsts
-
-
-def test_pieces_make_one_set(load, monkeypatch, capsys):
-    pieces = load("pieces")
-    said = capsys.readouterr().err
-    assert re.search(r"preparing faces: 40 images, 0\.0+49 GB, about \S+ min", said)
-    monkeypatch.setattr(prepare, "PIECE", 1000)
-    whole = load("whole")
-    assert whole.fingerprint == pieces.fingerprint
-    assert torch.equal(whole.train.images, pieces.train.images)
-    assert torch.equal(whole.test.attributes["Male"], pieces.test.attributes["Male"])
-    assert "preparing" not in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("harmed", ["nothing", "images.u8", "1.json"])
-def test_a_killed_preparation_continues_with_what_is_whole(load, prepared, tmp_path, harmed):
+def test_a_killed_preparation_continues_with_what_is_whole(load, tmp_path, monkeypatch, harmed):
+    fill = mock.Mock(wraps=decode.fill)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "fill", lambda *a: interrupt() if a[4] == 18 else decode.fill(*a))
         with pytest.raises(KeyboardInterrupt):
@@ -62,29 +38,26 @@ def test_a_killed_preparation_continues_with_what_is_whole(load, prepared, tmp_p
     assert not list(tmp_path.glob("runs/data/*/images.u8"))
     for path in tmp_path.glob(f"runs/data/*/.tmp-images.u8/{harmed}"):
         path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(prepare, "fill", fill)
     resumed = load("runs")
-    assert prepared == ([18, 27, 36] if harmed == "nothing" else [9, 18, 27, 36])
-    assert resumed.fingerprint == load("whole").fingerprint
+    firsts = [call.args[4] for call in fill.call_args_list]
+    assert firsts == ([18, 27, 36] if harmed == "nothing" else [9, 18, 27, 36])
     assert not list(tmp_path.rglob(f"{storage.TEMPORARY}*"))
+    monkeypatch.setattr(prepare, "PIECE", 1000)
+    whole = load("whole")
+    assert resumed.fingerprint == whole.fingerprint
+    assert torch.equal(resumed.train.images, whole.train.images)
 
 
-def test_a_disk_that_fills_up_loses_nothing(load, prepared):
-    needs = r"cannot write .*images\.u8 .* needs 0\.492 MB"
-    with disk_full_beyond(300_000), pytest.raises(UserError, match=needs):
+def test_a_disk_without_room_is_refused_before_the_start(load, monkeypatch, capsys):
+    room = mock.Mock(return_value=SimpleNamespace(free=491_519))
+    monkeypatch.setattr(shutil, "disk_usage", room)
+    with pytest.raises(UserError, match=r"images\.u8 .* needs 0\.492 MB, and 0\.492 MB are free"):
         load("runs")
-    prepared.clear()
+    assert "preparing" not in capsys.readouterr().err
+    room.return_value.free += 1
     load("runs")
-    assert prepared == [18, 27, 36]
-
-
-def test_a_disk_without_room_is_refused_before_the_start(load, prepared, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(491_519))
-    with pytest.raises(UserError, match=r"needs 0\.492 MB, and 0.492 MB are free"):
-        load("runs")
-    assert not prepared
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(491_520))
-    load("runs")
+    assert "preparing faces, 492kB: " in capsys.readouterr().err
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -98,12 +71,10 @@ def test_batches_read_in_advance_are_the_same(monkeypatch):
     monkeypatch.setattr(batches, "is_resident", lambda tensors, device: False)
     streamed = Batches(tensors, 6, 1, CPU, random_flips(horizontal=True, vertical=True))
     for step in (0, 1, 2, 3, 9, 10, 4):
-        both = []
-        for draw in (resident, streamed):
-            torch.manual_seed(step)
-            both.append(draw(step))
-        for ours, theirs in zip(*both, strict=True):
-            assert torch.equal(ours, theirs)
+        torch.manual_seed(step)
+        expected = resident(step)
+        torch.manual_seed(step)
+        assert all(map(torch.equal, streamed(step), expected))
         assert list(streamed.ahead) == [step, step + 1, step + 2]
 
 
@@ -119,16 +90,13 @@ def test_data_are_on_a_gpu_that_has_room(monkeypatch, kind, free, expected):
 
 LIMITED = """
 import resource, sys
-from pathlib import Path
-import torch
 from conftest import settings_of
+from dlcvlib.data.prepare import mapped
 from dlcvlib.data.types import FaceData, ImageSet
 from dlcvlib.methods.vae import VAE
 from dlcvlib.training.runs import train_or_load
-from dlcvlib.utils import storage
 
-path = Path(sys.argv[1]) / "images.u8"
-images = storage.mapped(path, path.stat().st_size // 12288, 3, 64, 64)
+images = mapped(f"{sys.argv[1]}/images.u8", 87_382, 3, 64, 64)
 parts = [ImageSet(images[a:b], {}) for a, b in ((8, None), (4, 8), (0, 4))]
 data = FaceData(*parts, "zeros", True, (), "f")
 own = int(next(line for line in open("/proc/self/status") if "VmData" in line).split()[1]) << 10

@@ -5,9 +5,9 @@ folder        the homework's layout: `digits/<domain>/{train,test}/*.png` with `
 torchvision   MNIST, USPS and SVHN; MNIST-M made from MNIST and photographs
 """
 
+import shutil
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import joblib
 import numpy as np
@@ -16,9 +16,10 @@ from dlcvlib.config.schema import DigitParams
 from dlcvlib.data import folder, prepare, scans
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
-from dlcvlib.utils import fingerprints
+from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
+MNIST = "MNIST/raw"
 DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")]
 
 
@@ -125,12 +126,16 @@ def _arrays(root: Path, name: str, train: bool) -> tuple[np.ndarray, np.ndarray]
         raise UserError(f"{old} holds pickled data, which is never read: remove it")
     split = ("train" if train else "test") if name == "svhn" else train
 
-    def dataset(root: str, download: bool) -> Any:
-        return getattr(datasets, name.upper())(root, split, download=download)
+    dataset = getattr(datasets, name.upper())
+
+    def download(folder: str) -> None:
+        for archive in (root / MNIST).glob("*.gz"):  # put there by hand, as they come
+            shutil.copy(archive, storage.make_dir(Path(folder, MNIST)))
+        dataset(folder, split, download=True)
 
     files = f"the files of torchvision.datasets.{name.upper()}"
-    remedy = f"put {files} there, or set pairs that do not need it"
-    loaded = prepare.downloaded(name, root, dataset, remedy)
+    remedy = f"put {files} there (docs/data.md: from where), or set pairs that do not need it"
+    loaded = prepare.downloaded(name, root, lambda folder: dataset(folder, split), download, remedy)
     if name == "svhn":
         return loaded.data.transpose(0, 2, 3, 1), loaded.labels
     return np.asarray(loaded.data), np.asarray(loaded.targets)

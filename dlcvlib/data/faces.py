@@ -1,7 +1,6 @@
 """Faces: drawn here, from a folder in the homework's layout, or CelebA, or LFW."""
 
 import zipfile
-import zlib
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -66,9 +65,9 @@ def _folder(params: FaceParams, root: Path) -> Source:
 
 def _photographs(params: FaceParams, root: Path) -> Source:
     """CelebA or else LFW, whichever is under `root`; if neither, whichever can be downloaded."""
-    limit, lfw_remedy = params.image_limit or None, "remove what is there of it, and try again"
-    _unpack(root / CELEBA / "img_align_celeba.zip")
-    provided = (root / CELEBA / "img_align_celeba").is_dir()  # a refused download leaves none
+    limit, nor = params.image_limit or None, ""
+    folder = root / CELEBA / "img_align_celeba"  # a refused download leaves none
+    provided = folder.is_dir() or zipfile.is_zipfile(folder.with_suffix(".zip"))
     if provided or not (root / LFW).is_dir():
         try:
             return _celeba(root, limit)
@@ -76,22 +75,35 @@ def _photographs(params: FaceParams, root: Path) -> Source:
             if provided:
                 raise
             print(f"{error}. Downloading LFW (200 MB) instead.")
-            lfw_remedy = str(error)
-    return _lfw(root, limit, lfw_remedy)
+            nor = f". {error}"
+    return _lfw(root, limit, f"remove what is there of it, and try again{nor}")
 
 
 def _celeba(root: Path, limit: int | None) -> Source:
-    """CelebA as torchvision lays it out under `root`, downloaded if it is not there."""
+    """CelebA as torchvision lays it out under `root`, unpacked or downloaded if it is not there."""
+    from torchvision.datasets import CelebA
+
     place = root / CELEBA
-    remedy = f"put img_align_celeba.zip, or its folder, and {' and '.join(CELEBA_LISTS)}"
-    remedy += f" into {place} (docs/data.md says where to get them)"
-    attributes, splits = prepare.downloaded("CelebA", root, _celeba_lists, remedy)
+    archive = place / "img_align_celeba.zip"
+
+    def download(folder: str) -> None:
+        if not zipfile.is_zipfile(archive):  # nor is what an interrupted download leaves
+            CelebA(folder, download=True)
+            return
+        with zipfile.ZipFile(archive) as pictures:
+            files = tqdm(pictures.infolist(), "unpacking CelebA", leave=False)
+            pictures.extractall(Path(folder, CELEBA), files)
+
+    lists = " and ".join(CELEBA_LISTS)
+    remedy = f"put {archive.name}, or its folder, {lists} into {place} (docs/data.md: from where)"
+    attributes, splits = prepare.downloaded("CelebA", root, _celeba_lists, download, remedy)
     names = [splits.index[splits == split][:limit] for split in (0, 2)]
     # As strings: two hundred thousand Path objects would take a hundred MB.
     paths = [[f"{place}/img_align_celeba/{name}" for name in split] for split in names]
 
     def identify(path: Path) -> list[Any]:
-        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        found = path.stat()
+        return [path.name, found.st_size, found.st_mtime_ns]
 
     identity = folder.identities([*paths[0], *paths[1]], identify)
     chosen = attributes.loc[names[0].append(names[1])]
@@ -99,7 +111,7 @@ def _celeba(root: Path, limit: int | None) -> Source:
     return Source("CelebA", *paths, partial(decode.decode_file, side=SIDE), identity, known)
 
 
-def _celeba_lists(root: str, download: bool) -> tuple[pd.DataFrame, pd.Series]:
+def _celeba_lists(root: str) -> tuple[pd.DataFrame, pd.Series]:
     """CelebA's attributes, 1 or -1, and its splits, 0, 1 or 2, by the names of the pictures.
 
     torchvision reads five lists, which takes a GB and half a minute; two are needed.
@@ -110,8 +122,6 @@ def _celeba_lists(root: str, download: bool) -> tuple[pd.DataFrame, pd.Series]:
     from torchvision.datasets import CelebA
     from torchvision.datasets.utils import check_integrity
 
-    if download:
-        CelebA(root, download=True)
     place, digests = Path(root, CELEBA), {file: md5 for _, md5, file in CelebA.file_list}
     (place / "img_align_celeba").stat()
     for name in CELEBA_LISTS:
@@ -124,36 +134,16 @@ def _celeba_lists(root: str, download: bool) -> tuple[pd.DataFrame, pd.Series]:
     )
 
 
-def _unpack(archive: Path) -> None:
-    """Unpack what is missing beside an archive: all, or the rest after an interruption.
-
-    Raises:
-        UserError: if it is damaged, or the disk is full.
-    """
-    if not zipfile.is_zipfile(archive):  # nor is what an interrupted download leaves
-        return
-
-    with zipfile.ZipFile(archive) as pictures:
-        files = {info: archive.parent / info.filename for info in pictures.infolist()}
-        missing = [
-            info
-            for info, file in files.items()
-            if not file.is_file() or file.stat().st_size != info.file_size
-        ]
-        try:
-            pictures.extractall(archive.parent, tqdm(missing, "unpacking CelebA", leave=False))
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(
-                f"cannot unpack {archive} ({error}): make room there, or download it again"
-            ) from None
-
-
 def _lfw(root: Path, limit: int | None, remedy: str) -> Source:
     """LFW as scikit-learn lays it out, `<person>/<person>_0001.jpg`; its attributes are people.
 
     LFW's own splits share no person, so that nobody in the test split could be learned.
     """
-    files = prepare.downloaded("LFW", root, _lfw_files, remedy)
+    from sklearn.datasets import fetch_lfw_people
+
+    one_pixel = {"slice_": (slice(0, 1), slice(0, 1)), "resize": None}
+    download = partial(fetch_lfw_people, **one_pixel)
+    files = prepare.downloaded("LFW", root, _lfw_files, download, remedy)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     edge = len(files) // LFW_TEST
     train, test = files[edge:][:limit], files[:edge][:limit]
@@ -170,17 +160,7 @@ def _lfw(root: Path, limit: int | None, remedy: str) -> Source:
     return Source("LFW", train, test, work, identity, known, [note])
 
 
-def _lfw_files(root: str, download: bool) -> list[str]:
-    """LFW's pictures.
-
-    Raises:
-        OSError: if there are none.
-    """
-    if download:
-        from sklearn.datasets import fetch_lfw_people
-
-        one_pixel = (slice(0, 1), slice(0, 1))
-        fetch_lfw_people(data_home=root, slice_=one_pixel, resize=None)
+def _lfw_files(root: str) -> list[str]:
     if files := sorted(map(str, Path(root, LFW).glob("*/*.jpg"))):
         return files
     raise OSError("there are no pictures")

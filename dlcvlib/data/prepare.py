@@ -8,10 +8,8 @@ every source file (for CelebA, sizes and times) and the code that reads them:
 """
 
 import hashlib
-import math
-import sys
 import tempfile
-import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ import joblib
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dlcvlib.config.schema import DigitParams, FaceParams
 from dlcvlib.data.decode import REMARKS, Source, fill
@@ -60,30 +59,40 @@ def chosen(data: str, name: str, other: str) -> tuple[str, Path]:
     return kind, root
 
 
-def downloaded(name: str, root: Path, dataset: Callable[[str, bool], Any], remedy: str) -> Any:
-    """A torchvision data set under `root`, downloaded if it is not there or not whole.
+def downloaded(
+    name: str,
+    root: Path,
+    read: Callable[[str], Any],
+    download: Callable[[str], object],
+    remedy: str,
+) -> Any:
+    """What is read from a data set under `root`, downloaded if it is not there or damaged.
 
-    Into a temporary folder first: torchvision reads what an interrupted download leaves.
+    Into a temporary folder first: libraries read what an interrupted download leaves, and unpickle
+    what they find.
 
     Args:
         name: of the data set.
-        root: torchvision's, under which it is.
-        dataset: called with a root and with whether to download to it.
+        root: the folder of all data sets.
+        read: called with such a folder; raises any exception if the data set is not there.
+        download: called with a folder to download to.
         remedy: what to do if it cannot be downloaded.
 
     Raises:
         UserError: if it cannot be downloaded.
     """
-    with suppress(Exception):  # of many kinds, if files are missing or damaged
-        return dataset(str(root), False)
+    with suppress(Exception):
+        return read(str(root))
     try:
         with storage.exclusive_lock(storage.make_dir(root) / name, "downloaded"):
+            with suppress(Exception):  # if another process has downloaded it meanwhile
+                return read(str(root))
             storage.sweep(root, name)
             prefix = f"{storage.TEMPORARY}{name}-"
             with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as temporary:
-                dataset(temporary, True)
+                download(temporary)
                 _move(Path(temporary), root)
-        return dataset(str(root), False)
+        return read(str(root))
     except Exception as error:
         raise UserError(
             f"{name} is not in {root} and could not be downloaded ({error}): {remedy}"
@@ -97,6 +106,16 @@ def _move(source: Path, target: Path) -> None:
             _move(path, target / path.name)
     else:
         source.replace(target)
+
+
+def mapped(path: Path | str, *shape: int) -> Tensor:
+    """A file's bytes as a uint8 tensor of a shape, read only where and when it is used.
+
+    Its memory is the operating system's, shared by all processes, and must not be written to.
+    """
+    with warnings.catch_warnings(action="ignore"):  # torch's, of memory that must not be written to
+        # Not `torch.from_file`: a mapping that may be written to cannot exceed the memory.
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
 def prepare(
@@ -115,7 +134,7 @@ def prepare(
 
     Returns:
         The splits, which are views of the same tensors, and a fingerprint of the images alone. The
-        images are mapped from their file (see `storage.mapped`).
+        images are mapped from their file (see `mapped`).
 
     Raises:
         UserError: if nothing is left to train on, a picture cannot be read, or the disk is full.
@@ -142,7 +161,7 @@ def prepare(
         lambda: _make(source, side, name, file),
         lambda meta: storage.check(file, meta["digests"]["images"]),
     )
-    images = storage.mapped(file, train + len(source.test), 3, side, side)
+    images = mapped(file, train + len(source.test), 3, side, side)
 
     def part(rows: slice) -> ImageSet:
         return ImageSet(images[rows], {name: values[rows] for name, values in columns.items()})
@@ -163,20 +182,17 @@ def _make(
     shuffled = np.random.default_rng(0).permutation(len(source.train))
     items = [*source.train, *source.test]
     order = [*shuffled, *range(len(shuffled), len(items))]
-    pieces, size = math.ceil(len(items) / PIECE), len(items) * 3 * side**2
+    size = len(items) * 3 * side**2
+    title = f"preparing {label}, {tqdm.format_sizeof(size, 'B')}"
 
     def piece(number: int) -> tuple[memoryview, dict[str, list[int]]]:
-        first, started = number * PIECE, time.monotonic()
+        first = number * PIECE
         chosen = [items[i] for i in order[first : first + PIECE]]
         images = np.empty((len(chosen), 3, side, side), np.uint8)
-        columns = fill(source.work, chosen, images, label, first, len(items))
-        if number == 0 and pieces > 1:
-            minutes = (time.monotonic() - started) * len(items) / PIECE / 60
-            about = f"{len(items):,} images, {size / 1e9:.2g} GB, about {minutes:.2g} min"
-            print(f"preparing {label}: {about}", file=sys.stderr, flush=True)
+        columns = fill(source.work, chosen, images, title, first, len(items))
         return images.reshape(-1).data, {name: v.tolist() for name, v in columns.items()}
 
-    digest, parts = storage.write_pieces(file, size, pieces, piece)
+    digest, parts = storage.write_pieces(file, size, PIECE * 3 * side**2, piece)
     columns = {n: np.concatenate([part[n] for part in parts]).astype(np.uint8) for n in parts[0]}
     notes, shown = [], {"side": side, "background": source.background}
     for name, remark in REMARKS.items():

@@ -8,12 +8,12 @@ tensor file carries a JSON `meta` in its safetensors header; whoever refers to a
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,16 +101,16 @@ def _writing(path: Path, size: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(path.parent).free / 1e6
         raise UserError(
             f"cannot write {path} ({getattr(error, 'strerror', None) or error}): it needs "
-            f"{max(size, 1) / 1e6:,.3g} MB, and {free / 1e6:,.3g} MB are free there; make room, or "
+            f"{max(size / 1e6, 1e-3):,.3f} MB, and {free:,.3f} MB are free there; make room, or "
             "choose another folder (runs_dir, --out)"
         ) from error
 
 
 def write_pieces(
-    path: Path, size: int, count: int, piece: Callable[[int], tuple[bytes | memoryview, Any]]
+    path: Path, size: int, piece_size: int, piece: Callable[[int], tuple[bytes | memoryview, Any]]
 ) -> tuple[str, list[Any]]:
     """Write a file that may be larger than the memory, and continue one whose writer was killed.
 
@@ -119,7 +119,7 @@ def write_pieces(
     Args:
         path: where the file belongs; the caller holds a lock on it.
         size: of the whole file, in bytes.
-        count: number of pieces.
+        piece_size: bytes of each piece, of which the last may have fewer.
         piece: called with the number of each piece that is missing or damaged, in order; returns
             its bytes and a JSON-able value to keep with it.
 
@@ -131,23 +131,21 @@ def write_pieces(
     """
     folder = make_dir(path.parent / f"{TEMPORARY}{path.name}")
     growing, digest, values = folder / path.name, hashlib.sha256(), []
-    growing.touch()
     with _writing(path, size):
+        growing.touch()
         with growing.open("r+b") as file:
             if size - growing.stat().st_size > shutil.disk_usage(folder).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for number in range(count):
-                start, record = file.tell(), folder / f"{number}.json"
-                known = sealed(record) or {"size": 0}
-                data = file.read(known["size"])
-                if known.get("sha256") != hashlib.sha256(data).hexdigest():
+            for number in range(math.ceil(size / piece_size)):
+                data, record = file.read(piece_size), folder / f"{number}.json"
+                known = sealed(record) or {"sha256": ""}
+                if hashlib.sha256(data).hexdigest() != known["sha256"]:
                     data, value = piece(number)
-                    file.seek(start)
+                    file.seek(number * piece_size)
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                    seal = hashlib.sha256(data).hexdigest()
-                    known = {"size": len(data), "sha256": seal, "value": value}
+                    known = {"sha256": hashlib.sha256(data).hexdigest(), "value": value}
                     write_sealed(record, known)
                 digest.update(data)
                 values.append(known["value"])
@@ -245,19 +243,6 @@ def _set_aside(path: Path, what: str) -> DamagedFileError:
     except FileNotFoundError:
         return DamagedFileError(f"{path} is missing")
     return DamagedFileError(f"{path} is {what} and set aside as {aside.name}")
-
-
-def mapped(path: Path, *shape: int) -> "Tensor":
-    """A file's bytes as a uint8 tensor of a shape, read only where and when it is used.
-
-    Its memory is the operating system's, shared by all processes, and must not be written to.
-    """
-    import numpy as np
-    import torch
-
-    with warnings.catch_warnings(action="ignore"):  # torch's, of memory that must not be written to
-        # Not `torch.from_file`: a mapping that may be written to cannot exceed the memory.
-        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
 # --- made once --------------------------------------------------------------------------------
