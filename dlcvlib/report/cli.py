@@ -21,6 +21,7 @@ On several devices: accelerate launch -m dlcvlib train vae --profile original
 # The text above is what `--help` shows. Modules are imported where they are needed, so that help
 # and errors come at once.
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlcvlib.config.paths import ROOT, absolute
+from dlcvlib.training import tracking
 from dlcvlib.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,11 +48,16 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--seed", type=int, help="first seed of every chapter")
     several = {"action": "append", "default": [], "metavar": "CHAPTER.NAME=VALUE"}
     chosen.add_argument("--set", **several, help="such as vae.kld_weight=0.5; can be repeated")
+    logged = argparse.ArgumentParser(add_help=False)
+    logged.add_argument(
+        "--log-with", metavar="TRACKER", help=f"one of {', '.join(tracking.TRACKERS)}"
+    )
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m dlcvlib", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    report = commands.add_parser("report", parents=[chosen], help="run the notebooks headless")
+    both = [chosen, logged]
+    report = commands.add_parser("report", parents=both, help="run the notebooks headless")
     report.add_argument("--only", metavar="N-M,…", help="problems or chapters, such as 1-1,1-3,2")
     report.add_argument("--jobs", type=count, help="notebooks at once (default: by cores, up to 4)")
     report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
@@ -58,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--authors", nargs="+", default=[], metavar="NAME", help="of the report")
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
-    train = commands.add_parser("train", parents=[chosen], help="train without notebooks")
+    train = commands.add_parser("train", parents=both, help="train without notebooks")
     params = commands.add_parser("params", parents=[chosen], help="show a chapter's parameters")
     for command in (train, params):
         command.add_argument("chapter", choices=CHAPTERS)
@@ -91,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
     try:
+        if tracker := getattr(arguments, "log_with", None):
+            tracking.check(tracker)
+            os.environ[tracking.VARIABLE] = tracker
         act = {"report": _report, "train": _train, "params": _params}
         act |= {"compare": _compare, "export": _export}
         return act[arguments.command](arguments)
