@@ -230,11 +230,8 @@ def test_what_is_not_finite_stops_the_run_and_is_not_kept(tmp_path, monkeypatch,
 
 def tensorboard(folder):
     """What TensorBoard shows of a run: name -> [(step, value)]."""
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
     (run,) = (folder / "tensorboard").iterdir()
-    found = event_accumulator.EventAccumulator(str(run / tracking.PROJECT)).Reload()
+    found = EventAccumulator(str(run / tracking.PROJECT)).Reload()
     return {n: [(e.step, e.value) for e in found.Scalars(n)] for n in found.Tags()["scalars"]}
 
 

@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a trained run's networks for use elsewhere")
     export.add_argument("run", type=absolute, help="its folder, such as runs/vae-0123456789")
     export.add_argument("--out", type=absolute, help="default: export/, and the run's name")
+    whose = {"type": absolute, "default": ROOT / "report"}
+    export.add_argument("--report", **whose, help="for the model card (default: report)")
 
     compare = commands.add_parser(
         "compare",
@@ -238,5 +240,6 @@ def _export(arguments: argparse.Namespace) -> int:
     from dlcvlib.report.export import export
 
     run = Path(arguments.run)
-    print(*export(run, Path(arguments.out or Path("export", run.name))), sep="\n")
+    out = Path(arguments.out or Path("export", run.name))
+    print(*export(run, out, Path(arguments.report)), sep="\n")
     return 0

@@ -1,10 +1,12 @@
 """A trained run's networks for use without this project: `torch.export`, ONNX, a model card."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
     kind.name: kind
     for kind in (VAE, DCGAN, Classifier, DANN, PixelDA, AdaMatch, AttributeClassifier)
 }
+TASKS = {"vae": "image-feature-extraction", "dcgan": "unconditional-image-generation"}
+"""What a method is for, in the terms of model hubs; all others classify images."""
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 """How far outputs of an exported network may be from the original's, in float32."""
 BATCH = 4
@@ -35,7 +39,7 @@ Exported = tuple[nn.Module, dict[str, Tensor]]
 """A network, and an example of its inputs by name."""
 
 
-def export(folder: Path, out: Path) -> list[Path]:
+def export(folder: Path, out: Path, report: Path) -> list[Path]:
     """Write the networks of a finished run, each checked against the original's outputs.
 
     Args:
@@ -43,6 +47,7 @@ def export(folder: Path, out: Path) -> list[Path]:
         out: a new or empty folder. Of each network it gets `<network>.pt2` (`torch.export`) and
             `<network>.onnx`, both for batches of any size; besides, model.safetensors, history.csv
             and README.md, a model card.
+        report: folder of a report; if it has used the run, the card has its values.
 
     Returns:
         What was written.
@@ -62,12 +67,12 @@ def export(folder: Path, out: Path) -> list[Path]:
     storage.make_dir(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=storage.TEMPORARY) as temporary:
         made = storage.make_dir(Path(temporary) / out.name)
-        _write(run, made)
+        _write(run, made, report)
         made.replace(out)  # whole, or not at all
     return sorted(out.iterdir())
 
 
-def _write(run: runs.Run[Any], out: Path) -> None:
+def _write(run: runs.Run[Any], out: Path, report: Path) -> None:
     import onnxruntime
 
     exported = networks(run.method)
@@ -86,9 +91,46 @@ def _write(run: runs.Run[Any], out: Path) -> None:
         _check(name, "ONNX", expected, [torch.from_numpy(each) for each in by_onnx])
     for file in (runs.MODEL, runs.HISTORY):
         shutil.copyfile(run.folder / file, out / file)
-    card = template("model_card.md.j2")
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}
-    storage.write_text(out / "README.md", card.render(values, about=type(run.method)))
+    values |= {"metadata": _metadata(run), "reported": _reported(run.name, report)}
+    card = template("model_card.md.j2").render(values, about=type(run.method))
+    storage.write_text(out / "README.md", card)
+
+
+def _metadata(run: runs.Run[Any]) -> str:
+    """What model hubs read of a card, in YAML: task, licence, and the last validation's values."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = TASKS.get(run.method.name, "image-classification")
+    held_out = f"images held out of its training data, of fingerprint {run.provenance['data'][:10]}"
+    last = run.history.filter(like="validation_").dropna().iloc[-1]
+    results = [
+        EvalResult(task, "images", held_out, name, value, metric_name=name.replace("_", " "))
+        for name, value in last.rename(lambda name: name.removeprefix("validation_")).items()
+    ]
+    about = {"license": "mit", "library_name": "pytorch", "pipeline_tag": task}
+    about |= {"tags": [run.method.name], "metrics": [result.metric_type for result in results]}
+    return ModelCardData(**about, model_name=run.name, eval_results=results).to_yaml()
+
+
+def _reported(name: str, report: Path) -> list[list[Any]]:
+    """Problem, name and value of each number that a report records where it has used a run.
+
+    Of a list with a value for each seed, this is the mean.
+    """
+    if not (file := report / "results.json").is_file():
+        return []
+    results = json.loads(file.read_text(encoding="utf-8"))
+    used = [run for run in results["provenance"]["runs"] if run["run"] == name]
+    problems = used[0].get("problems", []) if used else []
+    rows = []
+    for problem in problems:
+        for key, value in results.get(problem, {}).items():
+            if isinstance(value, dict) and "accuracy" in value:  # one for each seed
+                key, value = f"{key}, mean accuracy", np.mean(value["accuracy"])
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                rows.append([problem, key, value])
+    return rows
 
 
 def open_run(folder: Path) -> runs.Run[Any]:
