@@ -106,6 +106,25 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
         load(f"folder:{odd}", pairs=["svhn->usps"])
 
 
+def test_a_domain_of_ones_own_stands_beside_those_of_the_package(load, tmp_path):
+    mine = digit_folder(tmp_path / "mine", ["my_digits"])
+    pairs = ["usps->my_digits", "my_digits->svhn"]
+    digits = load(f"embedded+folder:{mine}", pairs=pairs)
+    assert list(digits.pairs) == pairs
+    assert digits.domains["usps"].source.startswith("UCI")
+    assert shades(digits.domains["my_digits"].test.images) == list(range(10))
+    with pytest.raises(UserError, match=r"no usps.* no svhn"):
+        load(f"folder:{mine}", pairs=pairs)
+
+
+@pytest.mark.parametrize("data", ["embedded", "torchvision:here"])
+def test_an_unknown_domain_is_named_before_anything_is_read(load, data):
+    with pytest.raises(UserError, match="no domain 'mnitsm': did you mean 'mnistm'"):
+        load(data, pairs=["usps->mnistm", "usps->mnitsm"])
+    with pytest.raises(UserError, match="is not one of embedded"):
+        load("embedded+torchvision:here")
+
+
 def write_labels(root, domain, labels):
     rows = [(f"{i}.png", label) for i, label in enumerate(labels)]
     write_csv(root / f"digits/{domain}/train.csv", ["image_name", "label"], rows)

@@ -9,12 +9,13 @@ of its code.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import ClassifierSettings
+from dlcvlib.config.schema import ClassifierSettings, DANNParams, PixelDAParams, part
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
@@ -136,7 +137,18 @@ def learned(class_loss: Tensor) -> Tensor:
 
 
 class TwoDomains(Classifier):
-    """A classifier whose training also sees the target's images, without their labels."""
+    """A classifier whose training also sees the target's images, without their labels.
+
+    Attributes:
+        title: its name in tables and figures.
+    """
+
+    title: ClassVar[str]
+
+    @classmethod
+    def settings_of(cls, chapter: DANNParams | PixelDAParams, seed: int) -> Any:
+        """The settings of a seed's run: by default chapter 3's parameters, which 4 has too."""
+        return part(cls.settings_class(), chapter.dann, seed=seed)
 
     @property
     def augmentations(self) -> tuple[str, str]:

@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import PixelDASettings
+from dlcvlib.config.schema import PixelDAParams, PixelDASettings
 from dlcvlib.data.augment import photometric, strong
 from dlcvlib.methods.classifier import IMAGE_SIZE, TwoDomains, learned
 from dlcvlib.training.method import Batch, update
@@ -174,7 +174,7 @@ def content_loss(images: Tensor, others: Tensor) -> Tensor:
 class PixelDA(TwoDomains):
     """G, D and T; T is an extractor and a classifier."""
 
-    name = "pixelda"
+    name, title = "pixelda", "PixelDA"
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
@@ -182,6 +182,11 @@ class PixelDA(TwoDomains):
         self.rates["generator"] = settings.generator_rate
         self.rates["discriminator"] = settings.discriminator_rate
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
+
+    @classmethod
+    def settings_of(cls, chapter: PixelDAParams, seed: int) -> PixelDASettings:
+        """By the parameters of chapter 4."""
+        return chapter.settings(seed)
 
     @property
     def augmentations(self) -> tuple[str, str]:

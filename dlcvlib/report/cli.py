@@ -210,8 +210,7 @@ def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
     if chapter == "gan":
         measured = features.measured(params, data)
         return [train_or_load(DCGAN, params.settings, measured, params.runs_dir)]
-    third = (adaptation.SOURCE_ONLY, "DANN", adaptation.TARGET_ONLY)
-    methods = adaptation.ALL if chapter == "pixelda" else third
+    methods = adaptation.ALL if chapter == "pixelda" else adaptation.CHAPTER_3
     return list(adaptation.train(params, data, methods).values())
 
 

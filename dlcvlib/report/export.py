@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dlcvlib.methods.adamatch import AdaMatch
+from dlcvlib.methods import adapting
 from dlcvlib.methods.attributes import AttributeClassifier
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier
-from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.dcgan import DCGAN
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
@@ -27,7 +26,8 @@ from dlcvlib.utils.errors import UserError
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind
-    for kind in (VAE, DCGAN, Classifier, DANN, PixelDA, AdaMatch, AttributeClassifier)
+    for kind in (VAE, DCGAN, Classifier, AttributeClassifier, *vars(adapting).values())
+    if isinstance(kind, type)
 }
 TASKS = {"vae": "image-feature-extraction", "dcgan": "unconditional-image-generation"}
 """What a method is for, in the terms of model hubs; all others classify images."""
@@ -146,7 +146,7 @@ def open_run(folder: Path) -> runs.Run[Any]:
         )
     try:
         settings = storage.read_sealed(folder / runs.MARK)["settings"]
-        return runs.load(folder, kind, get_type_hints(kind.__init__)["settings"](**settings))
+        return runs.load(folder, kind, kind.settings_class()(**settings))
     except storage.DamagedFileError as error:
         raise UserError(str(error)) from None
     except (ValidationError, RuntimeError):  # other settings, or other networks
