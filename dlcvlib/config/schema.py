@@ -88,6 +88,7 @@ Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
+Backbone = Literal["plain"]
 DomainUpdate = Literal["joint", "alternating"]
 PixelNorm = Literal["instance", "batch"]
 GANNorm = Literal["batch", "spectral", "none"]
@@ -256,6 +257,7 @@ class GANSettings(TrainingSettings):
 class ClassifierFields(TrainingFields):
     """What decides a digit classifier that is trained on labels alone, except the seed."""
 
+    backbone: Backbone = means("feature extractor: plain (original)")
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
     normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")

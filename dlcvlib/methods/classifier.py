@@ -124,9 +124,15 @@ class Classifier(Method):
         return (self.predict(data.images, source) == data.labels).float().mean().item()
 
 
-def networks(settings: ClassifierSettings) -> tuple[FeatureExtractor, LabelClassifier]:
+BACKBONES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+    "plain": FeatureExtractor,
+}
+"""What `backbone` can be: channels of the blocks -> F, whose `size` is the length of its output."""
+
+
+def networks(settings: ClassifierSettings) -> tuple[nn.Module, LabelClassifier]:
     """F and L with these settings."""
-    extractor = FeatureExtractor(settings.channels)
+    extractor = BACKBONES[settings.backbone](settings.channels)
     sizes = extractor.size, settings.classifier_width
     return extractor, LabelClassifier(*sizes, settings.normalise_classifier)
 
