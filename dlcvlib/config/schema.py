@@ -5,6 +5,7 @@ say which data it uses, what it compares and what it shows. `params/<profile>/<c
 flat mapping that papermill takes as it is; what a profile does not set comes from `quick`.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -50,8 +51,7 @@ def _absolute_source(data: str) -> str:
 
 
 def _two_domains(pair: str) -> str:
-    source, arrow, target = pair.partition("->")
-    if not (arrow and source.isidentifier() and target.isidentifier() and source != target):
+    if not re.fullmatch(r"([^\W\d]\w*)->(?!\1$)[^\W\d]\w*", pair):
         raise ValueError("expected SOURCE->TARGET, two names of letters, digits and _")
     return pair
 
@@ -88,7 +88,6 @@ Schedule = Literal["cosine", "halvings", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
-Backbone = Literal["plain"]
 DomainUpdate = Literal["joint", "alternating"]
 PixelNorm = Literal["instance", "batch"]
 GANNorm = Literal["batch", "spectral", "none"]
@@ -257,7 +256,7 @@ class GANSettings(TrainingSettings):
 class ClassifierFields(TrainingFields):
     """What decides a digit classifier that is trained on labels alone, except the seed."""
 
-    backbone: Backbone = means("feature extractor: plain (original)")
+    backbone: Literal["plain"] = means("feature extractor: plain (original)")
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
     normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")
@@ -413,11 +412,6 @@ class DANNParams(Chapter, DigitParams, DANNFields):
     domain_weights: Weights = means("weights of the domain loss that 3-6 compares")
     ablation_batch_size: Several = means("images per domain in a batch of the runs of 3-5 and 3-6")
     ablation_channels: Channels = means("channels of the feature extractor there")
-
-    @property
-    def dann(self) -> Self:
-        """Chapter 3's parameters, as chapter 4 has them too."""
-        return self
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""

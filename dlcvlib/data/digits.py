@@ -21,7 +21,7 @@ from dlcvlib.utils.errors import UserError, nearest
 
 DOMAINS = ("usps", "mnistm", "svhn")
 """What embedded and torchvision have."""
-BESIDES = "embedded+"
+BESIDES = "embedded+folder:"
 DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")]
 
 
@@ -37,18 +37,17 @@ def load_digits(params: DigitParams) -> DigitData:
         UserError: naming the file or field at fault, before anything long is done; or if no pair
             is left.
     """
-    in_folder = params.data.removeprefix(BESIDES)
-    both = in_folder != params.data and in_folder.startswith("folder:")
-    kind, root = prepare.chosen(in_folder if both else params.data, "digits", other="1,2")
+    data = params.data.replace(BESIDES, "folder:", 1)
+    kind, root = prepare.chosen(data, "digits", other="1,2")
     find = {"embedded": _embedded, "folder": _folder, "torchvision": _torchvision}[kind]
     names = dict.fromkeys(name for pair in params.pairs for name in pair.split("->"))
     if kind != "folder" and (unknown := [name for name in names if name not in DOMAINS]):
         raise UserError(
-            f"pairs: {kind} has no domain {unknown[0]!r}{nearest(unknown[0], DOMAINS)}; it has "
-            f"{', '.join(DOMAINS)}, and {BESIDES}folder:PATH those of a folder too"
+            f"pairs: {kind} has no domain {unknown[0]!r}{nearest(unknown[0], DOMAINS)}; others "
+            f"than {', '.join(DOMAINS)} are those of a folder (data: {BESIDES}PATH)"
         )
     sources = {name: source for name in names if (source := find(params, root, name))}
-    if both:
+    if data != params.data:
         own = [name for name in names if name in DOMAINS and name not in sources]
         sources |= {name: _embedded(params, root, name) for name in own}
     domain = cache(lambda name: _domain(name, sources[name], params))

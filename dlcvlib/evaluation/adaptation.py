@@ -48,13 +48,14 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
         digits: the pairs.
         methods: some of `ALL`.
     """
+    chapter_3 = params.dann if isinstance(params, PixelDAParams) else params
 
     def job(method: str, pair: Pair, seed: int) -> tuple[type[Classifier], Any, Any]:
         """Class, settings and data; only *target only* gets the target's labels."""
         if kind := ADAPTING.get(method):
             return kind, kind.settings_of(params, seed), pair.adaptation()
         of_one_domain = pair.target if method == TARGET_ONLY else pair.source
-        return Classifier, params.dann.classifier(seed), of_one_domain
+        return Classifier, chapter_3.classifier(seed), of_one_domain
 
     # First what the other chapter, which may run at the same time, does not train.
     trained = dict.fromkeys(SOURCE_ONLY if name == ADABN else name for name in methods)

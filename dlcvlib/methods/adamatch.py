@@ -79,6 +79,7 @@ class AdaMatch(TwoDomains):
     """F and L, and their moving average, which makes the predictions."""
 
     name, title = "adamatch", "AdaMatch"
+    settings_of = staticmethod(PixelDAParams.adamatch)
     augmentations = "none", "none"  # the step augments
 
     def __init__(self, settings: AdaMatchSettings) -> None:
@@ -86,11 +87,6 @@ class AdaMatch(TwoDomains):
         self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
         self.averaged = averaged(self.trained, settings.ema_decay)
-
-    @classmethod
-    def settings_of(cls, chapter: PixelDAParams, seed: int) -> AdaMatchSettings:
-        """By the parameters of chapter 4."""
-        return chapter.adamatch(seed)
 
     @property
     def extractor(self) -> nn.Module:

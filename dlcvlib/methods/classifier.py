@@ -9,7 +9,7 @@ of its code.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,8 @@ class TwoDomains(Classifier):
     @classmethod
     def settings_of(cls, chapter: DANNParams | PixelDAParams, seed: int) -> Any:
         """The settings of a seed's run: by default chapter 3's parameters, which 4 has too."""
-        return part(cls.settings_class(), chapter.dann, seed=seed)
+        declared = get_type_hints(cls.__init__)["settings"]
+        return part(declared, getattr(chapter, "dann", chapter), seed=seed)
 
     @property
     def augmentations(self) -> tuple[str, str]:

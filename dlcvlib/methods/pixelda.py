@@ -175,6 +175,7 @@ class PixelDA(TwoDomains):
     """G, D and T; T is an extractor and a classifier."""
 
     name, title = "pixelda", "PixelDA"
+    settings_of = staticmethod(PixelDAParams.settings)
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)
@@ -182,11 +183,6 @@ class PixelDA(TwoDomains):
         self.rates["generator"] = settings.generator_rate
         self.rates["discriminator"] = settings.discriminator_rate
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
-
-    @classmethod
-    def settings_of(cls, chapter: PixelDAParams, seed: int) -> PixelDASettings:
-        """By the parameters of chapter 4."""
-        return chapter.settings(seed)
 
     @property
     def augmentations(self) -> tuple[str, str]:

@@ -48,16 +48,13 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--seed", type=int, help="first seed of every chapter")
     several = {"action": "append", "default": [], "metavar": "CHAPTER.NAME=VALUE"}
     chosen.add_argument("--set", **several, help="such as vae.kld_weight=0.5; can be repeated")
-    logged = argparse.ArgumentParser(add_help=False)
-    logged.add_argument(
-        "--log-with", metavar="TRACKER", help=f"one of {', '.join(tracking.TRACKERS)}"
-    )
+    trackers = ", ".join(tracking.TRACKERS)
+    chosen.add_argument("--log-with", metavar="TRACKER", help=f"train with one of {trackers}")
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m dlcvlib", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    both = [chosen, logged]
-    report = commands.add_parser("report", parents=both, help="run the notebooks headless")
+    report = commands.add_parser("report", parents=[chosen], help="run the notebooks headless")
     report.add_argument("--only", metavar="N-M,…", help="problems or chapters, such as 1-1,1-3,2")
     report.add_argument("--jobs", type=count, help="notebooks at once (default: by cores, up to 4)")
     report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
@@ -65,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--authors", nargs="+", default=[], metavar="NAME", help="of the report")
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
-    train = commands.add_parser("train", parents=both, help="train without notebooks")
+    train = commands.add_parser("train", parents=[chosen], help="train without notebooks")
     params = commands.add_parser("params", parents=[chosen], help="show a chapter's parameters")
     for command in (train, params):
         command.add_argument("chapter", choices=CHAPTERS)

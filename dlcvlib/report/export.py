@@ -4,9 +4,8 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ METHODS: dict[str, type[Method]] = {
     for kind in (VAE, DCGAN, Classifier, AttributeClassifier, *vars(adapting).values())
     if isinstance(kind, type)
 }
-TASKS = {"vae": "image-feature-extraction", "dcgan": "unconditional-image-generation"}
-"""What a method is for, in the terms of model hubs; all others classify images."""
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 """How far outputs of an exported network may be from the original's, in float32."""
 BATCH = 4
@@ -92,45 +89,14 @@ def _write(run: runs.Run[Any], out: Path, report: Path) -> None:
     for file in (runs.MODEL, runs.HISTORY):
         shutil.copyfile(run.folder / file, out / file)
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}
-    values |= {"metadata": _metadata(run), "reported": _reported(run.name, report)}
+    reported, problems = {}, []
+    if (file := report / "results.json").is_file():
+        reported = json.loads(file.read_text(encoding="utf-8"))
+        used = [one for one in reported["provenance"]["runs"] if one["run"] == run.name]
+        problems = used[0].get("problems", []) if used else []
+    values |= {"reported": {problem: reported[problem] for problem in problems}}
     card = template("model_card.md.j2").render(values, about=type(run.method))
     storage.write_text(out / "README.md", card)
-
-
-def _metadata(run: runs.Run[Any]) -> str:
-    """What model hubs read of a card, in YAML: task, licence, and the last validation's values."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    task = TASKS.get(run.method.name, "image-classification")
-    held_out = f"images held out of its training data, of fingerprint {run.provenance['data'][:10]}"
-    last = run.history.filter(like="validation_").dropna().iloc[-1]
-    results = [
-        EvalResult(task, "images", held_out, name, value, metric_name=name.replace("_", " "))
-        for name, value in last.rename(lambda name: name.removeprefix("validation_")).items()
-    ]
-    about = {"license": "mit", "library_name": "pytorch", "pipeline_tag": task}
-    about |= {"tags": [run.method.name], "metrics": [result.metric_type for result in results]}
-    return ModelCardData(**about, model_name=run.name, eval_results=results).to_yaml()
-
-
-def _reported(name: str, report: Path) -> list[list[Any]]:
-    """Problem, name and value of each number that a report records where it has used a run.
-
-    Of a list with a value for each seed, this is the mean.
-    """
-    if not (file := report / "results.json").is_file():
-        return []
-    results = json.loads(file.read_text(encoding="utf-8"))
-    used = [run for run in results["provenance"]["runs"] if run["run"] == name]
-    problems = used[0].get("problems", []) if used else []
-    rows = []
-    for problem in problems:
-        for key, value in results.get(problem, {}).items():
-            if isinstance(value, dict) and "accuracy" in value:  # one for each seed
-                key, value = f"{key}, mean accuracy", np.mean(value["accuracy"])
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                rows.append([problem, key, value])
-    return rows
 
 
 def open_run(folder: Path) -> runs.Run[Any]:
@@ -146,7 +112,7 @@ def open_run(folder: Path) -> runs.Run[Any]:
         )
     try:
         settings = storage.read_sealed(folder / runs.MARK)["settings"]
-        return runs.load(folder, kind, kind.settings_class()(**settings))
+        return runs.load(folder, kind, get_type_hints(kind.__init__)["settings"](**settings))
     except storage.DamagedFileError as error:
         raise UserError(str(error)) from None
     except (ValidationError, RuntimeError):  # other settings, or other networks

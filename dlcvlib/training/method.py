@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 
@@ -88,11 +88,6 @@ class Method(nn.Module):
             name: Adam([w for part in parts for w in self.get_submodule(part).parameters()], **how)
             for name, parts in self.trains.items()
         }
-
-    @classmethod
-    def settings_class(cls) -> type:
-        """The class of its settings, as its constructor declares it."""
-        return get_type_hints(cls.__init__)["settings"]
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """Measures on held-out data for the history, by name."""

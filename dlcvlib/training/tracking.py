@@ -62,22 +62,20 @@ def tracked(folder: Path, settings: Any, history: Sequence[Row]) -> Iterator[Cal
     }
     kind, place = LOGGER_TYPE_TO_CLASS[tracker], folder.parent / "tensorboard" / folder.name
     places = [place] if kind.requires_logging_directory else []
-    open_tracker = kind(PROJECT, *places, **options[tracker])
-    # What some print would stand in the report.
-    quiet = redirect_stdout(None) if os.environ.get("DLCV_STATUS") else nullcontext()
-    with quiet:
-        open_tracker.start()
+    opened = kind(PROJECT, *places, **options[tracker])
     plain = {n: v if isinstance(v, int | float) else str(v) for n, v in settings}
-    open_tracker.store_init_configuration(plain)
 
     def log(row: Row) -> None:
         values = {name: value for name, value in row.items() if name != "step"}
-        open_tracker.log(values, step=int(row["step"]))
+        opened.log(values, step=int(row["step"]))
 
-    try:
-        for row in history:
-            log(row)
-        yield log
-    finally:
-        with quiet:
-            open_tracker.finish()
+    # What some print would stand in the report.
+    with redirect_stdout(None) if os.environ.get("DLCV_STATUS") else nullcontext():
+        opened.start()
+        try:
+            opened.store_init_configuration(plain)
+            for row in history:
+                log(row)
+            yield log
+        finally:
+            opened.finish()
