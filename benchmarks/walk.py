@@ -41,7 +41,7 @@ from dlcvlib.utils.errors import UserError
 LARGE = {int: 24, float: 1e6}
 """In place of an end where there is none: many steps or wide networks only take long."""
 FREE = {"steps", "vae_changes", "dann_changes", "data", "attribute", "runs_dir", "seed"}
-FREE |= {"vae_profile", "dann_profile", "precision", "background"}
+FREE |= {"vae_profile", "dann_profile", "precision", "background", "pairs"}
 """Parameters whose values `EXTRA` names, or that are no range."""
 FEW: dict[str, dict[str, Any]] = {
     "vae": {"ablation_seeds": [0]},

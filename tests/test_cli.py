@@ -15,7 +15,7 @@ from dlcvlib.config import profiles
 from dlcvlib.config.paths import NOTEBOOKS, PARAMS, ROOT
 from dlcvlib.report import cli, provenance
 from dlcvlib.report.cli import main
-from dlcvlib.training import loop
+from dlcvlib.training import loop, tracking
 from dlcvlib.utils import environment, storage
 
 
@@ -44,6 +44,8 @@ def test_jobs_are_at_least_one(capsys):
 
 BAD = {
     "--set=vae.kld_wieght=1": "did you mean 'kld_weight'",
+    "--log-with=tensorbord": "did you mean 'tensorboard'",
+    "--log-with=mlflow": "mlflow is not installed: pip install mlflow",
     "--only=": "unknown problem '' (there are: 1-1, ",
     "--out={taken}": "report.pdf is no report's",
     "--out={taken}/report.pdf/new": "report.pdf is not a folder that can be written to",
@@ -54,6 +56,7 @@ BAD = {
 def test_bad_arguments_give_one_line_and_status_2(option, message, capsys, tmp_path, monkeypatch):
     """Before any data are prepared."""
     monkeypatch.setattr(dlcvlib.utils.process, "run_in_subprocess", None)
+    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
     (tmp_path / "report.pdf").touch()
     assert main(["report", f"--out={tmp_path}/report", option.format(taken=tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
-from conftest import digit_folder, shaded, shades, write_csv
+from conftest import digit_folder, shaded, shades, write_csv, write_pictures
 from PIL import Image
 from sklearn.datasets import dump_svmlight_file
 from torchvision import datasets
@@ -109,6 +109,31 @@ def test_a_missing_domain_drops_its_pairs_and_says_so(load, tmp_path):
     assert list(load(f"folder:{odd}", pairs=["mnistm->usps"]).pairs) == ["mnistm->usps"]
     with pytest.raises(UserError, match="none can be run"):
         load(f"folder:{odd}", pairs=["svhn->usps"])
+
+
+def test_a_domain_of_ones_own_stands_beside_those_of_the_package(load, tmp_path):
+    place = tmp_path / "mine" / "digits" / "my_digits"
+    write_pictures(place / "images", [n % 10 for n in range(100)], side=28, label=int)
+    place.joinpath("images.csv").rename(place / "labels.csv")
+    mine = tmp_path / "mine"
+    pairs = ["usps->my_digits", "my_digits->svhn"]
+    digits = load(f"embedded+folder:{mine}", pairs=pairs)
+    assert list(digits.pairs) == pairs
+    assert digits.domains["usps"].source.startswith("UCI")
+    domain = digits.domains["my_digits"]
+    assert [len(split) for split in splits(domain)] == [76, 4, 20]
+    assert shades(domain.test.images) == domain.test.labels.tolist()
+    assert "A fifth of the images" in domain.description()
+    with pytest.raises(UserError, match=r"no usps.* no svhn"):
+        load(f"folder:{mine}", pairs=pairs)
+
+
+@pytest.mark.parametrize("data", ["embedded", "torchvision:here"])
+def test_an_unknown_domain_is_named_before_anything_is_read(load, data):
+    with pytest.raises(UserError, match="no domain 'mnitsm': did you mean 'mnistm'"):
+        load(data, pairs=["usps->mnistm", "usps->mnitsm"])
+    with pytest.raises(UserError, match="is not one of embedded"):
+        load("embedded+torchvision:here")
 
 
 def write_labels(root, domain, labels):

@@ -1,5 +1,6 @@
 """Networks of trained runs for use elsewhere."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import types
 
 import pytest
 import torch
-from conftest import METHODS
+from conftest import METHODS, ROOT
+from huggingface_hub import ModelCard
 
 from dlcvlib.report import cli, export
 from dlcvlib.training import runs
@@ -17,8 +19,20 @@ from dlcvlib.training import runs
 def test_the_card_is_all_that_one_needs(method, train, tmp_path):
     """Its code runs without this project, and gives what the trained networks give."""
     run, out = train(method), tmp_path / "out"
-    assert cli.main(["export", str(run.folder), "--out", str(out)]) == 0
+    used = {"run": run.name, "problems": ["1-3"]}
+    values = {"psnr_mean": 12.34, "a->b": {"accuracy": [0.5, 0.7]}, "ssim": [1.0]}
+    results = {"provenance": {"runs": [used]}, "1-3": values, "1-4": {"kid_prior": 9.87}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    report = ["--report", str(tmp_path)]
+    assert cli.main(["export", str(run.folder), "--out", str(out), *report]) == 0
     card = (out / "README.md").read_text()
+    assert re.findall(r"^\| 1-.*", card, re.MULTILINE) == [
+        "| 1-3 | psnr_mean | 12.34 |",
+        "| 1-3 | a->b, mean accuracy | 0.6 |",
+    ]
+    validated = run.history.filter(like="validation_").iloc[-1].rename(lambda name: name[11:])
+    found = ModelCard.load(out / "README.md").data.eval_results
+    assert {result.metric_type: result.metric_value for result in found} == dict(validated)
     codes = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     networks = export.networks(run.method)
     assert len(codes) == len(networks)
@@ -34,6 +48,16 @@ def test_the_card_is_all_that_one_needs(method, train, tmp_path):
         assert (out / f"{name}.onnx").is_file()
     assert run.name in card
     assert all(f"`{name}`" in card for name in type(run.settings).model_fields)
+
+
+def test_the_readme_shows_how_to_use_one(train, tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import torch\n.*?)```", readme, re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    run = train("dcgan", latent_dim=100, image_size=64)
+    assert cli.main(["export", str(run.folder), "--out", str(tmp_path / "faces")]) == 0
+    code += "assert images.shape == (16, 3, 64, 64) and 0 <= images.min() <= images.max() <= 1"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
 
 
 def test_an_averaged_generator_is_exported_as_it_is_sampled_from(train):

@@ -130,6 +130,7 @@ def test_every_setting_changes_the_weights(name, train):
     ignored = [
         setting
         for setting, value in base
-        if same(before, train(name, **changes | {setting: other(base, setting, value)}).method)
+        if setting != "backbone"  # it has one value, until a user adds another
+        and same(before, train(name, **changes | {setting: other(base, setting, value)}).method)
     ]
     assert ignored == (["keep_snapshots"] if name == "dcgan" else [])

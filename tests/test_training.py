@@ -9,10 +9,11 @@ import torch
 from accelerate import PartialState
 from conftest import before_step, interrupt, same, settings_of
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from dlcvlib.data.batches import Batches, random_flips
-from dlcvlib.training import checkpoint, device, loop
+from dlcvlib.training import checkpoint, device, loop, tracking
 from dlcvlib.training.method import Method, update
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
@@ -222,3 +223,30 @@ def test_what_is_not_finite_stops_the_run_and_is_not_kept(tmp_path, monkeypatch,
     for file in files:
         tensors, _ = storage.read_tensors(file, storage.sha256(file))
         assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+# --- trackers ---------------------------------------------------------------------------------
+
+
+def tensorboard(folder):
+    """What TensorBoard shows of a run: name -> [(step, value)]."""
+    (run,) = (folder / "tensorboard").iterdir()
+    found = EventAccumulator(str(run / tracking.PROJECT)).Reload()
+    return {n: [(e.step, e.value) for e in found.Scalars(n)] for n in found.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("every", [0.0, 1000.0])
+def test_a_tracker_gets_each_row_of_the_history_once(tmp_path, monkeypatch, every):
+    """Of a run that is resumed, from a checkpoint of the step before or from the beginning."""
+    monkeypatch.setenv(tracking.VARIABLE, "tensorboard")
+    with before_step(Small, 7, interrupt):
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", every)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path, steps=20)
+    history = fit(tmp_path, steps=20).history
+    shown = tensorboard(tmp_path)
+    columns = dict(history.drop(columns="step"))
+    assert shown.keys() == columns.keys()
+    for name, column in columns.items():
+        rows = zip(history["step"], column, strict=True)
+        assert shown[name] == [pytest.approx(row) for row in rows if row[1] == row[1]]

@@ -5,7 +5,7 @@ say which data it uses, what it compares and what it shows. `params/<profile>/<c
 flat mapping that papermill takes as it is; what a profile does not set comes from `quick`.
 """
 
-import itertools
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -50,12 +50,17 @@ def _absolute_source(data: str) -> str:
     return f"{kind}:{paths.absolute(path)}" if path else data
 
 
+def _two_domains(pair: str) -> str:
+    if not re.fullmatch(r"([^\W\d]\w*)->(?!\1$)[^\W\d]\w*", pair):
+        raise ValueError("expected SOURCE->TARGET, two names of letters, digits and _")
+    return pair
+
+
 def means(text: str) -> Any:
     """A field with its meaning, which notebooks, `params` and the report show."""
     return Field(description=text)
 
 
-PAIRS = ["->".join(pair) for pair in itertools.permutations(("usps", "mnistm", "svhn"), 2)]
 Profile = Literal["smoke", "quick", "full", "original"]
 Whole = Annotated[int, BeforeValidator(_no_switch)]
 Real = Annotated[float, BeforeValidator(_no_switch)]
@@ -73,7 +78,8 @@ MapPoints = Annotated[Whole, Field(ge=20, le=2000)]
 Perplexity = Annotated[Real, Field(ge=2, le=200)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Pairs = Annotated[list[Literal[*PAIRS]], Field(min_length=1), AfterValidator(_distinct)]
+DomainPair = Annotated[str, AfterValidator(_two_domains)]
+Pairs = Annotated[list[DomainPair], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[list[Width], Field(min_length=1, max_length=5)]
 Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
@@ -250,6 +256,7 @@ class GANSettings(TrainingSettings):
 class ClassifierFields(TrainingFields):
     """What decides a digit classifier that is trained on labels alone, except the seed."""
 
+    backbone: Literal["plain"] = means("feature extractor: plain (original)")
     channels: Channels = means("channels of the feature extractor's blocks")
     classifier_width: Width = means("width of the label classifier's hidden layers")
     normalise_classifier: bool = means("BatchNorm after the label classifier's first layer")
@@ -353,8 +360,8 @@ class Chapter(Parameters):
         _ = self.uses
 
 
-def _part(cls: type[P], *sources: Parameters | Mapping[str, Any], **more: Any) -> P:
-    """A class's parameters out of others, of which the later ones count."""
+def part(cls: type[P], *sources: Parameters | Mapping[str, Any], **more: Any) -> P:
+    """A class's parameters out of others, of which the later ones count, and its defaults."""
     values = {name: value for source in sources for name, value in dict(source).items()}
     return cls(**{name: values[name] for name in cls.model_fields if name in values} | more)
 
@@ -373,7 +380,7 @@ class VAEParams(Chapter, FaceParams, VAESettings):
     @property
     def settings(self) -> VAESettings:
         """The part that decides the trained model."""
-        return _part(VAESettings, self)
+        return part(VAESettings, self)
 
 
 class GANParams(Chapter, FaceParams, GANSettings):
@@ -390,12 +397,12 @@ class GANParams(Chapter, FaceParams, GANSettings):
     @property
     def settings(self) -> GANSettings:
         """The part that decides the trained model."""
-        return _part(GANSettings, self)
+        return part(GANSettings, self)
 
     @cached_property
     def vae(self) -> VAEParams:
         """Chapter 1's parameters, on this chapter's faces; as they were when this was made."""
-        changes = self.vae_changes | dict(_part(FaceParams, self))
+        changes = self.vae_changes | dict(part(FaceParams, self))
         return load(self.vae_profile, "vae", changes, "vae_changes: ")
 
 
@@ -408,15 +415,15 @@ class DANNParams(Chapter, DigitParams, DANNFields):
 
     def classifier(self, seed: int) -> ClassifierSettings:
         """Settings of the source-only and target-only classifiers."""
-        return _part(ClassifierSettings, self, seed=seed)
+        return part(ClassifierSettings, self, seed=seed)
 
     def settings(self, seed: int) -> DANNSettings:
         """Settings of the DANN of a seed."""
-        return _part(DANNSettings, self, seed=seed)
+        return part(DANNSettings, self, seed=seed)
 
     def ablation(self) -> DANNSettings:
         """Settings that the runs of 3-5 and 3-6 share; their seeds are `ablation_seeds`."""
-        return _part(DANNSettings, self, self.own("ablation"), seed=self.ablation_seeds[0])
+        return part(DANNSettings, self, self.own("ablation"), seed=self.ablation_seeds[0])
 
 
 class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
@@ -433,18 +440,18 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
     @cached_property
     def dann(self) -> DANNParams:
         """Chapter 3's parameters, on this chapter's digits; as they were when this was made."""
-        changes = self.dann_changes | dict(_part(DigitParams, self))
+        changes = self.dann_changes | dict(part(DigitParams, self))
         return load(self.dann_profile, "dann", changes, "dann_changes: ")
 
     def settings(self, seed: int) -> PixelDASettings:
         """Settings of the PixelDA of a seed."""
-        return _part(PixelDASettings, self.dann, self, seed=seed)
+        return part(PixelDASettings, self.dann, self, seed=seed)
 
     def adamatch(self, seed: int) -> AdaMatchSettings:
         """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
         own = self.own("adamatch") | {"precision": self.precision}
         views = {"augmentation": "strong", "target_augmentation": "geometric"}
-        return _part(AdaMatchSettings, self, self.dann, own, views, seed=seed)
+        return part(AdaMatchSettings, self, self.dann, own, views, seed=seed)
 
 
 CHAPTERS = {"vae": VAEParams, "gan": GANParams, "dann": DANNParams, "pixelda": PixelDAParams}

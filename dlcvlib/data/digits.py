@@ -1,7 +1,8 @@
-"""Digits of three domains, usps, mnistm and svhn, from three sources.
+"""Digits of three domains, usps, mnistm and svhn, and of others in a folder, from three sources.
 
 embedded      real scans shipped with packages, some blended with photographs; drawn street numbers
-folder        the homework's layout: `digits/<domain>/{train,test}/*.png` with `{train,test}.csv`
+folder        the homework's layout: `digits/<domain>/{train,test}/*.png` with `{train,test}.csv`,
+              for domains of any name; `embedded+folder` has the embedded domains besides
 torchvision   MNIST, USPS and SVHN; MNIST-M made from MNIST and photographs
 """
 
@@ -17,9 +18,12 @@ from dlcvlib.data import folder, prepare, scans
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import CLASSES, DigitData, Domain, LabelledImages, Pair
 from dlcvlib.utils import fingerprints, storage
-from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.errors import UserError, nearest
 
 MNIST = "MNIST/raw"
+DOMAINS = ("usps", "mnistm", "svhn")
+"""What embedded and torchvision have."""
+BESIDES = "embedded+folder:"
 DRAWING = [f"data/synthetic/{name}" for name in ("numbers", "people", "brushes")]
 
 
@@ -35,10 +39,19 @@ def load_digits(params: DigitParams) -> DigitData:
         UserError: naming the file or field at fault, before anything long is done; or if no pair
             is left.
     """
-    kind, root = prepare.chosen(params.data, "digits", other="1,2")
+    data = params.data.replace(BESIDES, "folder:", 1)
+    kind, root = prepare.chosen(data, "digits", other="1,2")
     find = {"embedded": _embedded, "folder": _folder, "torchvision": _torchvision}[kind]
     names = dict.fromkeys(name for pair in params.pairs for name in pair.split("->"))
+    if kind != "folder" and (unknown := [name for name in names if name not in DOMAINS]):
+        raise UserError(
+            f"pairs: {kind} has no domain {unknown[0]!r}{nearest(unknown[0], DOMAINS)}; others "
+            f"than {', '.join(DOMAINS)} are those of a folder (data: {BESIDES}PATH)"
+        )
     sources = {name: source for name in names if (source := find(params, root, name))}
+    if data != params.data:
+        own = [name for name in names if name in DOMAINS and name not in sources]
+        sources |= {name: _embedded(params, root, name) for name in own}
     domain = cache(lambda name: _domain(name, sources[name], params))
     pairs, left_out = {}, []
     for pair in params.pairs:

@@ -1,5 +1,6 @@
 """Folders in the homework's layout: `{train,test}/*.png`, and beside them `{train,test}.csv`.
 
+Or, without a split, `images/*.png` and `labels.csv`, of which a fixed random fifth is for testing.
 A list has a column `image_name`, and columns of small integers: attributes of 0 and 1, or a label.
 What people's lists have instead is accepted where it has one meaning, with a note in the report.
 """
@@ -39,10 +40,18 @@ def source(
     Raises:
         UserError: as `read_list`, or if a file cannot be read.
     """
-    folder, tables, notes = root / place, [], []
-    for split in ("train", "test"):
-        table, remarks = read_list(folder / f"{split}.csv", folder / split, **reading)
-        notes += remarks
+    folder = root / place
+    if (whole := folder / "labels.csv").is_file():
+        table, notes = read_list(whole, folder / "images", **reading)
+        tested = np.random.default_rng(0).permutation(len(table)) % 5 == 0
+        splits = [table[~tested], table[tested]]
+        notes.append("A fifth of the images, chosen at random, is for testing.")
+    else:
+        pairs = ((folder / f"{split}.csv", folder / split) for split in ("train", "test"))
+        splits, remarks = zip(*(read_list(*pair, **reading) for pair in pairs), strict=True)
+        notes = [*remarks[0], *remarks[1]]
+    tables = []
+    for table in splits:
         if 0 < params.image_limit < len(table):
             order = np.random.default_rng(0).permutation(len(table))
             table = table.iloc[np.sort(order[: params.image_limit])]

@@ -134,7 +134,7 @@ class Domain(Splits[LabelledImages]):
     """Digits of one kind, split.
 
     Attributes:
-        name: "usps", "mnistm" or "svhn".
+        name: such as "usps", "mnistm" or "svhn".
         images_fingerprint: hex digest of the images alone.
     """
 

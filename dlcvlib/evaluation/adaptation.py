@@ -8,6 +8,7 @@ add to it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +18,21 @@ from dlcvlib.config.schema import DANNParams, PixelDAParams
 from dlcvlib.data.types import DigitData, Pair
 from dlcvlib.evaluation import original, significance
 from dlcvlib.evaluation.significance import LEVEL, compare, mean_text
+from dlcvlib.methods import adapting
 from dlcvlib.methods.adabn import AdaBN
-from dlcvlib.methods.adamatch import AdaMatch
-from dlcvlib.methods.classifier import Classifier
+from dlcvlib.methods.classifier import Classifier, TwoDomains
 from dlcvlib.methods.dann import DANN
-from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.training.runs import Run, train_all
 
 SOURCE_ONLY, ADABN, TARGET_ONLY = "source only", "AdaBN", "target only"
-ALL = (SOURCE_ONLY, ADABN, "DANN", "PixelDA", "AdaMatch", TARGET_ONLY)
+ADAPTING: dict[str, type[TwoDomains]] = {
+    kind.title: kind for kind in vars(adapting).values() if isinstance(kind, type)
+}
+"""The methods that are trained on both domains."""
+ALL = (SOURCE_ONLY, ADABN, *ADAPTING, TARGET_ONLY)
 """Methods in the order of tables and figures."""
+CHAPTER_3 = (SOURCE_ONLY, "DANN", TARGET_ONLY)
+"""What chapter 3 trains."""
 
 KEY = ["method", "pair", "seed"]
 TEST_INTERVAL = "test_low", "test_high"
@@ -43,20 +49,19 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
         methods: some of `ALL`.
     """
     chapter_3 = params.dann if isinstance(params, PixelDAParams) else params
-    # Class, settings and data; only *target only* gets the target's labels.
-    job = {
-        SOURCE_ONLY: lambda pair, seed: (Classifier, chapter_3.classifier(seed), pair.source),
-        "DANN": lambda pair, seed: (DANN, chapter_3.settings(seed), pair.adaptation()),
-        "PixelDA": lambda pair, seed: (PixelDA, params.settings(seed), pair.adaptation()),
-        "AdaMatch": lambda pair, seed: (AdaMatch, params.adamatch(seed), pair.adaptation()),
-        TARGET_ONLY: lambda pair, seed: (Classifier, chapter_3.classifier(seed), pair.target),
-    }
+
+    def job(method: str, pair: Pair, seed: int) -> tuple[type[Classifier], Any, Any]:
+        """Class, settings and data; only *target only* gets the target's labels."""
+        if kind := ADAPTING.get(method):
+            return kind, kind.settings_of(params, seed), pair.adaptation()
+        of_one_domain = pair.target if method == TARGET_ONLY else pair.source
+        return Classifier, chapter_3.classifier(seed), of_one_domain
+
     # First what the other chapter, which may run at the same time, does not train.
     trained = dict.fromkeys(SOURCE_ONLY if name == ADABN else name for name in methods)
-    order = sorted(trained, key=lambda name: name not in ("PixelDA", "AdaMatch"))
     jobs = {
-        (method, name, seed): job[method](pair, seed)
-        for method in order
+        (method, name, seed): job(method, pair, seed)
+        for method in sorted(trained, key=lambda name: name in CHAPTER_3)
         for name, pair in digits.pairs.items()
         for seed in params.seeds
     }

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dlcvlib.config.schema import AdaMatchSettings
+from dlcvlib.config.schema import AdaMatchSettings, PixelDAParams
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
@@ -78,7 +78,8 @@ def warm_up(progress: float) -> float:
 class AdaMatch(TwoDomains):
     """F and L, and their moving average, which makes the predictions."""
 
-    name = "adamatch"
+    name, title = "adamatch", "AdaMatch"
+    settings_of = staticmethod(PixelDAParams.adamatch)
     augmentations = "none", "none"  # the step augments
 
     def __init__(self, settings: AdaMatchSettings) -> None:

@@ -9,12 +9,13 @@ of its code.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import ClassifierSettings
+from dlcvlib.config.schema import ClassifierSettings, DANNParams, PixelDAParams, part
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
@@ -123,9 +124,15 @@ class Classifier(Method):
         return (self.predict(data.images, source) == data.labels).float().mean().item()
 
 
-def networks(settings: ClassifierSettings) -> tuple[FeatureExtractor, LabelClassifier]:
+BACKBONES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
+    "plain": FeatureExtractor,
+}
+"""What `backbone` can be: channels of the blocks -> F, whose `size` is the length of its output."""
+
+
+def networks(settings: ClassifierSettings) -> tuple[nn.Module, LabelClassifier]:
     """F and L with these settings."""
-    extractor = FeatureExtractor(settings.channels)
+    extractor = BACKBONES[settings.backbone](settings.channels)
     sizes = extractor.size, settings.classifier_width
     return extractor, LabelClassifier(*sizes, settings.normalise_classifier)
 
@@ -136,7 +143,19 @@ def learned(class_loss: Tensor) -> Tensor:
 
 
 class TwoDomains(Classifier):
-    """A classifier whose training also sees the target's images, without their labels."""
+    """A classifier whose training also sees the target's images, without their labels.
+
+    Attributes:
+        title: its name in tables and figures.
+    """
+
+    title: ClassVar[str]
+
+    @classmethod
+    def settings_of(cls, chapter: DANNParams | PixelDAParams, seed: int) -> Any:
+        """The settings of a seed's run: by default chapter 3's parameters, which 4 has too."""
+        declared = get_type_hints(cls.__init__)["settings"]
+        return part(declared, getattr(chapter, "dann", chapter), seed=seed)
 
     @property
     def augmentations(self) -> tuple[str, str]:

@@ -94,7 +94,7 @@ class DomainClassifier(nn.Module):
 class DANN(TwoDomains):
     """F, L and D; F and L share an optimiser, D has its own."""
 
-    name = "dann"
+    name, title = "dann", "DANN"
 
     def __init__(self, settings: DANNSettings) -> None:
         super().__init__(settings)

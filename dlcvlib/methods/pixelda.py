@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import PixelDASettings
+from dlcvlib.config.schema import PixelDAParams, PixelDASettings
 from dlcvlib.data.augment import photometric, strong
 from dlcvlib.methods.classifier import IMAGE_SIZE, TwoDomains, learned
 from dlcvlib.training.method import Batch, update
@@ -174,7 +174,8 @@ def content_loss(images: Tensor, others: Tensor) -> Tensor:
 class PixelDA(TwoDomains):
     """G, D and T; T is an extractor and a classifier."""
 
-    name = "pixelda"
+    name, title = "pixelda", "PixelDA"
+    settings_of = staticmethod(PixelDAParams.settings)
 
     def __init__(self, settings: PixelDASettings) -> None:
         super().__init__(settings)

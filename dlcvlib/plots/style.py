@@ -1,7 +1,9 @@
 """Sizes, colours and names that all figures share, and the frame behind each."""
 
+import itertools
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -28,10 +30,11 @@ GREY, DARK = "#888888", "#222222"
 """Baselines and reference lines; the dots of single runs."""
 SOURCE, TARGET = CYCLE[0], "#CC3311"
 """Blue and red, as in the original; they differ in lightness too."""
-METHOD_COLORS = {
+METHOD_COLORS = defaultdict(itertools.cycle([CYCLE[n] for n in (1, 5, 4)]).__next__, {
     "source only": "#CCCCCC", "AdaBN": "#999999", "target only": "#666666",
     "DANN": CYCLE[0], "PixelDA": CYCLE[2], "AdaMatch": CYCLE[3],
-}  # fmt: skip
+})  # fmt: skip
+"""Further methods get what is left of the cycle, in their order in a notebook."""
 CLASS_COLORS = (
     "#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE",
     "#882255", "#44AA99", "#666666", "#AA4499", "#999933",

@@ -21,6 +21,7 @@ On several devices: accelerate launch -m dlcvlib train vae --profile original
 # The text above is what `--help` shows. Modules are imported where they are needed, so that help
 # and errors come at once.
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlcvlib.config.paths import ROOT, absolute
+from dlcvlib.training import tracking
 from dlcvlib.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--seed", type=int, help="first seed of every chapter")
     several = {"action": "append", "default": [], "metavar": "CHAPTER.NAME=VALUE"}
     chosen.add_argument("--set", **several, help="such as vae.kld_weight=0.5; can be repeated")
+    trackers = ", ".join(tracking.TRACKERS)
+    chosen.add_argument("--log-with", metavar="TRACKER", help=f"train with one of {trackers}")
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m dlcvlib", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -67,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a trained run's networks for use elsewhere")
     export.add_argument("run", type=absolute, help="its folder, such as runs/vae-0123456789")
     export.add_argument("--out", type=absolute, help="default: export/, and the run's name")
+    whose = {"type": absolute, "default": ROOT / "report"}
+    export.add_argument("--report", **whose, help="for the model card (default: report)")
 
     compare = commands.add_parser(
         "compare",
@@ -91,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
     arguments = parser().parse_args(argv)
     try:
+        if tracker := getattr(arguments, "log_with", None):
+            tracking.check(tracker)
+            os.environ[tracking.VARIABLE] = tracker
         act = {"report": _report, "train": _train, "params": _params}
         act |= {"compare": _compare, "export": _export}
         return act[arguments.command](arguments)
@@ -198,8 +207,7 @@ def _main_runs(chapter: str, params: Any, data: Any) -> list[Any]:
     if chapter == "gan":
         measured = features.measured(params, data)
         return [train_or_load(DCGAN, params.settings, measured, params.runs_dir)]
-    third = (adaptation.SOURCE_ONLY, "DANN", adaptation.TARGET_ONLY)
-    methods = adaptation.ALL if chapter == "pixelda" else third
+    methods = adaptation.ALL if chapter == "pixelda" else adaptation.CHAPTER_3
     return list(adaptation.train(params, data, methods).values())
 
 
@@ -228,5 +236,6 @@ def _export(arguments: argparse.Namespace) -> int:
     from dlcvlib.report.export import export
 
     run = Path(arguments.run)
-    print(*export(run, Path(arguments.out or Path("export", run.name))), sep="\n")
+    out = Path(arguments.out or Path("export", run.name))
+    print(*export(run, out, Path(arguments.report)), sep="\n")
     return 0

@@ -1,5 +1,6 @@
 """A trained run's networks for use without this project: `torch.export`, ONNX, a model card."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,10 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dlcvlib.methods.adamatch import AdaMatch
+from dlcvlib.methods import adapting
 from dlcvlib.methods.attributes import AttributeClassifier
 from dlcvlib.methods.classifier import IMAGE_SIZE, Classifier
-from dlcvlib.methods.dann import DANN
 from dlcvlib.methods.dcgan import DCGAN
 from dlcvlib.methods.pixelda import PixelDA
 from dlcvlib.methods.vae import VAE
@@ -25,7 +25,8 @@ from dlcvlib.utils.errors import UserError
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind
-    for kind in (VAE, DCGAN, Classifier, DANN, PixelDA, AdaMatch, AttributeClassifier)
+    for kind in (VAE, DCGAN, Classifier, AttributeClassifier, *vars(adapting).values())
+    if isinstance(kind, type)
 }
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 """How far outputs of an exported network may be from the original's, in float32."""
@@ -35,7 +36,7 @@ Exported = tuple[nn.Module, dict[str, Tensor]]
 """A network, and an example of its inputs by name."""
 
 
-def export(folder: Path, out: Path) -> list[Path]:
+def export(folder: Path, out: Path, report: Path) -> list[Path]:
     """Write the networks of a finished run, each checked against the original's outputs.
 
     Args:
@@ -43,6 +44,7 @@ def export(folder: Path, out: Path) -> list[Path]:
         out: a new or empty folder. Of each network it gets `<network>.pt2` (`torch.export`) and
             `<network>.onnx`, both for batches of any size; besides, model.safetensors, history.csv
             and README.md, a model card.
+        report: folder of a report; if it has used the run, the card has its values.
 
     Returns:
         What was written.
@@ -62,12 +64,12 @@ def export(folder: Path, out: Path) -> list[Path]:
     storage.make_dir(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=storage.TEMPORARY) as temporary:
         made = storage.make_dir(Path(temporary) / out.name)
-        _write(run, made)
+        _write(run, made, report)
         made.replace(out)  # whole, or not at all
     return sorted(out.iterdir())
 
 
-def _write(run: runs.Run[Any], out: Path) -> None:
+def _write(run: runs.Run[Any], out: Path, report: Path) -> None:
     import onnxruntime
 
     exported = networks(run.method)
@@ -86,9 +88,15 @@ def _write(run: runs.Run[Any], out: Path) -> None:
         _check(name, "ONNX", expected, [torch.from_numpy(each) for each in by_onnx])
     for file in (runs.MODEL, runs.HISTORY):
         shutil.copyfile(run.folder / file, out / file)
-    card = template("model_card.md.j2")
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}
-    storage.write_text(out / "README.md", card.render(values, about=type(run.method)))
+    reported, problems = {}, []
+    if (file := report / "results.json").is_file():
+        reported = json.loads(file.read_text(encoding="utf-8"))
+        used = [one for one in reported["provenance"]["runs"] if one["run"] == run.name]
+        problems = used[0].get("problems", []) if used else []
+    values |= {"reported": {problem: reported[problem] for problem in problems}}
+    card = template("model_card.md.j2").render(values, about=type(run.method))
+    storage.write_text(out / "README.md", card)
 
 
 def open_run(folder: Path) -> runs.Run[Any]:

@@ -48,6 +48,8 @@ def describe(
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
     uses = Counter(name for page in pages.values() for name in set(page.runs))
+    for run in runs:
+        run["problems"] = [problem for problem, page in pages.items() if run["run"] in page.runs]
     cost = {run["run"]: run["seconds"] for run in runs if uses[run["run"]] == 1}
     own = {
         problem: [cost[name] for name in dict.fromkeys(page.runs) if name in cost]

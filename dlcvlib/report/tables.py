@@ -51,7 +51,7 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
     hidden = styler.export()["hide_index"]
     heads = styler.data.columns.nlevels + (any(styler.data.index.names) and not hidden)
     names = ["_".join(filter(None, parts)) for parts in zip(*rows[:heads], strict=True)]
-    headings = [layout().get(name, {}).get("heading", name.replace("_", " ")) for name in names]
+    headings = [layout().get(name, {}).get("heading", _spaced(name)) for name in names]
     text = pd.DataFrame(rows[heads:], columns=headings, dtype=str)
     levels = 1 if hidden and styler is shown else shown.index.nlevels
     groups = text.iloc[:, : levels - 1]
@@ -127,6 +127,11 @@ def _cells(styler: Styler) -> list[list[str]]:
     rows = [[cell.strip() for cell in line.split(BETWEEN)] for line in text.splitlines()]
     # pandas writes a delimiter after the last visible column if there are hidden ones behind it.
     return [row[:-1] for row in rows] if rows[0][-1] == "" else rows
+
+
+def _spaced(name: str) -> str:
+    """A column's name as its heading; domains, which a pair joins, keep their names."""
+    return name if "→" in name else name.replace("_", " ")
 
 
 def _typeset(text: str) -> str:

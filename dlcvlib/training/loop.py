@@ -66,6 +66,7 @@ def fit(
     progress: Progress,
     save: Callable[[], None],
     evaluate: Callable[[], dict[str, float]],
+    log: Callable[[dict[str, float]], None],
 ) -> None:
     """Train a method up to `settings.steps` steps.
 
@@ -76,6 +77,7 @@ def fit(
         save: writes a checkpoint of method and progress.
         evaluate: returns the measures of a validation by name; called about `VALIDATIONS` times
             along the way, less often in short runs.
+        log: gets each row of the history.
 
     Raises:
         UserError: if a loss or a gradient is not finite, or a batch cannot be divided among the
@@ -117,6 +119,7 @@ def fit(
                         values = evaluate()
                     row |= {f"validation_{name}": value for name, value in values.items()}
                 progress.history.append(row)
+                log(row)
                 progress.pending = []
                 bar.set_postfix({name: row[name] for name in losses}, refresh=False)
                 bar.update(progress.step - bar.n)

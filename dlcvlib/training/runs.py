@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.training import checkpoint, device, loop
+from dlcvlib.training import checkpoint, device, loop, tracking
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
 
@@ -189,7 +189,8 @@ def _train(
         return method.evaluate(data)
 
     try:
-        loop.fit(method, batch, progress, save, evaluate)
+        with tracking.tracked(folder, settings, progress.history) as log:
+            loop.fit(method, batch, progress, save, evaluate, log)
     except KeyboardInterrupt:
         stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
         raise KeyboardInterrupt(f"{stopped}; run it again to continue") from None

@@ -124,7 +124,7 @@ end
 -- pandoc leaves text at the start of a table cell as it is, where Typst would see a heading or a
 -- list in it.
 local function Str(str)
-  if str.text:match("^%W*%a+%->%a+%W*$") or str.text:match("MNIST%-M") then return on_one_line(str) end
+  if str.text:match("^%W*[%w_]+%->[%w_]+%W*$") or str.text:match("MNIST%-M") then return on_one_line(str) end
   if not typst then return nil end
   local equals, rest = str.text:match("^(=+)(.*)$")
   if equals then return { pandoc.RawInline("typst", (equals:gsub("=", "\\="))), pandoc.Str(rest) } end
