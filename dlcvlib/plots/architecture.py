@@ -161,12 +161,12 @@ def _connect(ax: Axes, path: np.ndarray, edge: Edge, colors: Mapping[str, str]) 
     arrow = {"mutation_scale": 7, "linewidth": 1.0, "capstyle": "butt"}
     ax.add_patch(FancyArrowPatch(path=Path(path), color="#666666", arrowstyle="-|>", **arrow))
     for number, loss in enumerate([*edge.passes, *edge.reverses, *edge.stops], 1):
-        back, color = _beside(path, 0.09 * number)[::-1], colors[loss]
-        stopped = loss in edge.stops
+        marked, stopped = loss not in edge.passes, loss in edge.stops
+        back, color = _beside(path, 0.09 * number + 0.06 * marked)[::-1], colors[loss]
         look = {"color": color, "linestyle": "--" if stopped else "-"}
         look |= {"arrowstyle": "-" if stopped else "-|>"}
         ax.add_patch(FancyArrowPatch(path=Path(back), **look, **arrow))
-        if loss not in edge.passes:
+        if marked:
             longest = np.linalg.norm(np.diff(back, axis=0), axis=1).argmax()
             circle = {"boxstyle": "circle,pad=0.05", "facecolor": "white", "edgecolor": color}
             middle = back[longest : longest + 2].mean(0)
