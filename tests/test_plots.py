@@ -86,8 +86,8 @@ def assert_readable(figure):
         assert len(crossing) == (mark is not None)
 
 
-@pytest.mark.parametrize(("problem", "count"), [("1-1", 1), ("2-1", 1), ("3-5", 1), ("4-3", 2)])
-def test_drawings_of_the_report_are_readable(problem, count, monkeypatch):
+@pytest.mark.parametrize("problem", ["1-1", "2-1", "3-5", "4-3"])
+def test_drawings_of_the_report_are_readable(problem, monkeypatch):
     """Those of profile `quick`, by the notebooks' own cells, of networks that nothing trained."""
     data = MagicMock(pairs={PAIR: MagicMock()})
     data.train.images = FACES
@@ -99,13 +99,12 @@ def test_drawings_of_the_report_are_readable(problem, count, monkeypatch):
     (path,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
     sources = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     found = {"params": profiles.load("quick", list(profiles.CHAPTERS)[int(problem[0]) - 1])}
-    used, drawings = re.compile(r"layers\.layers\(|train_or_load|Node\("), 0
+    used = re.compile(r"layers\.layers\(|train_or_load|Node\(")
     for source in filter(used.search, sources):
         exec(source, found)
         if "nodes = {" in source:
             assert_readable(found["architecture"](found["nodes"], found["edges"]))
-            drawings += 1
-    assert drawings == count
+    assert found["nodes"]
 
 
 @pytest.mark.parametrize("channels", [8, 24])
