@@ -152,7 +152,7 @@ def test_a_figure_is_shown_once_with_its_values(kernel):
     cell = FIGURE.format("a", f"{PLOT}{FRAME}\nfigure.values = frame[['kid']].head(1)\nax")
     (data,), (again,) = kernel(cell), kernel(cell)
     assert "<svg" in data["image/svg+xml"]
-    assert data["image/svg+xml"] == again["image/svg+xml"]
+    assert [data[f"image/{k}"] == again[f"image/{k}"] for k in ("svg+xml", "png")] == [True, True]
     assert (data[MIME]["kind"], data[MIME]["csv"]) == ("figure", f"kid\n{1 / 3}\n")
     assert plt.get_fignums() == []
     (pixels,) = kernel(f"{PLOT}\nax.imshow([[0, 1]])\nfigure")

@@ -3,9 +3,12 @@
 import base64
 import io
 import itertools
+import re
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,10 +16,13 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.path import Path
 from PIL import Image
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from dlcvlib.config import profiles
+from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.evaluation import layers
 from dlcvlib.plots import architecture, curves, domains, images, style, widgets
@@ -63,6 +69,44 @@ def test_much_fits_a_page(plot):
     assert figure.get_size_inches().max() <= 1.1 * style.WIDTH
 
 
+def assert_readable(figure):
+    """Texts are within it, apart from each other and from arrows, but for a mark on its own."""
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    marks = [text.get_bbox_patch() for text in ax.texts]
+    shapes = [mark or text for mark, text in zip(marks, ax.texts, strict=True)]
+    boxes, frame = [shape.get_window_extent() for shape in shapes], figure.bbox.padded(1)
+    assert all(frame.count_contains(box.corners()) == 4 for box in boxes)
+    assert not [a for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+    paths = [ax.transData.transform_path(arrow.get_path()) for arrow in arrows]
+    ways = [[Path(line) for line in path.to_polygons(closed_only=False)] for path in paths]
+    for mark, box in zip(marks, boxes, strict=True):
+        crossing = [way for way in ways if any(line.intersects_bbox(box, False) for line in way)]
+        assert len(crossing) == (mark is not None)
+
+
+@pytest.mark.parametrize("problem", ["1-1", "2-1", "3-5", "4-3"])
+def test_drawings_of_the_report_are_readable(problem, monkeypatch):
+    """Those of profile `quick`, by the notebooks' own cells, of networks that nothing trained."""
+    data = MagicMock(pairs={PAIR: MagicMock()})
+    data.train.images = FACES
+    monkeypatch.setattr("dlcvlib.data.faces.load_faces", lambda _: data)
+    monkeypatch.setattr("dlcvlib.data.digits.load_digits", lambda _: data)
+    monkeypatch.setattr("dlcvlib.evaluation.features.measured", lambda *_: data)
+    untrained = "dlcvlib.training.runs.train_or_load"
+    monkeypatch.setattr(untrained, lambda kind, how, *_: SimpleNamespace(method=kind(how)))
+    (path,) = NOTEBOOKS.glob(f"{problem}-*.ipynb")
+    sources = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    found = {"params": profiles.load("quick", list(profiles.CHAPTERS)[int(problem[0]) - 1])}
+    used = re.compile(r"layers\.layers\(|train_or_load|Node\(")
+    for source in filter(used.search, sources):
+        exec(source, found)
+        if "nodes = {" in source:
+            assert_readable(found["architecture"](found["nodes"], found["edges"]))
+    assert found["nodes"]
+
+
 @pytest.mark.parametrize("channels", [8, 24])
 def test_blocks_come_from_the_modules_and_gradients_from_the_edges(channels):
     module = nn.Sequential(nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.ReLU())
@@ -73,14 +117,11 @@ def test_blocks_come_from_the_modules_and_gradients_from_the_edges(channels):
         **{name: architecture.Node(name, 2, row, loss=True) for row, name in enumerate("abc")},
     }
     ways = [{"passes": ["a"]}, {"reverses": ["b"]}, {"stops": ["c"]}]
-    pairs = [("F", "seen"), ("seen", "b"), ("seen", "c")]
+    pairs = [("F", "seen"), ("seen", "b"), ("b", "c")]
     edges = [architecture.Edge(*pair, **way) for pair, way in zip(pairs, ways, strict=True)]
     figure = architecture.architecture(nodes, edges)
     (ax,) = figure.axes
-    figure.draw_without_rendering()
-    boxes, frame = [text.get_window_extent() for text in ax.texts], figure.bbox.padded(1)
-    assert all(frame.count_contains(box.corners()) == 4 for box in boxes)
-    assert not [a for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert_readable(figure)
     texts = {text.get_text(): text.get_color() for text in ax.texts}
     assert {str(channels), "16²", "Conv 3×3/2 ReLU"} < texts.keys()
     colors = dict(zip("abc", style.CYCLE, strict=False))

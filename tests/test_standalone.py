@@ -32,7 +32,7 @@ def shown(source, kind="", **data):
 def executed(text):
     cells = [new_markdown_cell(f"# Title\n\n{text}"), shown("say()", **{"text/markdown": text})]
     cells.append(shown(FIGURE, "figure", **{"image/svg+xml": SVG}))
-    cells.append(shown(TABLE, "table", **{"text/markdown": "| a |\n|--:|\n| 1 |"}))
+    cells.append(shown(TABLE, "table", **{"text/markdown": "| a |\n|--:|\n| 1 |", "text/html": ""}))
     book = new_notebook(cells=cells)
     readable, exhibits = deepcopy(book), check({"1-1": book}, whole=False)
     make_readable(readable, "1-1", exhibits)
@@ -63,4 +63,5 @@ def test_captions_stand_under_their_exhibits():
     ):
         exhibit, under = cell.outputs
         assert exhibit.data[MIME]["kind"] != "caption"
+        assert "text/html" not in exhibit.data  # pandas' table
         assert under.data["text/markdown"] == caption

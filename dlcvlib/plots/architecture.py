@@ -58,8 +58,7 @@ class Node:
         pitches = np.where(self.labelled, *PITCH) * ~beside
         self.places = pitches.cumsum() - pitches.where(~beside, pitches.shift()) / 2
         self.tall = np.where(frame["side"] == 1, 0.24, 0.12 * np.log2(frame["side"]))
-        counts = Counter(frame["name"]).items()
-        operations = [f"{n}× {name}" if n > 1 else name for name, n in counts]
+        operations = [f"{n}× {one}" if n > 1 else one for one, n in Counter(frame["name"]).items()]
         self.operations = "\n".join(operations)
         title = 1.22 * self.width + 0.12 * len(self.trained_by)  # in bold type, and dots
         self.width = max(pitches.sum() + 0.1, text_width(operations, FONT) + 0.16, title)
@@ -139,8 +138,7 @@ def _network(ax: Axes, node: Node, trained_by: Sequence[str]) -> None:
     """A network's name, the dots of its losses, its blocks and what they compute."""
     (left, right), (bottom, top) = node.ends(0), node.ends(1)
     frame, high, low = node.frame, top - 0.36, top - 0.36 - node.tall.max()
-    title = {"va": "center", "fontsize": FONT + 0.5, "fontweight": "bold"}
-    ax.text(left + 0.07, top - 0.12, node.text, **title)
+    ax.text(left + 0.07, top - 0.12, node.text, va="center", fontsize=FONT + 0.5, weight="bold")
     for number, color in enumerate(trained_by):
         ax.scatter(right - 0.1 - 0.11 * number, top - 0.12, s=20, color=color)
     places = (left + right - node.places.max() - node.places.min()) / 2 + node.places
@@ -158,15 +156,14 @@ def _network(ax: Axes, node: Node, trained_by: Sequence[str]) -> None:
 
 def _connect(ax: Axes, path: np.ndarray, edge: Edge, colors: Mapping[str, str]) -> None:
     """The arrow of the data, and beside it one for each gradient, in the other direction."""
-    arrow = {"mutation_scale": 7, "linewidth": 1.0, "capstyle": "butt"}
-    ax.add_patch(FancyArrowPatch(path=Path(path), color="#666666", arrowstyle="-|>", **arrow))
+    look = {"mutation_scale": 7, "linewidth": 1.0, "capstyle": "butt"}
+    ax.add_patch(FancyArrowPatch(path=Path(path), color="#666666", arrowstyle="-|>", **look))
     for number, loss in enumerate([*edge.passes, *edge.reverses, *edge.stops], 1):
-        back, color = _beside(path, 0.09 * number)[::-1], colors[loss]
-        stopped = loss in edge.stops
-        look = {"color": color, "linestyle": "--" if stopped else "-"}
-        look |= {"arrowstyle": "-" if stopped else "-|>"}
-        ax.add_patch(FancyArrowPatch(path=Path(back), **look, **arrow))
-        if loss not in edge.passes:
+        marked, stopped = loss not in edge.passes, loss in edge.stops
+        back, color = _beside(path, 0.09 * number + 0.06 * marked)[::-1], colors[loss]
+        line, tip = ("--", "-") if stopped else ("-", "-|>")
+        ax.add_patch(FancyArrowPatch(path=Path(back), color=color, ls=line, arrowstyle=tip, **look))
+        if marked:
             longest = np.linalg.norm(np.diff(back, axis=0), axis=1).argmax()
             circle = {"boxstyle": "circle,pad=0.05", "facecolor": "white", "edgecolor": color}
             middle = back[longest : longest + 2].mean(0)

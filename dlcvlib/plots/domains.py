@@ -93,8 +93,7 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     """
     rows, columns = len(maps), len(maps[0])
     side = style.WIDTH / max(rows, columns)  # more rows of wider maps would not fit a page
-    size = (side * columns, side * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, side * rows), squeeze=False)
     flat = [one for row in maps for one in row]
     for ax, one in zip(axes.flat, flat, strict=True):
         (_by_domain if by == "domain" else _by_class)(one.points, ax)

@@ -174,18 +174,20 @@ def _show_figure(shown: Figure | Axes) -> None:
 
 
 def _picture(figure: Figure, salt: str) -> dict[str, str]:
-    """A figure as a MIME bundle; the same figure gives the same bytes."""
+    """A figure as a MIME bundle; the same figure gives the same bytes.
+
+    JupyterLab shows no SVG of a notebook that was run elsewhere, but the PNG beside it.
+    """
     if not figure.axes:
         return {}  # matplotlib shows nothing of it
+    shown = {"image/png": print_figure(figure, dpi=max(figure.dpi, style.PIXEL_DPI), base64=True)}
     if any(axes.images for axes in figure.axes):
-        return {
-            "image/png": print_figure(figure, dpi=max(figure.dpi, style.PIXEL_DPI), base64=True)
-        }
+        return shown
     # The same salt in two pictures of one page could make their ids collide.
     with mpl.rc_context({"svg.hashsalt": salt}):
         options = {"metadata": {"Date": None}, "dpi": RASTER_DPI}
         svg = NUMBER.sub(_rounded, print_figure(figure, "svg", **options))
-    return {"image/svg+xml": re.sub(r"(?<=base64,)[^\"]+", _with_palette, svg)}
+    return shown | {"image/svg+xml": re.sub(r"(?<=base64,)[^\"]+", _with_palette, svg)}
 
 
 def _rounded(number: re.Match[str]) -> str:

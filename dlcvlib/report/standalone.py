@@ -1,7 +1,8 @@
 """Executed notebooks that read well by themselves, in JupyterLab or on a code host.
 
 References and citations in their Markdown become links into the report beside them, captions stand
-under their exhibits, and a line on top leads back. The report takes all of that off again.
+under their exhibits, tables are those of the report, and a line on top leads back. The report takes
+all of that off again.
 """
 
 import re
@@ -44,15 +45,19 @@ def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, E
         if cell.cell_type == "markdown":
             cell.source = linked(cell.source)
         elif cell.cell_type == "code":
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.metadata["jupyter"] = {"source_hidden": True}  # many lines, one click away
             for output in cell.outputs:
                 data = output.get("data", {})
-                if MIME not in data and "text/markdown" in data:
+                if MIME in data:
+                    data.pop("text/html", None)  # a table: pandas' own, beside that of the report
+                elif "text/markdown" in data:
                     data["text/markdown"] = linked(data["text/markdown"])
             if exhibit := exhibits.get(options(cell.source).get("label")):
                 caption = f"**{exhibit.number}.** {linked(exhibit.caption)}"
                 payload = {"kind": "caption", "values": {}, "runs": [], "seconds": {}}
-                data = {"text/markdown": caption, MIME: payload}
-                cell.outputs.append(new_output("display_data", data))
+                under = new_output("display_data", {"text/markdown": caption, MIME: payload})
+                cell.outputs.append(under)
     links = f"[{problem} in the report{REPORT}nb-{problem}) · [Contents](../index.html)"
     notebook.cells.insert(0, new_markdown_cell(links, id=TAG, metadata={"tags": [TAG]}))
 
