@@ -115,7 +115,7 @@ def test_results(results):
     assert results["version"] == 3
     ten = results["1-3"]["ten_errors"]["mean"]
     assert ten == pytest.approx([sum(results["1-3"]["mse_sum"]) / 10, 91.29515], rel=1e-4)
-    assert len(results["2-3"]["claims"]) == 6 + 10
+    assert len(results["2-3"]["claims"]) == 7 + 10
     provenance, work = results["provenance"], ["data", "training: vae", "t-SNE", "writing PDF"]
     assert {"torch", "python"} <= provenance["versions"].keys()
     assert set(provenance["notebooks"]) == set(provenance["own_runs"]) == set(PROBLEMS)
