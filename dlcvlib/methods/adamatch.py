@@ -31,6 +31,7 @@ from dlcvlib.data.types import Adaptation
 from dlcvlib.methods.averaging import averaged
 from dlcvlib.methods.classifier import TwoDomains, networks
 from dlcvlib.training.method import Batch, Method, update
+from dlcvlib.training.processes import batch_mean
 
 
 def without_statistics(module: nn.Module, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def align(target: Tensor, source: Tensor) -> Tensor:
     Returns:
         The target's probabilities times the ratio of the means, each row renormalised to sum to 1.
     """
-    ratio = source.mean(0) / target.mean(0).clamp_min(1e-6)
+    ratio = batch_mean(source) / batch_mean(target).clamp_min(1e-6)
     return F.normalize(target * ratio, p=1, dim=1)
 
 
@@ -67,7 +68,7 @@ def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
 
     Those whose highest probability reaches `threshold` times the source's mean confidence.
     """
-    return target.amax(1) >= threshold * source.amax(1).mean()
+    return target.amax(1) >= threshold * batch_mean(source.amax(1))
 
 
 def warm_up(progress: float) -> float:

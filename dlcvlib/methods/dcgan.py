@@ -33,6 +33,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -138,7 +139,7 @@ def labels(count: int, soft: Sequence[float], flipped: float, device: torch.devi
     """
     real = torch.empty(count, device=device).uniform_(*soft)
     fake = torch.zeros(count, device=device)
-    swap = torch.rand(2, count, device=device) < flipped
+    swap = torch.stack([torch.rand(count, device=device) for _ in range(2)]) < flipped
     return torch.where(swap, torch.stack([fake, real]), torch.stack([real, fake]))
 
 
@@ -237,7 +238,7 @@ class DCGAN(Method):
             "d_real": on_real.sigmoid().mean(),
             "d_fake": on_fake.sigmoid().mean(),
             # Of all pairs of a real and a generated image, the share in the right order.
-            "d_accuracy": (on_real[:, None] > on_fake).float().mean(),
+            "d_accuracy": (on_real[:, None] > gather(on_fake)).float().mean(),
         }
 
     def _train_generator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.training import checkpoint, device, loop
+from dlcvlib.training import checkpoint, device, loop, processes
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
 
@@ -35,6 +35,8 @@ K = TypeVar("K")
 M = TypeVar("M", bound=Method)
 CODE = ("methods/", "training/", "data/")
 """Packages whose code determines a trained model; settings count by value, not by schema."""
+NOT_DECISIVE = {"deterministic", "compile"}
+"""Settings that, like the device, change a result by rounding alone; they are recorded."""
 HISTORY, MODEL, MARK = "history.csv", "model.safetensors", "provenance.json"
 
 handed_out: list[str] = []
@@ -96,7 +98,7 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
     own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
     hashes = fingerprints.import_hashes(own, *shared)
     return {
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude=NOT_DECISIVE),
         "data": data.fingerprint,
         "code": {n: h for n, h in hashes.items() if n.startswith(CODE) or n == own.name},
         **fingerprints.versions("torch", "accelerate"),
@@ -188,8 +190,10 @@ def _train(
             checkpoint.save_snapshot(folder, method)
         return method.evaluate(data)
 
+    alone = PartialState().num_processes == 1
     try:
-        loop.fit(method, batch, progress, save, evaluate)
+        with nullcontext() if alone else processes.ending_together():
+            loop.fit(method, batch, progress, save, evaluate)
     except KeyboardInterrupt:
         stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
         raise KeyboardInterrupt(f"{stopped}; run it again to continue") from None
@@ -206,6 +210,7 @@ def _write(
     files = [folder / HISTORY, folder / MODEL, *sorted(folder.glob("snapshot-*.safetensors"))]
     provenance = {
         **identity,
+        "settings": method.settings.model_dump(),
         "seconds": progress.seconds,
         "device": device.name_of(method.device),
         "precision": progress.precision,

@@ -1,0 +1,155 @@
+"""One run on several processes: what one process would compute, and what becomes of lost ones."""
+
+import os
+from unittest.mock import Mock
+
+import pytest
+import torch
+from accelerate import PartialState
+from conftest import METHODS, before_step, cases, digits_of, interrupt, settings_of, start
+
+from dlcvlib.data import types
+from dlcvlib.report import cli
+from dlcvlib.training import loop
+from dlcvlib.training.processes import Share, batch_mean
+from dlcvlib.training.runs import train_or_load
+
+CASES = [(name, {"steps": 3, "batch_size": 8} | changes) for name, changes in cases("processes")]
+SHARED = (torch.arange(16.0)[:, None], torch.arange(24))
+
+
+def join(rank, folder):
+    """Become one of two processes without GPUs."""
+    os.environ |= dict.fromkeys(["RANK", "LOCAL_RANK"], str(rank))
+    os.environ |= dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], "2")
+    PartialState(cpu=True, init_method=f"file://{folder}/meeting")
+    torch.set_num_threads(1)
+
+
+# --- the same numbers -------------------------------------------------------------------------
+
+
+def train_case(number, folder, data):
+    name, changes = CASES[number]
+    settings = settings_of(name, **changes)
+    return train_or_load(METHODS[name], settings, data[name], folder / str(number))
+
+
+def train_together(rank, folder, data):
+    join(rank, folder)
+    for number in range(len(CASES)):
+        train_case(number, folder, data)
+    PartialState().destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def together(faces, tmp_path_factory):
+    """Folder of each case's run by two processes, one of them begun by a single process; data."""
+    pair = types.Pair(digits_of("usps"), digits_of("mnistm", shift=80, seed=1))
+    data = {"vae": faces, "features": faces, "classifier": pair.source}
+    data["dcgan"] = types.MeasuredFaces(faces, 0, None, "f")
+    data |= dict.fromkeys(("dann", "pixelda", "adamatch"), pair.adaptation())
+    folder = tmp_path_factory.mktemp("together")
+    with before_step(METHODS["vae"], 2, interrupt), pytest.raises(KeyboardInterrupt):
+        train_case(0, folder, data)
+    torch.multiprocessing.spawn(train_together, (folder, data), nprocs=2)
+    return folder, data
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{n}-{CASES[n][0]}")
+def test_two_processes_compute_what_one_would(number, together, tmp_path):
+    """Losses and gradients within rounding, which Adam makes more of from step to step."""
+    folder, data = together
+    two, one = (train_case(number, place, data) for place in (folder, tmp_path))
+    assert (two.provenance["processes"], one.provenance["processes"]) == (2, 1)
+    columns = [name for name in one.history if not name.startswith("validation_")]
+    found, expected = (torch.tensor(run.history[columns].to_numpy()) for run in (two, one))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=3e-3, atol=1e-5)
+
+
+DRAWS = {
+    "rand": lambda x: torch.rand(len(x), 3),
+    "randn": lambda x: torch.randn((len(x), 3)),
+    "randint": lambda x: torch.randint(2, 90, (len(x), 1)),
+    "rand_like": lambda x: torch.rand_like(torch.cat([x, x])),
+    "randn_like": lambda x: torch.randn_like(x),
+    "uniform_": lambda x: torch.empty(len(x)).uniform_(-1, 1),
+    "normal_": lambda x: torch.empty(len(x)).normal_(),
+    "other rows": lambda x: torch.rand(5),
+    "scalar": lambda x: torch.rand(()),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_share_has_its_rows_of_the_batchs_random_numbers(draw, monkeypatch):
+    """Twice, if a batch is stacked twice; numbers that belong to no rows are common to all."""
+
+    def drawn(rank, count):
+        state = Mock(num_processes=count, process_index=rank)
+        monkeypatch.setattr("dlcvlib.training.processes.PartialState", lambda: state)
+        loop.seed_step(0, 3)
+        with Share(SHARED, sync_batch_norm=True) as share:
+            return draw(share.batch[0])
+
+    whole, *parts = drawn(0, 1), drawn(0, 2), drawn(1, 2)
+    assert not Share.active
+    if whole.ndim == 0 or len(whole) % 16:
+        assert all(torch.equal(part, whole) for part in parts)
+    else:
+        views = [torch.cat(view) for view in zip(*(part.split(8) for part in parts), strict=True)]
+        assert torch.equal(torch.cat(views), whole)
+
+
+def test_means_of_rows_outside_of_a_step_are_their_own():
+    assert batch_mean(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).tolist() == [2, 4]
+    assert batch_mean(torch.tensor(3.0)).item() == 3
+
+
+# --- lost processes, and notebooks ------------------------------------------------------------
+
+LOSES = """
+import os, signal, sys
+from accelerate import PartialState
+from dlcvlib.methods.vae import VAE
+from dlcvlib.report.cli import main
+from dlcvlib.training import loop
+
+state, step = PartialState(cpu=True), VAE.training_step
+loop.CHECKPOINT_SECONDS = 0.0
+
+def training_step(self, batch):
+    if (self.step, state.process_index) == (5, {lost}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+VAE.training_step = training_step
+sys.exit(main())
+"""
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+LAUNCH += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_all_and_the_run_resumes(lost, tmp_path, monkeypatch):
+    """With one message, besides the launcher's own; a single process then continues."""
+    program = tmp_path / "loses.py"
+    program.write_text(LOSES.format(lost=lost))
+    train = [
+        "train",
+        "vae",
+        "--profile=smoke",
+        f"--runs-dir={tmp_path}",
+        "--set=vae.precision=fp32",
+    ]
+    with start(*LAUNCH, program, *train, ACCELERATE_USE_CPU="true") as process:
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, error
+    assert "run the same command again to continue from the last checkpoint" in lines[0]
+    assert error.count("Traceback") == 1, "the launcher's"
+    begun = Mock(side_effect=loop.seed_step)
+    monkeypatch.setattr(loop, "seed_step", begun)
+    assert cli.main(train) == 0
+    assert begun.call_args_list[0].args[1] == 5
