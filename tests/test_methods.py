@@ -7,10 +7,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import METHODS, before_step, built, cases, interrupt, same, settings_of, weights
+from torch.optim import Adam
 
 from dlcvlib.config import profiles
 from dlcvlib.evaluation.features import measured
 from dlcvlib.training import loop
+from dlcvlib.training.method import gradient_norms
 from dlcvlib.training.runs import train_or_load
 
 BASE = cases("settings")
@@ -53,6 +55,59 @@ def test_evaluation_changes_nothing(name, data):
     assert bool(method.evaluate(data[name])) == (name != "features")
     assert same(method, before)
     assert all(module.training for module in method.modules())
+
+
+# --- no waiting for the device ----------------------------------------------------------------
+
+
+def unfused(weights, **how):
+    return Adam(weights, **how | {"fused": False})  # there is no fused one without values
+
+
+def take_steps(method, data, monkeypatch, device):
+    """Whatever the loop does between two rows of the history."""
+    monkeypatch.setattr("dlcvlib.training.method.Adam", unfused)
+    batches = method.to(device).batches(data, torch.device(device))
+    for method.step in range(3):
+        loop.seed_step(0, method.step)
+        terms = method.training_step(batches(method.step)) | gradient_norms(method.optimizers)
+        torch.stack([value.detach().float() for value in terms.values()])
+
+
+def test_steps_do_not_wait_for_the_device(name, data, monkeypatch):
+    """On the meta device, whose tensors have no values, so that none can be asked for."""
+    for changes in ({}, BASE.get(name, {})):
+        take_steps(built(name, steps=4, **changes), data[name], monkeypatch, "meta")
+
+
+def test_steps_do_not_synchronise_a_gpu(name, data, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    method = built(name, steps=4, **BASE.get(name, {}))
+    take_steps(method, data[name], monkeypatch, "cuda")  # what is loaded or copied once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take_steps(method, data[name], monkeypatch, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+WAITS = {
+    "item": lambda loss: loss.item(),
+    "cpu": lambda loss: loss.cpu(),
+    "bool": lambda loss: loss > 0 or loss,
+    "float": lambda loss: float(loss),
+    "mask": lambda loss: loss[loss > 0],
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_waiting_would_be_noticed(wait, data, monkeypatch):
+    method = built("vae")
+    objective = method.objective
+    monkeypatch.setattr(method, "objective", lambda **terms: wait(objective(**terms)))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        take_steps(method, data["vae"], monkeypatch, "meta")
 
 
 # --- resume -----------------------------------------------------------------------------------

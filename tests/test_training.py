@@ -1,11 +1,13 @@
 """The loop: schedules, batches, noise, several processes, checkpoints, and non-finite numbers."""
 
 import itertools
+import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import before_step, interrupt, same, settings_of
+from conftest import before_step, interrupt, same, settings_of, weights
 from torch import nn
 
 from dlcvlib.data.batches import Batches, random_flips
@@ -169,6 +171,22 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     assert resumed.provenance["precision"] == "bf16"
     assert same(whole.method, resumed.method)
     assert not same(whole.method, fit(tmp_path / "other").method)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler here")
+def test_a_compiled_run_resumes_exactly_and_is_the_same_but_for_rounding(tmp_path, monkeypatch):
+    """It is the same run, whose weights have the same names."""
+    compiled = Mock(side_effect=torch.compile)
+    monkeypatch.setattr(torch, "compile", compiled)
+    eager, whole = (fit(tmp_path / how, compile=how) for how in ("never", "always"))
+    with before_step(Small, 4, interrupt), pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", compile="always")
+    resumed = fit(tmp_path / "killed", compile="always")
+    assert compiled.call_count == 3
+    assert resumed.provenance["settings"]["compile"] == "always"
+    assert same(resumed.method, whole.method)
+    assert resumed.name == eager.name
+    torch.testing.assert_close(weights(whole.method), weights(eager.method), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])

@@ -33,7 +33,10 @@ def epoch_indices(
 # On the device: otherwise each step would wait for the GPU.
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, device: torch.device | str) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    if torch.device(device).type == "cuda":
+        order = order.pin_memory()  # otherwise the copy would wait for the GPU
+    return order.to(device, non_blocking=order.is_pinned())
 
 
 class Batches:

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from dlcvlib.config.schema import AdaMatchSettings
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.averaging import Average
 from dlcvlib.methods.classifier import TwoDomains, networks
 from dlcvlib.training.method import Batch, Method, update
 from dlcvlib.training.processes import batch_mean
@@ -86,7 +86,7 @@ class AdaMatch(TwoDomains):
         Method.__init__(self, settings)  # not Classifier's: its networks are these two
         self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
-        self.averaged = averaged(self.trained, settings.ema_decay)
+        self.averaged = Average(self.trained, settings.ema_decay)
 
     @property
     def extractor(self) -> nn.Module:
@@ -118,7 +118,7 @@ class AdaMatch(TwoDomains):
         target_loss = (mask * losses).mean()
         mu = warm_up(self.step / self.settings.steps)
         update(source_loss + mu * target_loss, self.optimizers.values())
-        self.averaged.update_parameters(self.trained)
+        self.averaged.update(self.trained, self.step)
         return {"class": source_loss, "target": target_loss, "kept": mask.float().mean()}
 
     def select(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

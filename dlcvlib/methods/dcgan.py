@@ -40,7 +40,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
 from dlcvlib.data.types import MeasuredFaces
-from dlcvlib.methods.averaging import averaged, with_statistics
+from dlcvlib.methods.averaging import Average, with_statistics
 from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
@@ -196,7 +196,7 @@ class DCGAN(Method):
         self.trains = {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
-            self.averaged = averaged(self.generator, settings.ema_decay)
+            self.averaged = Average(self.generator, settings.ema_decay)
         if settings.keep_snapshots:  # of the generator that samples are drawn from
             self.snapshots = ("averaged" if settings.ema_decay else "generator",)
 
@@ -218,7 +218,7 @@ class DCGAN(Method):
             for _ in range(self.settings.generator_steps - 1):
                 self._train_generator(real, self.generator(self.noise(len(real), real.device)))
         if self.settings.ema_decay:
-            self.averaged.update_parameters(self.generator)
+            self.averaged.update(self.generator, self.step)
         return terms
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

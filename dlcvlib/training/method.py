@@ -53,12 +53,14 @@ class Method(nn.Module):
             device; each method defines it.
         training_step: updates the networks on one batch and returns the losses by name, scalars on
             the device; each method defines it.
+        uncompiled: why `torch.compile` is not for its networks, if it is not.
         settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
     snapshots: tuple[str, ...] = ()
+    uncompiled: str = ""
     batches: Callable[[Any, torch.device], Callable[[int], Batch]]
     training_step: Callable[[Batch], dict[str, Tensor]]
 

@@ -186,6 +186,6 @@ def ending_together() -> Iterator[None]:
 
 
 def synchronise(method: nn.Module) -> None:
-    """Give networks on GPUs, if several processes train them, torch's SyncBatchNorm."""
-    for name, network in list(method.named_children()):
-        method.add_module(name, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    """Give a method's networks torch's SyncBatchNorm, for training by several GPUs."""
+    for network in method.children():
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -182,6 +182,7 @@ def _train(
         *device.choose(method, batch), PartialState().num_processes
     )
     device.prepare(method, progress.precision)
+    device.compile_networks(method)
     main = PartialState().is_main_process
     save = partial(checkpoint.save, folder, method, progress)
 
