@@ -70,7 +70,7 @@ def test_tf32_is_for_gpus_that_have_it(monkeypatch, has, chosen):
 
 
 COMPILED = [
-    # setting, steps, device, processes, method's objection -> mode
+    # setting, steps, device, processes, property of the method -> mode
     ("auto", 20_000, "cuda", 1, "", "reduce-overhead"),
     ("auto", 19_999, "cuda", 1, "", ""),
     ("auto", 20_000, "cuda", 2, "", ""),
@@ -78,15 +78,17 @@ COMPILED = [
     ("never", 20_000, "cuda", 1, "", ""),
     ("always", 1, "cuda", 2, "", "reduce-overhead"),
     ("always", 1, "cpu", 1, "", "default"),
-    ("always", 1, "cpu", 1, "second derivatives", ""),
+    ("always", 1, "cuda", 1, "second_derivatives", ""),
+    ("always", 1, "cuda", 1, "swaps_buffers", "default"),
 ]
 
 
-@pytest.mark.parametrize(("wanted", "steps", "on", "count", "objection", "mode"), COMPILED)
-def test_long_runs_are_compiled_on_a_gpu(monkeypatch, wanted, steps, on, count, objection, mode):
+@pytest.mark.parametrize(("wanted", "steps", "on", "count", "has", "mode"), COMPILED)
+def test_long_runs_are_compiled_on_a_gpu(monkeypatch, wanted, steps, on, count, has, mode):
     monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=count))
     settings = settings_of("vae", compile=wanted, steps=steps)
-    method = SimpleNamespace(settings=settings, device=torch.device(on), uncompiled=objection)
+    method = SimpleNamespace(settings=settings, device=torch.device(on))
+    method.second_derivatives, method.swaps_buffers = has == "second_derivatives", bool(has)
     assert device.compiling(method) == mode
 
 

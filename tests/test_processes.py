@@ -13,6 +13,7 @@ from dlcvlib.report import cli
 from dlcvlib.training import loop
 from dlcvlib.training.processes import Share, batch_mean
 from dlcvlib.training.runs import train_or_load
+from dlcvlib.utils import storage
 
 CASES = [(name, {"steps": 3, "batch_size": 8} | changes) for name, changes in cases("processes")]
 SHARED = (torch.arange(16.0)[:, None], torch.arange(24))
@@ -153,3 +154,29 @@ def test_a_killed_process_ends_all_and_the_run_resumes(lost, tmp_path, monkeypat
     monkeypatch.setattr(loop, "seed_step", begun)
     assert cli.main(train) == 0
     assert begun.call_args_list[0].args[1] == 5
+
+
+NOTEBOOK = """
+import accelerate, re, sys
+from pathlib import Path
+
+# Without GPUs, `notebook_launcher` would start a single process.
+def launch(function, num_processes):
+    def on_cpu():
+        accelerate.PartialState(cpu=True)
+        function("smoke", runs_dir=sys.argv[1], precision="fp32")
+
+    accelerate.debug_launcher(on_cpu, num_processes=num_processes)
+
+accelerate.notebook_launcher = launch
+text = Path("docs/several-devices.md").read_text("utf-8")
+exec(re.search("```python\\n(.*?)```", text, re.DOTALL)[1])
+"""
+
+
+def test_the_worked_example_for_notebooks(tmp_path):
+    with start("-c", NOTEBOOK, tmp_path) as process:
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    (record,) = map(storage.read_sealed, tmp_path.glob("vae-*/provenance.json"))
+    assert record["processes"] == 2

@@ -84,6 +84,7 @@ class AdaMatch(TwoDomains):
 
     def __init__(self, settings: AdaMatchSettings) -> None:
         Method.__init__(self, settings)  # not Classifier's: its networks are these two
+        self.swaps_buffers = not settings.plain
         self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
         self.averaged = Average(self.trained, settings.ema_decay)

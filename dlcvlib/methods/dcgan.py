@@ -193,6 +193,7 @@ class DCGAN(Method):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__(settings)
+        self.second_derivatives = settings.gradient_penalty > 0
         self.trains = {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:

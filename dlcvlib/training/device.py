@@ -32,7 +32,7 @@ TRIAL_STEPS = 2
 
 def setup() -> None:
     """Set up the whole process: deterministic convolutions, true float32, number of threads."""
-    _choose_kernels(deterministic=True, tf32=False)
+    choose_kernels(deterministic=True, tf32=False)
     # torch counts all of a machine's processors, even if a container may use only some.
     if joblib.cpu_count() < torch.get_num_threads():
         torch.set_num_threads(joblib.cpu_count())
@@ -42,7 +42,8 @@ def _several() -> bool:
     return PartialState().num_processes > 1
 
 
-def _choose_kernels(deterministic: bool, tf32: bool) -> None:
+def choose_kernels(deterministic: bool, tf32: bool) -> None:
+    """Set a GPU's kernels, for the whole process, until the next `setup`."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     # A GPU's fastest convolutions sum in a different order each time: no run is reproducible.
     cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
@@ -63,8 +64,9 @@ def name_of(device: torch.device) -> str:
 def prepare(method: Method, precision: str) -> None:
     """Have a method's networks, on their device, compute in a precision that `choose` returned."""
     settings = method.settings
-    _choose_kernels(settings.deterministic, precision == "tf32")
-    if method.device.type == "cuda" and settings.sync_batch_norm and _several():
+    choose_kernels(settings.deterministic, precision == "tf32")
+    on_gpus = method.device.type == "cuda" and _several()
+    if on_gpus and settings.sync_batch_norm and not method.second_derivatives:
         synchronise(method)
     if precision == "bf16":
         accelerator = Accelerator(mixed_precision="bf16")
@@ -84,9 +86,10 @@ def compiling(method: Method) -> str:
     if wanted == "auto":
         pays = on_gpu and method.settings.steps >= COMPILED_STEPS and not _several()
         wanted = "always" if pays else "never"
-    if method.uncompiled or wanted == "never":
+    if method.second_derivatives or wanted == "never":
         return ""
-    return "reduce-overhead" if on_gpu else "default"  # the former with CUDA graphs
+    # The former with CUDA graphs.
+    return "reduce-overhead" if on_gpu and not method.swaps_buffers else "default"
 
 
 def compile_networks(method: Method) -> None:

@@ -189,7 +189,10 @@ def _train(
     def evaluate() -> dict[str, float]:
         if main:
             checkpoint.save_snapshot(folder, method)
-        return method.evaluate(data)
+        # Otherwise each size of a chunk of images would be compiled.
+        compiled = device.compiling(method)
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return method.evaluate(data)
 
     alone = PartialState().num_processes == 1
     try:
