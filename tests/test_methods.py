@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import METHODS, before_step, built, cases, interrupt, same, settings_of, weights
+from torch import Tensor
 from torch.optim import Adam
 
 from dlcvlib.config import profiles
@@ -60,54 +61,48 @@ def test_evaluation_changes_nothing(name, data):
 # --- no waiting for the device ----------------------------------------------------------------
 
 
-def unfused(weights, **how):
-    return Adam(weights, **how | {"fused": False})  # there is no fused one without values
-
-
-def take_steps(method, data, monkeypatch, device):
+def take_steps(method, batches):
     """Whatever the loop does between two rows of the history."""
-    monkeypatch.setattr("dlcvlib.training.method.Adam", unfused)
-    batches = method.to(device).batches(data, torch.device(device))
     for method.step in range(3):
         loop.seed_step(0, method.step)
         terms = method.training_step(batches(method.step)) | gradient_norms(method.optimizers)
         torch.stack([value.detach().float() for value in terms.values()])
 
 
-def test_steps_do_not_wait_for_the_device(name, data, monkeypatch):
-    """On the meta device, whose tensors have no values, so that none can be asked for."""
+@pytest.fixture
+def on_meta(monkeypatch):
+    """A method that takes steps on the meta device, whose tensors have no values."""
+    # There is no fused Adam without values.
+    unfused = Mock(side_effect=lambda weights, **how: Adam(weights, **how | {"fused": False}))
+    monkeypatch.setattr("dlcvlib.training.method.Adam", unfused)
+    return lambda name, **changes: built(name, steps=4, **changes).to("meta")
+
+
+def test_steps_ask_for_no_values(name, data, on_meta):
     for changes in ({}, BASE.get(name, {})):
-        take_steps(built(name, steps=4, **changes), data[name], monkeypatch, "meta")
+        method = on_meta(name, **changes)
+        take_steps(method, method.batches(data[name], method.device))
 
 
-def test_steps_do_not_synchronise_a_gpu(name, data, monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU here")
-    method = built(name, steps=4, **BASE.get(name, {}))
-    take_steps(method, data[name], monkeypatch, "cuda")  # what is loaded or copied once
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        take_steps(method, data[name], monkeypatch, "cuda")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-WAITS = {
-    "item": lambda loss: loss.item(),
-    "cpu": lambda loss: loss.cpu(),
-    "bool": lambda loss: loss > 0 or loss,
-    "float": lambda loss: float(loss),
-    "mask": lambda loss: loss[loss > 0],
-}
-
-
-@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
-def test_waiting_would_be_noticed(wait, data, monkeypatch):
-    method = built("vae")
+@pytest.mark.parametrize("wait", [Tensor.item, Tensor.cpu, Tensor.__bool__, lambda x: x[x > 0]])
+def test_asking_for_values_would_be_noticed(wait, data, on_meta, monkeypatch):
+    method = on_meta("vae")
     objective = method.objective
     monkeypatch.setattr(method, "objective", lambda **terms: wait(objective(**terms)))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        take_steps(method, data["vae"], monkeypatch, "meta")
+        take_steps(method, method.batches(data["vae"], method.device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_steps_do_not_wait_for_a_gpu(name, data):
+    method = built(name, steps=4, **BASE.get(name, {})).to("cuda")
+    batches = method.batches(data[name], method.device)
+    take_steps(method, batches)  # what is done once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take_steps(method, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- resume -----------------------------------------------------------------------------------

@@ -11,12 +11,10 @@ from conftest import METHODS, before_step, cases, digits_of, interrupt, settings
 from dlcvlib.data import types
 from dlcvlib.report import cli
 from dlcvlib.training import loop
-from dlcvlib.training.processes import Share, batch_mean
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
 
 CASES = [(name, {"steps": 3, "batch_size": 8} | changes) for name, changes in cases("processes")]
-SHARED = (torch.arange(16.0)[:, None], torch.arange(24))
 
 
 def join(rank, folder):
@@ -69,63 +67,17 @@ def test_two_processes_compute_what_one_would(number, together, tmp_path):
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=1e-5)
 
 
-DRAWS = {
-    "rand": lambda x: torch.rand(len(x), 3),
-    "randn": lambda x: torch.randn((len(x), 3)),
-    "randint": lambda x: torch.randint(2, 90, (len(x), 1)),
-    "rand_like": lambda x: torch.rand_like(torch.cat([x, x])),
-    "randn_like": lambda x: torch.randn_like(x),
-    "uniform_": lambda x: torch.empty(len(x)).uniform_(-1, 1),
-    "normal_": lambda x: torch.empty(len(x)).normal_(),
-    "other rows": lambda x: torch.rand(5),
-    "scalar": lambda x: torch.rand(()),
-}
-
-
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_a_share_has_its_rows_of_the_batchs_random_numbers(draw, monkeypatch):
-    """Twice, if a batch is stacked twice; numbers that belong to no rows are common to all."""
-
-    def drawn(rank, count):
-        state = Mock(num_processes=count, process_index=rank)
-        monkeypatch.setattr("dlcvlib.training.processes.PartialState", lambda: state)
-        loop.seed_step(0, 3)
-        with Share(SHARED, sync_batch_norm=True) as share:
-            return draw(share.batch[0])
-
-    whole, *parts = drawn(0, 1), drawn(0, 2), drawn(1, 2)
-    assert not Share.active
-    if whole.ndim == 0 or len(whole) % 16:
-        assert all(torch.equal(part, whole) for part in parts)
-    else:
-        views = [torch.cat(view) for view in zip(*(part.split(8) for part in parts), strict=True)]
-        assert torch.equal(torch.cat(views), whole)
-
-
-def test_means_of_rows_outside_of_a_step_are_their_own():
-    assert batch_mean(torch.tensor([[1.0, 2.0], [3.0, 6.0]])).tolist() == [2, 4]
-    assert batch_mean(torch.tensor(3.0)).item() == 3
-
-
 # --- lost processes, and notebooks ------------------------------------------------------------
 
 LOSES = """
 import os, signal, sys
 from accelerate import PartialState
-from dlcvlib.methods.vae import VAE
+from conftest import METHODS, before_step
 from dlcvlib.report.cli import main
-from dlcvlib.training import loop
 
-state, step = PartialState(cpu=True), VAE.training_step
-loop.CHECKPOINT_SECONDS = 0.0
-
-def training_step(self, batch):
-    if (self.step, state.process_index) == (5, {lost}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-
-VAE.training_step = training_step
-sys.exit(main())
+lost = PartialState(cpu=True).process_index == {lost}
+with before_step(METHODS["vae"], 5, lambda: lost and os.kill(os.getpid(), signal.SIGKILL)):
+    sys.exit(main())
 """
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 LAUNCH += ["--local-addr=127.0.0.1"]  # the host's own name may lead nowhere

@@ -179,10 +179,12 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # "[gloo/transport/...] Connection closed by peer"
-        if not any(backend in str(error).lower() for backend in ("gloo", "nccl")):
-            raise
-        stop()
-    signal.signal(signal.SIGTERM, before)
+        if any(backend in str(error).lower() for backend in ("gloo", "nccl")):
+            stop()
+        raise
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 def synchronise(method: nn.Module) -> None:
