@@ -80,7 +80,8 @@ def compiling(method: Method) -> str:
     """How `compile_networks` compiles a method's networks, as a mode of torch.compile; "": not.
 
     "auto" compiles on an NVIDIA GPU, in a single process, in runs of `COMPILED_STEPS` at least,
-    which save more than the minutes that compiling takes. On two CPU cores it saved nothing.
+    which save more than the minutes that compiling takes. On a CPU it was slower: VAE and DANN of
+    profile quick had .93 of their speed.
     """
     wanted, on_gpu = method.settings.compile, method.device.type == "cuda"
     if wanted == "auto":
