@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks import growth, memory, quality, speed
+from benchmarks import gpu, growth, memory, quality, speed
 from dlcvlib.config import paths
 from dlcvlib.training import device
 from dlcvlib.utils import fingerprints, storage
 
 HERE = Path(__file__).parent
-PARTS = ("speed", "growth", "memory", "quality")
+PARTS = ("speed", "growth", "memory")
+ON_REQUEST = ("gpu", "quality")
 
 
 def main() -> None:
@@ -29,8 +30,9 @@ def main() -> None:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"some of {', '.join(PARTS)} (hours); default: all others. Chapters after quality "
-        f"({', '.join(quality.PROBLEMS)}) limit it to them; the others' results are kept",
+        help=f"some of {', '.join(PARTS)} (the default), gpu (ten minutes at most; --rounds 1 "
+        f"suffices) and quality (hours). Chapters after quality ({', '.join(quality.PROBLEMS)}) "
+        "limit it to them; the others' results are kept",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="default: 60")
@@ -38,8 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [name for name in arguments.parts if name not in quality.PROBLEMS]
     chapters = [name for name in arguments.parts if name in quality.PROBLEMS]
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))} (parts: {', '.join(PARTS)})")
+    if unknown := set(parts) - {*PARTS, *ON_REQUEST}:
+        known = ", ".join(PARTS + ON_REQUEST)
+        parser.error(f"unknown part {', '.join(sorted(unknown))} (parts: {known})")
     if chapters and "quality" not in parts:
         parser.error(f"{', '.join(chapters)}: chapters belong to quality")
     mpl.use("agg")
@@ -59,10 +62,13 @@ def main() -> None:
         figure.savefig(out / f"{part}.svg", bbox_inches="tight")
         storage.write_sealed(out / "results.json", result)
 
-    for part in parts or PARTS[:-1]:
+    for part in parts or PARTS:
         if part == "speed":
             frame = speed.measure(arguments.rounds, arguments.steps)
             keep(part, speed.summary(frame), frame, speed.plot(frame))
+        elif part == "gpu":
+            frame = gpu.measure(arguments.rounds, arguments.steps)
+            keep(part, gpu.summary(frame), frame, gpu.plot(frame))
         elif part == "growth":
             frame = growth.measure(arguments.rounds)
             keep(part, growth.summary(frame), frame, growth.plot(frame))

@@ -54,6 +54,7 @@ def train(
     draw = method.batches(data, device.default())
     progress = Progress(*device.choose(method, draw), processes=1)
     device.prepare(method, progress.precision)
+    device.compile_networks(method)
 
     def batch(step: int) -> Batch:
         watch(step)
@@ -139,7 +140,7 @@ class Contender:
 
     def step_rate(self, steps: int) -> float:
         """Steps per second of the method's step alone, on one batch that is on the device."""
-        step = self._step_alone()
+        step = self.step_alone()
         started = now()
         for _ in range(steps):
             step()
@@ -154,7 +155,7 @@ class Contender:
         """
         if torch.accelerator.is_available():
             return math.nan
-        step = self._step_alone()
+        step = self.step_alone()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(steps):
                 step()
@@ -166,7 +167,8 @@ class Contender:
         kernels = sum(t for name, t in times.items() if any(k in name for k in KERNELS))
         return kernels / 1e6 / seconds
 
-    def _step_alone(self) -> Callable[[], Any]:
+    def step_alone(self) -> Callable[[], Any]:
+        """A function that takes one step, on one batch that is on the device."""
         method = create(self.kind, self.settings)
         device.prepare(method, self.precision())
         batch = method.batches(self.data, device.default())(0)

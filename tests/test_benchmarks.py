@@ -11,7 +11,7 @@ import torch
 from conftest import settings_of
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, growth, plain, quality, speed
+from benchmarks import contenders, gpu, growth, plain, quality, speed
 from dlcvlib.config import profiles
 from dlcvlib.data.types import LabelledImages
 from dlcvlib.methods.classifier import Classifier
@@ -106,3 +106,27 @@ def test_quality_is_measured_chapter_by_chapter(tmp_path, monkeypatch):
     with pytest.raises(StopIteration):
         run("quality", "dann", "pixelda")
     assert kept() == [("1-6", 2), ("3-5", 3)]
+
+
+def test_a_device_is_measured(tmp_path, monkeypatch):
+    """Each variant against the plain loop and the peak; those a CPU lacks fall back."""
+    data, settings = SimpleNamespace(train=LABELLED), settings_of("classifier", batch_size=10)
+    plain_loop = Mock(side_effect=lambda *_: (None for _ in itertools.count()))
+    method = contenders.Contender("Small", Classifier, settings, data, plain_loop, ())
+    monkeypatch.setattr(gpu, "contenders", lambda *_: [method])
+    monkeypatch.setattr(gpu, "SIDE", 64)
+    monkeypatch.delitem(gpu.VARIANTS, "bf16, compiled")  # minutes
+    for module in (gpu, contenders):
+        monkeypatch.setattr(module, "now", itertools.count(0, 60).__next__)
+    frame = gpu.measure(rounds=2, steps=4)
+    table = gpu.summary(frame)
+    assert (len(frame), table["variant"].tolist()) == (8, list(gpu.VARIANTS))
+    assert (table["images/s"] == 10 * 4 / 60).all()
+    assert (frame["against_plain"] == 1).all()
+    layers = [module for module in Classifier(settings).modules() if hasattr(module, "weight")]
+    assert gpu.operations(method) > 2 * 10 * sum(layer.weight.numel() for layer in layers)
+    expected = gpu.operations(method) * 4 / (gpu.PRODUCTS * 2 * 64**3)
+    assert frame["share_of_peak"].tolist() == pytest.approx([expected] * 8)
+    gpu.plot(frame).savefig(tmp_path / "gpu.svg")
+    monkeypatch.setattr(gpu, "SECONDS", -1.0)
+    assert gpu.measure(rounds=1, steps=4).empty

@@ -204,12 +204,12 @@ def test_the_step_matches_the_paper(images, changes, monkeypatch):
 
 def test_the_average_is_exponential():
     module = nn.Linear(3, 2)
-    average = averaging.averaged(module, 0.5)
+    average = averaging.Average(module, 0.5)
     for count in range(12):
         nn.init.normal_(module.weight)
         decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0  # the first update copies
         expected = decay * average.module.weight + (1 - decay) * module.weight
-        average.update_parameters(module)
+        average.update(module, count)
         torch.testing.assert_close(average.module.weight, expected.detach())
     assert not any(p.requires_grad for p in average.parameters())
 

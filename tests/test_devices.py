@@ -5,10 +5,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import built, disk_full_beyond, same, start, weights
+from conftest import built, disk_full_beyond, same, settings_of, start, weights
+from torch import nn
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.training import device
+from dlcvlib.training import device, processes
 
 
 def test_apples_gpus_get_no_channels_last():
@@ -50,6 +51,54 @@ def test_auto_depends_on_the_device_that_trains(monkeypatch, trials, untrained, 
     chosen = "bf16" if has and trainer != "mps" else "fp32"
     assert device.choose(untrained, None)[0] == chosen
     assert trials.call_count == (has and trainer == "cpu")
+
+
+@pytest.mark.parametrize(("has", "chosen"), [(True, "tf32"), (False, "fp32")])
+def test_tf32_is_for_gpus_that_have_it(monkeypatch, has, chosen):
+    """Elsewhere it is float32, and the run says why."""
+    net = built("classifier", precision="tf32", deterministic=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: has)
+    assert device.choose(net, None) == (chosen, "requested" if has else "no support for tf32")
+    device.prepare(net, chosen)
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    assert (cudnn.allow_tf32, products.allow_tf32) == (has, has)
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+    device.setup()  # for what comes after
+    assert (cudnn.allow_tf32, products.allow_tf32) == (False, False)
+    assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+
+
+COMPILED = [
+    # setting, steps, device, processes, property of the method -> mode
+    ("auto", 20_000, "cuda", 1, "", "reduce-overhead"),
+    ("auto", 19_999, "cuda", 1, "", ""),
+    ("auto", 20_000, "cuda", 2, "", ""),
+    ("auto", 20_000, "cpu", 1, "", ""),
+    ("never", 20_000, "cuda", 1, "", ""),
+    ("always", 1, "cuda", 2, "", "reduce-overhead"),
+    ("always", 1, "cpu", 1, "", "default"),
+    ("always", 1, "cuda", 1, "second_derivatives", ""),
+    ("always", 1, "cuda", 1, "swaps_buffers", "default"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "steps", "on", "count", "has", "mode"), COMPILED)
+def test_long_runs_are_compiled_on_a_gpu(monkeypatch, wanted, steps, on, count, has, mode):
+    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=count))
+    settings = settings_of("vae", compile=wanted, steps=steps)
+    method = SimpleNamespace(settings=settings, device=torch.device(on))
+    method.second_derivatives, method.swaps_buffers = has == "second_derivatives", bool(has)
+    assert device.compiling(method) == mode
+
+
+def test_several_gpus_get_torchs_synchronised_batch_norm():
+    net, before = built("adamatch"), weights(built("adamatch"))
+    processes.synchronise(net)
+    kinds = {type(module) for module in net.modules()}
+    assert nn.SyncBatchNorm in kinds
+    assert not {nn.BatchNorm1d, nn.BatchNorm2d} & kinds
+    assert same(net, before)
 
 
 def test_a_trial_is_made_once_per_machine_and_network(trials, untrained):

@@ -7,10 +7,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import METHODS, before_step, built, cases, interrupt, same, settings_of, weights
+from torch import Tensor
+from torch.optim import Adam
 
 from dlcvlib.config import profiles
 from dlcvlib.evaluation.features import measured
 from dlcvlib.training import loop
+from dlcvlib.training.method import gradient_norms
 from dlcvlib.training.runs import train_or_load
 
 BASE = cases("settings")
@@ -53,6 +56,53 @@ def test_evaluation_changes_nothing(name, data):
     assert bool(method.evaluate(data[name])) == (name != "features")
     assert same(method, before)
     assert all(module.training for module in method.modules())
+
+
+# --- no waiting for the device ----------------------------------------------------------------
+
+
+def take_steps(method, batches):
+    """Whatever the loop does between two rows of the history."""
+    for method.step in range(3):
+        loop.seed_step(0, method.step)
+        terms = method.training_step(batches(method.step)) | gradient_norms(method.optimizers)
+        torch.stack([value.detach().float() for value in terms.values()])
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """A method that takes steps on the meta device, whose tensors have no values."""
+    # There is no fused Adam without values.
+    unfused = Mock(side_effect=lambda weights, **how: Adam(weights, **how | {"fused": False}))
+    monkeypatch.setattr("dlcvlib.training.method.Adam", unfused)
+    return lambda name, **changes: built(name, steps=4, **changes).to("meta")
+
+
+def test_steps_ask_for_no_values(name, data, on_meta):
+    for changes in ({}, BASE.get(name, {})):
+        method = on_meta(name, **changes)
+        take_steps(method, method.batches(data[name], method.device))
+
+
+@pytest.mark.parametrize("wait", [Tensor.item, Tensor.cpu, Tensor.__bool__, lambda x: x[x > 0]])
+def test_asking_for_values_would_be_noticed(wait, data, on_meta, monkeypatch):
+    method = on_meta("vae")
+    objective = method.objective
+    monkeypatch.setattr(method, "objective", lambda **terms: wait(objective(**terms)))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        take_steps(method, method.batches(data["vae"], method.device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_steps_do_not_wait_for_a_gpu(name, data):
+    method = built(name, steps=4, **BASE.get(name, {})).to("cuda")
+    batches = method.batches(data[name], method.device)
+    take_steps(method, batches)  # what is done once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take_steps(method, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- resume -----------------------------------------------------------------------------------
@@ -124,7 +174,9 @@ def other(settings, name, value):
 
 
 def test_every_setting_changes_the_weights(name, train):
-    """Each one changed by itself leads to different weights; snapshots are kept beside them."""
+    """Each one changed by itself leads to different weights, but for those that only matter on
+    several processes or on a GPU; snapshots are kept beside them.
+    """
     changes = {"steps": 2, "batch_size": 8, **BASE.get(name, {})}
     before, base = train(name, **changes).method, settings_of(name, **changes)
     ignored = [
@@ -133,4 +185,5 @@ def test_every_setting_changes_the_weights(name, train):
         if setting != "backbone"  # it has one value, until a user adds another
         and same(before, train(name, **changes | {setting: other(base, setting, value)}).method)
     ]
-    assert ignored == (["keep_snapshots"] if name == "dcgan" else [])
+    elsewhere = ["sync_batch_norm", "deterministic", "compile"]
+    assert ignored == elsewhere + ["keep_snapshots"] * (name == "dcgan")

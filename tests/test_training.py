@@ -1,19 +1,18 @@
 """The loop: schedules, batches, noise, several processes, checkpoints, and non-finite numbers."""
 
 import itertools
-import os
+import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from accelerate import PartialState
-from conftest import before_step, interrupt, same, settings_of
-from safetensors.torch import load_file
+from conftest import before_step, interrupt, same, settings_of, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from dlcvlib.data.batches import Batches, random_flips
-from dlcvlib.training import checkpoint, device, loop, tracking
+from dlcvlib.training import checkpoint, device, loop, processes, tracking
 from dlcvlib.training.method import Method, update
 from dlcvlib.training.runs import train_or_load
 from dlcvlib.utils import storage
@@ -140,40 +139,22 @@ def test_a_row_is_the_mean_of_its_steps(tmp_path, monkeypatch):
 # --- several processes ------------------------------------------------------------------------
 
 
-def train_together(rank, folder):
-    """One of two processes."""
-    os.environ |= dict.fromkeys(["RANK", "LOCAL_RANK"], str(rank))
-    os.environ |= dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], "2")
-    PartialState(cpu=True, init_method=f"file://{folder}/meeting")
-    method = fit(folder, steps=5, batch_size=8).method
-    storage.write_tensors(folder / f"{rank}.safetensors", method.state_dict(), {})
-    PartialState().destroy_process_group()
-
-
-def test_processes_that_share_batches_match_a_single_one(tmp_path):
-    torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
-    assert same(first, second)
-    one = fit(tmp_path / "one", steps=5, batch_size=8).method.cpu().state_dict()
-    torch.testing.assert_close(first, dict(one), atol=1e-5, rtol=1e-4)
-
-
 UNSUITABLE = [
-    (loop, 3, "a batch of 8 cannot be divided evenly.* 3 processes"),
-    (loop, 8, "at least two each, among 8 processes"),
-    (checkpoint, 2, r"small-\w+ was started with 1 processes"),
+    (processes, 3, "a batch of 8 cannot be divided evenly.* 3 processes"),
+    (processes, 8, "at least two each, among 8 processes"),
+    (checkpoint, 2, r"small-\w+ was started with 1 processes, and without sync_batch_norm"),
 ]
 
 
-@pytest.mark.parametrize(("module", "processes", "message"), UNSUITABLE)
-def test_unsuitable_counts_are_refused(tmp_path, monkeypatch, module, processes, message):
-    """For a batch that cannot be divided among them, or to continue a run of another number."""
+@pytest.mark.parametrize(("module", "count", "message"), UNSUITABLE)
+def test_unsuitable_counts_are_refused(tmp_path, monkeypatch, module, count, message):
+    """For a batch that cannot be divided among them, or where their number decides the result."""
     with before_step(Small, 3, interrupt), pytest.raises(KeyboardInterrupt):
-        fit(tmp_path)
-    state = SimpleNamespace(num_processes=processes, process_index=0)
+        fit(tmp_path, sync_batch_norm=False)
+    state = SimpleNamespace(num_processes=count, process_index=0)
     monkeypatch.setattr(module, "PartialState", lambda: state)
     with pytest.raises(UserError, match=message):
-        fit(tmp_path)
+        fit(tmp_path, sync_batch_norm=False)
 
 
 # --- checkpoints ------------------------------------------------------------------------------
@@ -191,6 +172,22 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     assert resumed.provenance["precision"] == "bf16"
     assert same(whole.method, resumed.method)
     assert not same(whole.method, fit(tmp_path / "other").method)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler here")
+def test_a_compiled_run_resumes_exactly_and_is_the_same_but_for_rounding(tmp_path, monkeypatch):
+    """It is the same run, whose weights have the same names."""
+    compiled = Mock(side_effect=torch.compile)
+    monkeypatch.setattr(torch, "compile", compiled)
+    eager, whole = (fit(tmp_path / how, compile=how) for how in ("never", "always"))
+    with before_step(Small, 4, interrupt), pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", compile="always")
+    resumed = fit(tmp_path / "killed", compile="always")
+    assert compiled.call_count == 3
+    assert resumed.provenance["settings"]["compile"] == "always"
+    assert same(resumed.method, whole.method)
+    assert resumed.name == eager.name
+    torch.testing.assert_close(weights(whole.method), weights(eager.method), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("cost", "saves"), [(0.1, 32), (6.0, 4)])

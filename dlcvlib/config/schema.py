@@ -85,7 +85,8 @@ Betas = Annotated[list[Probability], Field(min_length=2, max_length=2)]
 Labels = Annotated[list[Annotated[Real, Field(gt=0.5, le=1)]], Field(min_length=2, max_length=2)]
 Weights = Annotated[list[Weight], Field(min_length=2), AfterValidator(_distinct)]
 Schedule = Literal["cosine", "halvings", "constant"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "tf32", "fp32"]
+Compile = Literal["auto", "always", "never"]
 Policy = Literal["color", "translation", "cutout"]
 Augmentation = Literal["none", "geometric", "strong"]
 DomainUpdate = Literal["joint", "alternating"]
@@ -158,7 +159,14 @@ class TrainingFields(Parameters):
     learning_rate_schedule: Schedule = means("cosine with warm-up, halvings (original) or constant")
     adam_betas: Betas = means("Adam's two decay rates")
     weight_decay: Weight = means("Adam's weight decay")
-    precision: Precision = means("auto (the faster one on this machine), bf16 or fp32")
+    precision: Precision = means("auto (the faster one on this machine), bf16, tf32 or fp32")
+    sync_batch_norm: bool = means("BatchNorm over the whole batch where processes share it")
+    deterministic: bool = means("on a GPU: the same numbers each time, or the fastest kernels")
+    compile: Compile = means("torch.compile; auto: on a GPU where a run is long enough")
+
+
+EXECUTION = ("precision", "sync_batch_norm", "deterministic", "compile")
+"""Fields that say how a device computes, whatever the task."""
 
 
 class TrainingSettings(TrainingFields, Seeded):
@@ -449,7 +457,7 @@ class PixelDAParams(Chapter, DigitParams, AdaMatchFields, PixelDAFields):
 
     def adamatch(self, seed: int) -> AdaMatchSettings:
         """Settings of the AdaMatch of a seed: strong and weak views are the method's own."""
-        own = self.own("adamatch") | {"precision": self.precision}
+        own = self.own("adamatch") | {name: getattr(self, name) for name in EXECUTION}
         views = {"augmentation": "strong", "target_augmentation": "geometric"}
         return part(AdaMatchSettings, self, self.dann, own, views, seed=seed)
 

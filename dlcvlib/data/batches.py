@@ -40,7 +40,9 @@ def epoch_indices(
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, device: torch.device | str) -> Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    return order.to(device, non_blocking=True)
+    if torch.device(device).type == "cuda":
+        order = order.pin_memory()  # otherwise the copy would wait for the GPU
+    return order.to(device, non_blocking=order.is_pinned())
 
 
 def is_resident(tensors: Sequence[Tensor], device: torch.device) -> bool:

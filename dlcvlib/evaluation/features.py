@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams
+from dlcvlib.config.schema import EXECUTION, AttributeSettings, GANParams, VAEParams
 from dlcvlib.data.batches import CHUNK, resized
 from dlcvlib.data.types import FaceData, MeasuredFaces
 from dlcvlib.data.weights import INCEPTION, inception_file
@@ -35,10 +35,11 @@ def attribute_classifier(
 ) -> Run[AttributeClassifier]:
     """The classifier of the faces' attributes, shared by both chapters on faces.
 
-    If these differ in `extractor_steps` or `precision`, so do their distances.
+    If these differ in `extractor_steps` or in how they compute, so do their distances.
     """
     faces.attribute(params.attribute)  # an error if there is none to learn
-    task = {"steps": params.extractor_steps, "precision": params.precision, "batch_size": 128}
+    task = {"steps": params.extractor_steps, "batch_size": 128}
+    task |= {name: getattr(params, name) for name in EXECUTION}
     adam = {"adam_betas": [0.9, 0.999], "weight_decay": 0.0}
     adam |= {"learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
     task["attributes"] = sorted(faces.train.attributes)

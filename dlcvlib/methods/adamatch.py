@@ -28,9 +28,10 @@ from torch.func import functional_call
 from dlcvlib.config.schema import AdaMatchSettings, PixelDAParams
 from dlcvlib.data.augment import AUGMENTATIONS
 from dlcvlib.data.types import Adaptation
-from dlcvlib.methods.averaging import averaged
+from dlcvlib.methods.averaging import Average
 from dlcvlib.methods.classifier import TwoDomains, networks
 from dlcvlib.training.method import Batch, Method, update
+from dlcvlib.training.processes import batch_mean
 
 
 def without_statistics(module: nn.Module, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def align(target: Tensor, source: Tensor) -> Tensor:
     Returns:
         The target's probabilities times the ratio of the means, each row renormalised to sum to 1.
     """
-    ratio = source.mean(0) / target.mean(0).clamp_min(1e-6)
+    ratio = batch_mean(source) / batch_mean(target).clamp_min(1e-6)
     return F.normalize(target * ratio, p=1, dim=1)
 
 
@@ -67,7 +68,7 @@ def confident(target: Tensor, source: Tensor, threshold: float) -> Tensor:
 
     Those whose highest probability reaches `threshold` times the source's mean confidence.
     """
-    return target.amax(1) >= threshold * source.amax(1).mean()
+    return target.amax(1) >= threshold * batch_mean(source.amax(1))
 
 
 def warm_up(progress: float) -> float:
@@ -84,9 +85,10 @@ class AdaMatch(TwoDomains):
 
     def __init__(self, settings: AdaMatchSettings) -> None:
         Method.__init__(self, settings)  # not Classifier's: its networks are these two
+        self.swaps_buffers = not settings.plain
         self.trains = {"trained": ["trained"]}
         self.trained = nn.Sequential(*networks(settings))
-        self.averaged = averaged(self.trained, settings.ema_decay)
+        self.averaged = Average(self.trained, settings.ema_decay)
 
     @property
     def extractor(self) -> nn.Module:
@@ -118,7 +120,7 @@ class AdaMatch(TwoDomains):
         target_loss = (mask * losses).mean()
         mu = warm_up(self.step / self.settings.steps)
         update(source_loss + mu * target_loss, self.optimizers.values())
-        self.averaged.update_parameters(self.trained)
+        self.averaged.update(self.trained, self.step)
         return {"class": source_loss, "target": target_loss, "kept": mask.float().mean()}
 
     def select(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from dlcvlib.data.batches import Batches
 from dlcvlib.data.types import CLASSES, Adaptation, Domain, LabelledImages
 from dlcvlib.methods.blocks import halving
 from dlcvlib.training.method import Batch, Method, update
+from dlcvlib.training.processes import batch_mean
 
 IMAGE_SIZE = 32
 
@@ -139,7 +140,7 @@ def networks(settings: ClassifierSettings) -> tuple[nn.Module, LabelClassifier]:
 
 def learned(class_loss: Tensor) -> Tensor:
     """How far a class loss is below chance: from 0 (at chance, or worse) to 1 (a loss of 0)."""
-    return (1 - class_loss.detach() / math.log(CLASSES)).clamp_min(0)
+    return (1 - batch_mean(class_loss.detach()) / math.log(CLASSES)).clamp_min(0)
 
 
 class TwoDomains(Classifier):

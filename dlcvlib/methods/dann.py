@@ -103,6 +103,7 @@ class DANN(TwoDomains):
         sizes = {"features": self.extractor.size, "hidden": width, "conditional": CLASSES * width}
         # With separate statistics, those of F and L are the target's, and these the source's.
         own = dict(self.named_buffers()) if settings.batch_statistics == "separate" else {}
+        self.swaps_buffers = bool(own)
         self.of_source = {name: "source_" + name.replace(".", "_") for name in own}
         for name, statistic in own.items():
             self.register_buffer(self.of_source[name], statistic.clone())

@@ -33,13 +33,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dlcvlib.config.schema import GANSettings
 from dlcvlib.data.batches import Batches, prior_samples, random_flips, resized
 from dlcvlib.data.types import MeasuredFaces
-from dlcvlib.methods.averaging import averaged, with_statistics
+from dlcvlib.methods.averaging import Average, with_statistics
 from dlcvlib.methods.blocks import doubling, stem
 from dlcvlib.methods.diffaugment import augment
 from dlcvlib.training.method import Batch, Method, update
@@ -138,7 +139,7 @@ def labels(count: int, soft: Sequence[float], flipped: float, device: torch.devi
     """
     real = torch.empty(count, device=device).uniform_(*soft)
     fake = torch.zeros(count, device=device)
-    swap = torch.rand(2, count, device=device) < flipped
+    swap = torch.stack([torch.rand(count, device=device) for _ in range(2)]) < flipped
     return torch.where(swap, torch.stack([fake, real]), torch.stack([real, fake]))
 
 
@@ -192,10 +193,11 @@ class DCGAN(Method):
 
     def __init__(self, settings: GANSettings) -> None:
         super().__init__(settings)
+        self.second_derivatives = settings.gradient_penalty > 0
         self.trains = {"generator": ["generator"], "discriminator": ["discriminator"]}
         self.generator, self.discriminator = Generator(settings), Discriminator(settings)
         if settings.ema_decay:
-            self.averaged = averaged(self.generator, settings.ema_decay)
+            self.averaged = Average(self.generator, settings.ema_decay)
         if settings.keep_snapshots:  # of the generator that samples are drawn from
             self.snapshots = ("averaged" if settings.ema_decay else "generator",)
 
@@ -217,7 +219,7 @@ class DCGAN(Method):
             for _ in range(self.settings.generator_steps - 1):
                 self._train_generator(real, self.generator(self.noise(len(real), real.device)))
         if self.settings.ema_decay:
-            self.averaged.update_parameters(self.generator)
+            self.averaged.update(self.generator, self.step)
         return terms
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -237,7 +239,7 @@ class DCGAN(Method):
             "d_real": on_real.sigmoid().mean(),
             "d_fake": on_fake.sigmoid().mean(),
             # Of all pairs of a real and a generated image, the share in the right order.
-            "d_accuracy": (on_real[:, None] > on_fake).float().mean(),
+            "d_accuracy": (on_real[:, None] > gather(on_fake)).float().mean(),
         }
 
     def _train_generator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

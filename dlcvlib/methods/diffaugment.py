@@ -25,7 +25,8 @@ def augment(images: Tensor, policy: Sequence[str]) -> Tensor:
 
 
 def _color(images: Tensor) -> Tensor:
-    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
+    count, device = len(images), images.device
+    brightness, saturation, contrast = (torch.rand(count, 1, 1, 1, device=device) for _ in range(3))
     images = images + brightness - 0.5
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * 2 * saturation

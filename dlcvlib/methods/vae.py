@@ -33,6 +33,7 @@ from dlcvlib.data.batches import Batches, random_flips, resized
 from dlcvlib.data.types import FaceData
 from dlcvlib.methods.blocks import doubling, halving, stem
 from dlcvlib.training.method import Batch, Method, update
+from dlcvlib.training.processes import batch_mean
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 """At KL weights near zero nothing else keeps exp(log-variance) from overflowing."""
@@ -129,7 +130,7 @@ class VAE(Method):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on the evidence lower bound."""
         (images,) = batch
-        terms = {name: values.mean() for name, values in self.terms(images).items()}
+        terms = {name: batch_mean(values) for name, values in self.terms(images).items()}
         loss = self.objective(**terms)
         update(loss, self.optimizers.values())
         return {"loss": loss, **terms}

@@ -36,7 +36,8 @@ def restore(folder: Path, method: Method) -> Progress | None:
     A damaged checkpoint is reported and removed; the run then starts over.
 
     Raises:
-        UserError: if it was written with another number of processes.
+        UserError: if it was written with another number of processes, on which its BatchNorm
+            depends.
     """
     pointer = folder / "checkpoint.json"
     if not pointer.is_file():
@@ -49,11 +50,13 @@ def restore(folder: Path, method: Method) -> Progress | None:
         clear(folder)
         return None
     progress = Progress(**meta)
-    if progress.processes != PartialState().num_processes:
+    processes = PartialState().num_processes
+    if progress.processes != processes and not method.settings.sync_batch_norm:
         raise UserError(
-            f"{folder} was started with {progress.processes} processes: continue with the same "
-            "number, or remove it"
+            f"{folder} was started with {progress.processes} processes, and without "
+            "sync_batch_norm their number matters: continue with the same, or remove it"
         )
+    progress.processes = processes
     progress.pending = list(tensors["pending"].to(method.device))
     method.load_state_dict(_part(tensors, "module."))
     for name, optimizer in method.optimizers.items():

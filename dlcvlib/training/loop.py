@@ -4,9 +4,8 @@ All randomness of step t comes from (seed, t), so that no generator's state need
 that is killed and resumed, any number of times, is therefore identical to an uninterrupted one, bit
 for bit on one device.
 
-Under `accelerate launch` each process takes its share of every batch, with its own noise, and the
-gradients are averaged; BatchNorm sees one process's share, and the history has the main process's
-losses. Such a run must be resumed with the same number of processes.
+Under `accelerate launch` each process takes its share of every batch, and all together compute what
+one would (`processes`), with losses that are means over the processes.
 """
 
 import math
@@ -18,10 +17,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from dlcvlib.training.method import Batch, Method, Progress, gradient_norms
+from dlcvlib.training.processes import Share
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
@@ -81,7 +82,7 @@ def fit(
 
     Raises:
         UserError: if a loss or a gradient is not finite, or a batch cannot be divided among the
-            processes.
+            processes (see `Share`).
     """
     settings, state, label = method.settings, PartialState(), method.name
     steps, schedule = settings.steps, settings.learning_rate_schedule
@@ -95,14 +96,16 @@ def fit(
         while progress.step < steps:
             # 1. One step, whose randomness depends on seed and step alone.
             method.step = progress.step
-            seed_step(settings.seed, method.step * state.num_processes + state.process_index)
+            seed_step(settings.seed, method.step)
             factor = learning_rate_factor(schedule, method.step / steps)
             learning_rate = factor * settings.learning_rate
             for name, optimizer in method.optimizers.items():
                 optimizer.param_groups[0]["lr"] = learning_rate * method.rates.get(name, 1.0)
-            losses = method.training_step(_share(batch(method.step)))
+            with Share(batch(method.step), settings.sync_batch_norm) as share:
+                losses = method.training_step(share.batch)
             terms = losses | gradient_norms(method.optimizers)
-            progress.pending.append(torch.stack([x.detach().float() for x in terms.values()]))
+            values = torch.stack([value.detach().float() for value in terms.values()])
+            progress.pending.append(reduce(values, "mean"))
             method.step = progress.step = progress.step + 1
             # 2. Whatever is logged or saved is finite.
             validating = progress.step % validate_every == 0 or progress.step == steps
@@ -134,21 +137,6 @@ def fit(
                 saved = progress.step
                 now = time.monotonic()
                 save_at = now + CHECKPOINT_SECONDS * max(1.0, (now - started) / CHECKPOINT_COST)
-
-
-def _share(batch: Batch) -> Batch:
-    """The part of a batch for this process.
-
-    Raises:
-        UserError: if the parts would not have equal sizes of at least two rows.
-    """
-    count, rank = PartialState().num_processes, PartialState().process_index
-    if any(len(rows) % count or len(rows) < 2 * count for rows in batch):
-        raise UserError(
-            f"a batch of {len(batch[0])} cannot be divided evenly, with at least two each, among "
-            f"{count} processes: start fewer, or change batch_size"
-        )
-    return tuple(rows.chunk(count)[rank] for rows in batch)
 
 
 def _finite(progress: Progress, terms: Sequence[str], saved: int) -> Tensor:

@@ -56,12 +56,18 @@ class Method(nn.Module):
             device; each method defines it.
         training_step: updates the networks on one batch and returns the losses by name, scalars on
             the device; each method defines it.
+        second_derivatives: whether a step differentiates gradients, for which networks can neither
+            be compiled nor have torch's SyncBatchNorm.
+        swaps_buffers: whether a step calls networks with other buffers than their own, which CUDA
+            graphs would not notice.
         settings: a `config.schema.TrainingSettings`, which with data and code determines a run.
         step: optimisation steps taken so far, which schedules depend on.
     """
 
     name: ClassVar[str]
     snapshots: tuple[str, ...] = ()
+    second_derivatives = False
+    swaps_buffers = False
     batches: Callable[[Any, torch.device], Callable[[int], Batch]]
     training_step: Callable[[Batch], dict[str, Tensor]]
 

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.training import checkpoint, device, loop, tracking
+from dlcvlib.training import checkpoint, device, loop, processes, tracking
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
 
@@ -35,6 +35,8 @@ K = TypeVar("K")
 M = TypeVar("M", bound=Method)
 CODE = ("methods/", "training/", "data/")
 """Packages whose code determines a trained model; settings count by value, not by schema."""
+NOT_DECISIVE = {"deterministic", "compile"}
+"""Settings that, like the device, change a result by rounding alone; they are recorded."""
 HISTORY, MODEL, MARK = "history.csv", "model.safetensors", "provenance.json"
 
 handed_out: list[str] = []
@@ -96,7 +98,7 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
     own, *shared = (Path(inspect.getfile(part)) for part in (method, loop, device, checkpoint))
     hashes = fingerprints.import_hashes(own, *shared)
     return {
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude=NOT_DECISIVE),
         "data": data.fingerprint,
         "code": {n: h for n, h in hashes.items() if n.startswith(CODE) or n == own.name},
         **fingerprints.versions("torch", "accelerate"),
@@ -180,16 +182,24 @@ def _train(
         *device.choose(method, batch), PartialState().num_processes
     )
     device.prepare(method, progress.precision)
+    device.compile_networks(method)
     main = PartialState().is_main_process
     save = partial(checkpoint.save, folder, method, progress)
 
     def evaluate() -> dict[str, float]:
         if main:
             checkpoint.save_snapshot(folder, method)
-        return method.evaluate(data)
+        # Otherwise each size of a chunk of images would be compiled.
+        compiled = device.compiling(method)
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return method.evaluate(data)
 
+    alone = PartialState().num_processes == 1
     try:
-        with tracking.tracked(folder, settings, progress.history) as log:
+        with (
+            nullcontext() if alone else processes.ending_together(),
+            tracking.tracked(folder, settings, progress.history) as log,
+        ):
             loop.fit(method, batch, progress, save, evaluate, log)
     except KeyboardInterrupt:
         stopped = f"{method.name} stopped after step {progress.step} of {settings.steps}"
@@ -207,6 +217,7 @@ def _write(
     files = [folder / HISTORY, folder / MODEL, *sorted(folder.glob("snapshot-*.safetensors"))]
     provenance = {
         **identity,
+        "settings": method.settings.model_dump(),
         "seconds": progress.seconds,
         "device": device.name_of(method.device),
         "precision": progress.precision,
