@@ -204,12 +204,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
             raise UserError(f"--run: no notebook needs {arguments.run} with this code and data")
         runs = {arguments.run: runs[arguments.run]}
     missing = {name: run for name, run in runs.items() if not run.done}
-    for problem, fault in faults.items():
-        print(f"{problem} cannot be planned: {fault}", file=sys.stderr)
     print(f"{len(runs)} runs are needed; {len(runs) - len(missing)} of them are done")
-    failed: dict[str, str] = {}
+    failed = faults
     if arguments.dry_run:
-        print(sweep.table(list(runs.values())))
+        print(sweep.table(runs.values()))
     elif arguments.export:
         words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
         for name in ("data", "runs_dir", "seed"):
@@ -220,10 +218,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
         workers = min(arguments.workers or execute.side_by_side(gpus), len(missing))
         where = {"workers": workers, "gpus": gpus, "scheduler": arguments.scheduler}
         environment = functools.partial(execute.kernel_environment, workers)
-        failed = sweep.train(missing, notebooks, environment, **where)
+        failed |= sweep.train(missing, notebooks, environment, **where)
     for name, error in failed.items():
         print(f"\n{name} failed: {error}", file=sys.stderr)
-    return 1 if failed or faults else 0
+    return 1 if failed else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

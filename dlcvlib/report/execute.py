@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -127,10 +127,6 @@ def make_report(
     started = time.time()
     outcomes: dict[str, Outcome] = {}
     run = functools.partial(execute, exhibits=exhibits, cell_timeout=cell_timeout)
-    # However many of them are reused: a run that continues keeps its number of threads.
-    jobs = jobs if gpus else min(jobs, len(tasks))
-    where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
-    train = functools.partial(sweep.training, **where) if scheduler or jobs > 1 else None
 
     def write_index(whole: bool) -> None:
         values = {"title": TITLE, "about": about, "out": out, "tasks": tasks, "whole": whole}
@@ -174,7 +170,7 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         write_index(whole=False)
-        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way, train):
+        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way, gpus, scheduler):
             outcomes[outcome.task.problem] = outcome
         progress.say("writing the report")
         with progress.lines(lambda _: "writing the report", log_seconds):
@@ -234,13 +230,16 @@ def _run(
     jobs: int,
     log_seconds: float,
     meanwhile: Callable[[], None],
-    train: Callable[..., AbstractContextManager[sweep.Training]] | None = None,
+    gpus: int = 0,
+    scheduler: str = "",
 ) -> Iterator[Outcome]:
     """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines.
 
-    A notebook begins when `train` has trained its runs; without it, notebooks do so themselves.
-    While no outcome comes, `meanwhile` is called each second.
+    A notebook begins when its runs are trained, by a cluster; a single notebook without one trains
+    them itself. While no outcome comes, `meanwhile` is called each second.
     """
+    # However many of them are reused: a run that continues keeps its number of threads.
+    jobs = jobs if gpus else min(jobs, len(tasks))
     order = list(tasks)
     if jobs > 1:
         # Notebooks of different chapters rarely wait for the same model.
@@ -254,8 +253,11 @@ def _run(
         bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
         environment = kernel_environment(jobs, status)
         runs = sweep.Training()
-        if train:
-            runs = stack.enter_context(train(changed, environment, now.begin))
+        if jobs > 1 or scheduler:
+            where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
+            cells = {task.problem: task.cells for task in changed if task.trains}
+            trained = sweep.training(cells, environment, now.begin, **where)
+            runs = stack.enter_context(trained)
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         pool = stack.enter_context(ThreadPool(jobs))
         ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

@@ -9,6 +9,7 @@ import io
 import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,9 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from dlcvlib.report.uptodate import Cells, Needed
 from dlcvlib.training import rates
-from dlcvlib.training.runs import MARK, planning
+from dlcvlib.training.runs import MARK, planning, train_or_load
+from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
 
 
@@ -43,7 +44,7 @@ class _Shell(InteractiveShell):
         pass
 
 
-def requested(cells: Cells) -> dict[str, tuple[Any, ...]]:
+def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     """The runs that a notebook requests: name -> the arguments of `train_or_load`.
 
     Args:
@@ -68,31 +69,58 @@ def requested(cells: Cells) -> dict[str, tuple[Any, ...]]:
     return jobs
 
 
+@lru_cache(maxsize=1)  # its data stay in memory
+def _requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+    return requested(cells)
+
+
+def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
+    """Train one of the runs that a notebook requests, or load it.
+
+    What the run is, is found out here, so that nothing but text needs to be sent to the process
+    that trains. Processes meet in `runs_dir` alone, where `train_or_load` locks and resumes; for
+    several machines, it is on a shared folder.
+
+    Returns:
+        Seconds spent, by kind of work.
+
+    Raises:
+        UserError: if the notebook, as this machine has it, does not request that run.
+    """
+    jobs = _requested(tuple(cells))
+    if name not in jobs:
+        raise UserError(
+            f"{name} is not what this machine would train: the code of dlcvlib, the versions of "
+            "torch and accelerate and the data must be the same everywhere"
+        )
+    train_or_load(*jobs[name])
+    return stopwatch.take()
+
+
 def plan(
-    notebooks: Mapping[str, Cells], *, timed: bool = False
-) -> tuple[dict[str, list[Needed]], dict[str, str]]:
-    """The runs that notebooks need, and what is wrong with those that cannot be planned.
+    notebooks: Mapping[str, tuple[str, ...]], timed: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The runs that notebooks need, and what keeps some from being planned.
 
     Args:
         notebooks: problem -> its cells.
         timed: whether to measure how long those take that are not done.
 
     Returns:
-        Problem -> its runs, and problem -> message of a UserError.
+        Attributes of `sweep.Needed`, and problem -> message of a UserError.
     """
-    needed, faults = {}, {}
+    needed, faults = [], {}
     for problem, cells in notebooks.items():
         try:
             jobs = requested(cells)
         except UserError as error:
             faults[problem] = str(error)
             continue
-        needed[problem] = []
         for name, (method, settings, data, runs_dir) in jobs.items():
-            done = Path(runs_dir, name, MARK).is_file()
-            seconds = 0.0
-            if timed and not done:
-                seconds = settings.steps * rates.seconds_per_step(method, settings, data)
-            own = name, problem, method.__name__, settings.steps, str(runs_dir)
-            needed[problem].append(Needed(*own, done, seconds))
+            run = {"problem": problem, "name": name, "method": method.__name__}
+            run |= {"steps": settings.steps, "done": Path(runs_dir, name, MARK).is_file()}
+            if timed and not run["done"]:
+                rate = rates.seconds_per_step(method, settings, data)
+                run["seconds"] = settings.steps * rate
+            needed.append(run)
     return needed, faults

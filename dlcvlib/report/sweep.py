@@ -4,8 +4,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from dlcvlib.config.paths import ROOT
 from dlcvlib.report import progress, template
-from dlcvlib.report.uptodate import Cells, Needed, Task
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
@@ -22,25 +21,50 @@ from dlcvlib.utils.process import run_in_subprocess
 if TYPE_CHECKING:
     from distributed import Future
 
+Cells = tuple[str, ...]
+"""Sources of a notebook's code cells, with its parameters."""
+TRAIN = "dlcvlib.report.planning:train"
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A run that a notebook needs.
+
+    Attributes:
+        problem: the notebook's.
+        name: `<method>-<hash>`.
+        method: name of its class.
+        steps: how many it has.
+        done: whether it is trained.
+        seconds: what it takes, if that was measured and it is not done.
+    """
+
+    problem: str
+    name: str
+    method: str
+    steps: int
+    done: bool
+    seconds: float = 0.0
+
 
 @dataclass(frozen=True)
 class Training:
     """Runs that other processes train, and the notebooks that wait for them.
 
     Attributes:
-        needed: problem -> its runs.
+        needed: by which problem.
         missing: name -> one that is trained, under the first problem that needs it.
         futures: name -> what becomes of it.
     """
 
-    needed: Mapping[str, Sequence[Needed]] = field(default_factory=dict)
+    needed: Sequence[Needed] = ()
     missing: Mapping[str, Needed] = field(default_factory=dict)
     futures: Mapping[str, "Future"] = field(default_factory=dict)
 
     def ready(self, problem: str) -> bool:
         """Whether all runs of a notebook are trained, or have failed."""
-        names = {run.name for run in self.needed.get(problem, ())} & self.futures.keys()
-        return all(self.futures[name].done() for name in names)
+        names = {run.name for run in self.needed if run.problem == problem}
+        return all(self.futures[name].done() for name in names & self.futures.keys())
 
     def spent(self, problem: str) -> Counter[str]:
         """Seconds, by kind of work, that the runs under a problem have taken."""
@@ -50,7 +74,7 @@ class Training:
 
 @contextmanager
 def training(
-    tasks: Sequence[Task],
+    notebooks: Mapping[str, Cells],
     environment: Mapping[str, str],
     begin: Callable[[str], object],
     **where: Any,
@@ -60,45 +84,46 @@ def training(
     A run that fails, or that cannot be planned, is left to its notebook.
 
     Args:
-        tasks: the notebooks.
+        notebooks: problem -> its cells.
         environment: variables of the processes that train.
         begin: called with the problem under which a run begins.
         where: see `cluster.connected`.
     """
-    notebooks = {task.problem: task.cells for task in tasks if task.trains}
     try:
         needed, _ = plan(notebooks)
     except UserError as error:
         print(f"the notebooks train their runs themselves: {error}", flush=True)
-        needed = {}
+        needed = []
     missing = {name: run for name, run in once(needed).items() if not run.done}
     if not missing:
         yield Training()
         return
-    from dlcvlib.report import cluster  # loads slowly
+    from dlcvlib.report.cluster import working  # loads slowly
 
-    with cluster.training(
-        *(list(missing.values()), notebooks, lambda name: begin(missing[name].problem)),
-        lambda run: storage.make_dir(Path(environment["DLCV_STATUS"], run.problem)),
-        environment=environment,
-        **where,
-    ) as futures:
+    folder = Path(environment["DLCV_STATUS"])
+    tasks = {
+        name: (storage.make_dir(folder / run.problem), (notebooks[run.problem], name))
+        for name, run in missing.items()
+    }
+    where |= {"environment": environment}
+    with working(TRAIN, tasks, lambda name: begin(missing[name].problem), **where) as futures:
         yield Training(needed, missing, futures)
 
 
 def plan(
     notebooks: Mapping[str, Cells], *, timed: bool = False
-) -> tuple[dict[str, list[Needed]], dict[str, str]]:
+) -> tuple[list[Needed], dict[str, str]]:
     """As `planning.plan`, in a process of its own: torch and data take memory."""
     if not notebooks:
-        return {}, {}
-    return run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed=timed)
+        return [], {}
+    needed, faults = run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed)
+    return [Needed(**run) for run in needed], faults
 
 
-def once(needed: Mapping[str, Sequence[Needed]]) -> dict[str, Needed]:
+def once(needed: Iterable[Needed]) -> dict[str, Needed]:
     """Each run by its name, under the first problem that needs it."""
     runs: dict[str, Needed] = {}
-    for run in (run for each in needed.values() for run in each):
+    for run in needed:
         runs.setdefault(run.name, run)
     return runs
 
@@ -106,19 +131,19 @@ def once(needed: Mapping[str, Sequence[Needed]]) -> dict[str, Needed]:
 # --- the command ------------------------------------------------------------------------------
 
 
-def table(runs: Sequence[Needed]) -> str:
+def table(runs: Iterable[Needed]) -> str:
     """Runs by problem and method, how many are done, and how long the others take one by one."""
-    form = "{:8} {:20} {:>6} {:>6} {:>9} {:>12}".format
-    lines = [form("problem", "method", "runs", "done", "steps", "time left")]
-    groups: dict[tuple[str, str], list[Needed]] = {}
-    for run in runs:
-        groups.setdefault((run.problem, run.method), []).append(run)
-    for (problem, method), own in {**groups, ("all", ""): list(runs)}.items():
-        steps = sum(run.steps for run in own if not run.done)
-        left = tqdm.format_interval(sum(run.seconds for run in own))
-        done = sum(run.done for run in own)
-        lines.append(form(problem, method, len(own), done, f"{steps:,}", left))
-    return "\n".join(lines)
+    import pandas as pd  # takes memory, and only this needs it
+
+    frame = pd.DataFrame([vars(run) for run in runs])
+    frame["steps"] *= ~frame["done"]
+    columns = {"runs": ("name", "size"), "done": ("done", "sum")}
+    columns |= {"steps": ("steps", "sum"), "time": ("seconds", "sum")}
+    found = frame.groupby(["problem", "method"], sort=False).agg(**columns)
+    found.loc[("all", ""), :] = found.sum()
+    found[["runs", "done", "steps"]] = found[["runs", "done", "steps"]].astype(int)
+    found["time"] = found["time"].map(tqdm.format_interval)
+    return found.rename(columns={"steps": "steps left", "time": "time left"}).to_string()
 
 
 def export(runs: Sequence[Needed], words: Sequence[str], folder: Path) -> list[Path]:
@@ -130,9 +155,9 @@ def export(runs: Sequence[Needed], words: Sequence[str], folder: Path) -> list[P
         folder: where the two files are written.
     """
     files = [folder / "sweep.sbatch", folder / "runs.txt"]
-    own = {"runs": len(runs), "list": shlex.quote(str(files[1])), "root": shlex.quote(str(ROOT))}
-    own |= {"here": shlex.quote(str(Path.cwd())), "words": shlex.join(words)}
-    script = template("sweep.sbatch.j2").render(own, python=shlex.quote(sys.executable))
+    paths = {"list": files[1], "root": ROOT, "here": Path.cwd(), "python": sys.executable}
+    own = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    script = template("sweep.sbatch.j2").render(own, runs=len(runs), words=shlex.join(words))
     storage.write_text(files[1], "".join(f"{run.problem} {run.name}\n" for run in runs))
     storage.write_text(files[0], script)
     return files
@@ -157,35 +182,33 @@ def train(
     Returns:
         Name -> error of each run that failed; the others are trained.
     """
-    import distributed
+    import distributed  # loads slowly
 
-    from dlcvlib.report import cluster
+    from dlcvlib.report.cluster import working
 
     running: dict[str, None] = {}
     failed: dict[str, str] = {}
     left, began = list(runs), time.monotonic()
 
     def rows(status: Path) -> list[str]:
-        return [f"{n} ({t})" if (t := progress.training(status / n)) else n for n in [*running]]
+        done, about = len(runs) - len(left), "time left not known yet"
+        if done:
+            rest = (time.monotonic() - began) * len(left) / done
+            about = f"about {tqdm.format_interval(rest)} left"
+        own = (f"{name} {progress.training(status / name)}".strip() for name in [*running])
+        return [f"{done} of {len(runs)} runs, {about}", *own]
 
-    def line(status: Path) -> str:
-        done = len(runs) - len(left)
-        rest = (time.monotonic() - began) * len(left) / done if done else None
-        about = f"about {tqdm.format_interval(rest)} left" if rest else "time left not known yet"
-        return f"{done} of {len(runs)} runs, {about}"
-
-    with (
-        progress.lines(lambda s: ": ".join([line(s), ", ".join(rows(s))]), log_seconds) as status,
-        progress.table() as show,
-        cluster.training(
-            *(list(runs.values()), notebooks, lambda name: running.setdefault(name)),
-            lambda run: storage.make_dir(status / run.name),
-            environment=environment(status),
-            **where,
-        ) as futures,
-    ):
+    with ExitStack() as stack:
+        log = progress.lines(lambda status: "; ".join(rows(status)), log_seconds)
+        status, show = stack.enter_context(log), stack.enter_context(progress.table())
+        tasks = {
+            name: (storage.make_dir(status / name), (notebooks[run.problem], name))
+            for name, run in runs.items()
+        }
+        where |= {"environment": environment(status)}
+        futures = stack.enter_context(working(TRAIN, tasks, running.setdefault, **where))
         while left:
-            show([line(status), *rows(status)])
+            show(rows(status))
             with suppress(TimeoutError):
                 waited = [futures[name] for name in left]
                 distributed.wait(waited, timeout=1, return_when="FIRST_COMPLETED")

@@ -46,32 +46,7 @@ NUMBER = re.compile(r"(?<![\d-])([1-4]-[1-9])(?!\d)")
 """A problem's number in a file's name, also of a copy: "Copy of 1-3-…", "1-3-…-Copy1"."""
 MAGIC = re.compile(r"\A\s*%%.*")
 """The line that hands a cell to a magic; `%%time` and others run it as Python."""
-Cells = tuple[str, ...]
-"""Sources of a notebook's code cells, with its parameters."""
 OLDER = "it was made by an older version of this project"
-
-
-@dataclass(frozen=True)
-class Needed:
-    """A run that a notebook needs.
-
-    Attributes:
-        name: `<method>-<hash>`.
-        problem: the notebook's.
-        method: name of its class.
-        steps: how many it has.
-        runs_dir: where it is, or will be.
-        done: whether it is trained.
-        seconds: what it takes, if that was measured and it is not done.
-    """
-
-    name: str
-    problem: str
-    method: str
-    steps: int
-    runs_dir: str
-    done: bool
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -108,8 +83,8 @@ class Task:
         return not self.fault and "training/runs" in self.identity["code"]
 
     @property
-    def cells(self) -> Cells:
-        """What it executes."""
+    def cells(self) -> tuple[str, ...]:
+        """Sources of its code cells, with its parameters."""
         return tuple(c.source for c in self.parameterized().cells if c.cell_type == "code")
 
     @property

@@ -14,15 +14,15 @@ from dlcvlib.training.runs import Data, _create
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
-STEPS = 3
-"""Timed steps, after one that is not."""
+STEPS, ENOUGH = 3, 2.0
+"""Timed steps, after one that is not, or their seconds."""
 
 
 def seconds_per_step(kind: type[Method], settings: Any, data: Data) -> float:
     """Seconds of a training step on this machine, measured now or earlier; validation is not in it.
 
-    The result is cached, for networks, batches and a precision like these, in the user's cache
-    directory.
+    On a CPU, `precision: auto` is taken for fp32, since the choice takes many steps. The result is
+    cached, for networks, batches and a precision like these, in the user's cache directory.
     """
     method = _create(kind, settings)
     workload = {
@@ -40,12 +40,14 @@ def seconds_per_step(kind: type[Method], settings: Any, data: Data) -> float:
     if known := storage.sealed(path):
         return known["seconds"]
     batch = method.batches(data, method.device)
-    device.prepare(method, device.choose(method, batch)[0])
+    if settings.precision != "auto" or torch.accelerator.is_available():
+        device.prepare(method, device.choose(method, batch)[0])
     method.training_step(batch(0))
     begun = _now()
-    for method.step in range(1, 1 + STEPS):
+    while method.step < STEPS and _now() - begun < ENOUGH:
+        method.step += 1
         method.training_step(batch(method.step))
-    seconds = (_now() - begun) / STEPS
+    seconds = (_now() - begun) / method.step
     with suppress(UserError):  # a full disk there must not stop the estimate
         storage.write_sealed(path, workload | {"seconds": seconds})
     return seconds
