@@ -2,16 +2,20 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from subprocess import PIPE, STDOUT
 
 import nbformat
 import psutil
 import pytest
-from conftest import start
+from conftest import ROOT, start
 
 from dlcvlib.report import cli, cluster, execute, planning, sweep, uptodate
 from dlcvlib.report.exhibits import MIME
@@ -169,7 +173,7 @@ def test_a_dry_run_trains_nothing_and_a_task_of_slurm_one_run(tmp_path, capsys):
         return capsys.readouterr().out
 
     table = said("--dry-run")
-    assert table.startswith("2 runs are needed; 0 of them are done\n")
+    assert "2 runs are needed; 0 of them are done\n" in table
     rows = [line.split() for line in table.splitlines()[-3:]]
     found = [" ".join(row[:-1]) for row in rows]
     assert found == ["1-1 VAE 1 0 12", "1-4 AttributeClassifier 1 0 8", "all 2 0 20"]
@@ -180,7 +184,7 @@ def test_a_dry_run_trains_nothing_and_a_task_of_slurm_one_run(tmp_path, capsys):
     (record,) = (tmp_path / "runs").glob("*/provenance.json")
     listed = (tmp_path / "a job" / "runs.txt").read_text().splitlines()
     assert listed[1] == f"1-4 {record.parent.name}"
-    assert said("--dry-run").startswith("2 runs are needed; 1 of them are done\n")
+    assert "2 runs are needed; 1 of them are done\n" in said("--dry-run")
     assert cli.main([*words, "--run=vae-0"]) == 2
     assert "no notebook needs vae-0" in capsys.readouterr().err
 
@@ -199,3 +203,44 @@ def test_a_report_trains_the_runs_of_its_notebooks_first(small, tmp_path, capsys
     first, second = (storage.sealed(task.record)["trained"] for task in small.plan()[:2])
     assert first["training: vae"] > 0
     assert second == {}
+
+
+@contextmanager
+def machines(*addresses):
+    """A network namespace for each address, that only sees the others: names, in this order."""
+    if not shutil.which("ip") or subprocess.run(["unshare", "-n", "true"]).returncode:
+        pytest.skip("no network namespaces here")
+    one, other = names = [f"dlcv{os.getpid()}{end}" for end in "ab"]
+    make = [f"netns add {one}", f"netns add {other}"]
+    make.append(f"-n {one} link add {one} type veth peer name {other} netns {other}")
+    for name, address in zip(names, addresses, strict=True):
+        make += [f"-n {name} addr add {address}/24 dev {name}"]
+        make += [f"-n {name} link set {link} up" for link in (name, "lo")]
+    try:
+        for words in make:
+            subprocess.run(["ip", *words.split()], check=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name])
+
+
+def test_two_machines_meet_in_a_shared_folder_alone(tmp_path):
+    """The scheduler and the command on one, a worker on the other."""
+    here, there = "10.207.0.1", "10.207.0.2"
+    with machines(here, there) as (one, other), ExitStack() as stack:
+
+        def on(name, *words):
+            command = ["ip", "netns", "exec", name, sys.executable, "-m", *words]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT, text=True)
+            stack.callback(process.kill)
+            return process
+
+        options = ["--no-dashboard", f"--host={here}", "--port=8786"]
+        on(one, "distributed.cli.dask_scheduler", *options)
+        options = ["--no-dashboard", "--nthreads=1", "--memory-limit=0"]
+        on(other, "distributed.cli.dask_worker", f"tcp://{here}:8786", *options)
+        words = ["--profile=smoke", "--only=1-1", f"--runs-dir={tmp_path / 'runs'}"]
+        process = on(one, "dlcvlib", "sweep", *words, f"--scheduler=tcp://{here}:8786")
+        output, _ = process.communicate(timeout=300)
+        assert (process.returncode, trained(tmp_path)) == (0, 1), output

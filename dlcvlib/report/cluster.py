@@ -8,6 +8,7 @@ import logging
 import os
 import pkgutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
+from tqdm import tqdm
 
 from dlcvlib.utils.errors import UserError
 
@@ -37,8 +39,10 @@ def _work(function: str, name: str, status: str, arguments: Sequence[Any]) -> An
 
 
 def dask_setup(_: object) -> None:
-    """A worker of this machine begins: Ctrl-C is for the process that has started it, and ends it."""
+    """A worker of this machine begins: Ctrl-C is for the process that ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # tqdm's own, between processes, would outlive a worker that is killed.
+    tqdm.set_lock(threading.RLock())
 
 
 @contextmanager
