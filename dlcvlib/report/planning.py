@@ -44,6 +44,7 @@ class _Shell(InteractiveShell):
         pass
 
 
+@lru_cache(maxsize=1)  # a worker often trains several runs of a notebook; its data stay in memory
 def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     """The runs that a notebook requests: name -> the arguments of `train_or_load`.
 
@@ -69,11 +70,6 @@ def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     return jobs
 
 
-@lru_cache(maxsize=1)  # its data stay in memory
-def _requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
-    return requested(cells)
-
-
 def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
     """Train one of the runs that a notebook requests, or load it.
 
@@ -87,7 +83,7 @@ def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
     Raises:
         UserError: if the notebook, as this machine has it, does not request that run.
     """
-    jobs = _requested(tuple(cells))
+    jobs = requested(cells)
     if name not in jobs:
         raise UserError(
             f"{name} is not what this machine would train: the code of dlcvlib, the versions of "
