@@ -2,6 +2,7 @@
 # Sets up the environment if need be, then makes the report, trains, runs the tests or opens JupyterLab.
 #
 #   ./run_all.sh [smoke|quick|full|original|report] [options of `python -m dlcvlib report`]
+#   ./run_all.sh sweep [options of `python -m dlcvlib sweep`]
 #   ./run_all.sh train|params CHAPTER [options of `python -m dlcvlib train`]
 #   ./run_all.sh compare REPORT OTHER_REPORT
 #   ./run_all.sh test [options of pytest]
@@ -20,11 +21,11 @@ case $(uname -s) in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-task=report words="smoke quick full original report train params compare test lab"
+task=report words="smoke quick full original report sweep train params compare test lab"
 case "${1:-}" in
-    report | train | params | compare | test | lab) task=$1 && shift ;;
+    report | sweep | train | params | compare | test | lab) task=$1 && shift ;;
     smoke | quick | full | original) set -- --profile "$@" ;;
-    -h | --help | help) sed -n '2,12s/^# \{0,1\}//p' run_all.sh && exit ;;
+    -h | --help | help) sed -n '2,13s/^# \{0,1\}//p' run_all.sh && exit ;;
     [!-]*)
         closest='import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))'
         # shellcheck disable=SC2086 # several words
@@ -117,13 +118,13 @@ python=$(environment)
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-# glibc then keeps what one training step frees for the next; `report` sets this for its kernels.
-if [ "$task" != report ] && [ -z "${MALLOC_MMAP_MAX_-}${MALLOC_MMAP_THRESHOLD_-}${MALLOC_TRIM_THRESHOLD_-}${GLIBC_TUNABLES-}" ]; then
+# glibc then keeps what one training step frees for the next; `report` and `sweep` set this for their processes.
+if [ "$task" != report ] && [ "$task" != sweep ] && [ -z "${MALLOC_MMAP_MAX_-}${MALLOC_MMAP_THRESHOLD_-}${MALLOC_TRIM_THRESHOLD_-}${GLIBC_TUNABLES-}" ]; then
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 fi
 
 case $task in
-    report | train | params | compare) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # paths are relative to where they were typed
+    report | sweep | train | params | compare) cd "$here" && exec "$python" -P -m dlcvlib "$task" "$@" ;; # paths are relative to where they were typed
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --notebook-dir=. "$@" ;;
 esac

@@ -279,7 +279,7 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
     """They share the cores, unless fewer threads are asked for; a single one uses all."""
     started, together = [], threading.Barrier(min(2, len(problems)))
 
-    def run(task, environment):
+    def run(task, environment, trained):
         assert environment["OMP_NUM_THREADS"] == threads
         started.append(task.problem)
         together.wait(60)
@@ -287,13 +287,13 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
 
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    new = {"reasons": ["new"], "last_seconds": None}
+    new = {"reasons": ["new"], "last_seconds": None, "trains": False}
     tasks = [SimpleNamespace(problem=problem, **new) for problem in problems]
     assert not any(outcome.error for outcome in execute._run(tasks, run, 2, 60.0, print))
     assert {*started[:2]} == {*problems[::2]}
 
 
 def test_how_many_notebooks_at_once(monkeypatch):
-    for cores, gpu, jobs in ((2, False, 2), (8, False, 4), (8, True, 1)):
+    for cores, gpus, jobs in ((2, 0, 2), (8, 0, 4), (8, 1, 1), (8, 6, 6)):
         monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)
-        assert execute.side_by_side(gpu) == jobs
+        assert execute.side_by_side(gpus) == jobs

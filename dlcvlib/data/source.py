@@ -24,7 +24,7 @@ def load(params: Parameters) -> FaceData | DigitData:
 
 def inspect_data(
     chapters: Mapping[str, Parameters], attributes: bool = True
-) -> tuple[dict[str, str], bool]:
+) -> tuple[dict[str, str], int]:
     """Prepare the data of some chapters, and check that there are enough.
 
     Args:
@@ -32,7 +32,7 @@ def inspect_data(
         attributes: whether the faces need any.
 
     Returns:
-        Fingerprint of each chapter's data, and whether there is a GPU. These fingerprints cover
+        Fingerprint of each chapter's data, and the number of GPUs. These fingerprints cover
         what the report says about the data too, such as files that were left out, and the weights
         of Inception, which measures faces if they are there.
 
@@ -40,7 +40,7 @@ def inspect_data(
         UserError: if data cannot be read, are too few, or no attribute that is needed varies.
     """
     found = {name: _inspect(params, attributes) for name, params in chapters.items()}
-    return found, torch.accelerator.is_available()
+    return found, torch.accelerator.device_count()
 
 
 def _inspect(params: Parameters, attributes: bool) -> str:

@@ -49,7 +49,8 @@ def attribute_classifier(
 
 def extractors(params: VAEParams | GANParams, faces: FaceData) -> dict[str, Features]:
     """All features that faces are measured with: `OWN`, and Inception's if available."""
-    found = {OWN: attribute_classifier(params, faces).method.features}
+    own = attribute_classifier(params, faces)
+    found: dict[str, Features] = {OWN: lambda images: own.method.features(images)}
     if extract := inception():
         found["Inception-v3 (ImageNet)"] = extract
     return found
@@ -61,20 +62,24 @@ def measured(params: GANParams, faces: FaceData) -> MeasuredFaces:
     The measures are the KID over all images at once, precision and recall; images of another size
     are compared with the real ones at that size.
     """
-    own = attribute_classifier(params, faces)
+    own = attribute_classifier(params, faces).name
     images = faces.validation.images[: metrics.COMPARED]
 
     @functools.cache
-    def real(side: int) -> Tensor:  # at the first measurement: never for a loaded run
-        return own.method.features(resized(images, side))
+    def network() -> AttributeClassifier:  # at the first measurement: never for a loaded run
+        return attribute_classifier(params, faces).method
+
+    @functools.cache
+    def real(side: int) -> Tensor:
+        return network().features(resized(images, side))
 
     def quality(generated: Tensor) -> dict[str, float]:
-        compared = real(generated.shape[-1]), own.method.features(generated)
+        compared = real(generated.shape[-1]), network().features(generated)
         precision, recall = metrics.precision_recall(*compared)
         kid = metrics.squared_mmd(*(features.double() for features in compared)).item()
         return {"kid": kid, "precision": precision, "recall": recall}
 
-    return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own.name}")
+    return MeasuredFaces(faces, len(images), quality, f"{faces.fingerprint} {own}")
 
 
 def marginals(classifier: AttributeClassifier, sets: Mapping[str, Tensor]) -> pd.DataFrame:

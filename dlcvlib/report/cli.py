@@ -3,6 +3,7 @@
   python -m dlcvlib report                          the quick report on the embedded data
   python -m dlcvlib report --data folder:hw3_data   on your own images
   python -m dlcvlib report --only 1-3,1-4 --set vae.kld_weight=0.5
+  python -m dlcvlib sweep --profile full            all its runs side by side, here or on a cluster
   python -m dlcvlib train vae --profile original    a chapter's main runs, which notebooks then use
   python -m dlcvlib params vae --profile original   what can be set, and to what it is set
   python -m dlcvlib compare report other/report     two reports side by side; do they agree?
@@ -21,6 +22,7 @@ On several devices: accelerate launch -m dlcvlib train vae --profile original
 # The text above is what `--help` shows. Modules are imported where they are needed, so that help
 # and errors come at once.
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -55,12 +57,24 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     report = commands.add_parser("report", parents=[chosen], help="run the notebooks headless")
-    report.add_argument("--only", metavar="N-M,…", help="problems or chapters, such as 1-1,1-3,2")
-    report.add_argument("--jobs", type=count, help="notebooks at once (default: by cores, up to 4)")
+    sweep = commands.add_parser("sweep", parents=[chosen], help="train all runs, side by side")
+    for command in (report, sweep):
+        several = "problems or chapters, such as 1-1,1-3,2"
+        command.add_argument("--only", metavar="N-M,…", help=several)
+        address = "of an existing Dask cluster that trains: its address or file"
+        command.add_argument("--scheduler", default="", help=address)
+    by_cores = "(default: one a GPU, else by cores, up to 4)"
+    report.add_argument("--jobs", type=count, help=f"runs and notebooks at once {by_cores}")
     report.add_argument("--cell-timeout", type=count, help="seconds until a cell counts as hanging")
     report.add_argument("--explain", action="store_true", help="only say what would run, and why")
     report.add_argument("--authors", nargs="+", default=[], metavar="NAME", help="of the report")
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
+
+    sweep.add_argument("--workers", type=count, help=f"runs at once {by_cores}")
+    sweep.add_argument("--run", metavar="NAME", help="only this one, such as vae-0123456789")
+    sweep.add_argument("--dry-run", action="store_true", help="only list runs and their cost")
+    sweep.add_argument("--export", choices=["slurm"], help="only write an array job for it")
+    sweep.add_argument("--out", type=absolute, default=absolute("sweep"), help="default: sweep")
 
     train = commands.add_parser("train", parents=[chosen], help="train without notebooks")
     params = commands.add_parser("params", parents=[chosen], help="show a chapter's parameters")
@@ -100,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if tracker := getattr(arguments, "log_with", None):
             tracking.check(tracker)
             os.environ[tracking.VARIABLE] = tracker
-        act = {"report": _report, "train": _train, "params": _params}
+        act = {"report": _report, "sweep": _sweep, "train": _train, "params": _params}
         act |= {"compare": _compare, "export": _export}
         return act[arguments.command](arguments)
     except UserError as error:
@@ -147,10 +161,31 @@ def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report(arguments: argparse.Namespace) -> int:
     params = chapters(arguments)
-    from dlcvlib.report import execute, progress, uptodate
-    from dlcvlib.utils.process import run_in_subprocess
+    from dlcvlib.report import execute, uptodate
 
     out = Path(arguments.out)
+    if not arguments.explain:
+        execute.refuse(out)
+    only, fingerprints, gpus = _inspect(arguments, params)
+    if arguments.explain:
+        print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
+        for folder in sorted({params[name].runs_dir for name in fingerprints}):
+            print(uptodate.explain_runs(Path(folder)))
+        return 0
+    command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
+    about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
+    how = {"only": only, "jobs": arguments.jobs or execute.side_by_side(gpus), "gpus": gpus}
+    how |= {"cell_timeout": arguments.cell_timeout, "scheduler": arguments.scheduler, "out": out}
+    return 0 if execute.make_report(params, fingerprints, about, **how) else 1
+
+
+def _inspect(
+    arguments: argparse.Namespace, params: Mapping[str, "Chapter"]
+) -> tuple[list[str], dict[str, str], int]:
+    """The problems asked for, fingerprints of the data that they need, and the number of GPUs."""
+    from dlcvlib.report import progress, uptodate
+    from dlcvlib.utils.process import run_in_subprocess
+
     only = [] if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     # A folder may well hold faces only, or digits only.
     problems = uptodate.chosen(only)
@@ -158,21 +193,44 @@ def _report(arguments: argparse.Namespace) -> int:
     # Of the faces' problems the first three need none, not even for the features of a KID.
     attributes = any("1-3" < problem < "3" for problem in problems)
     uptodate.declared()  # mistakes in notebooks and a wrong folder, before the data are prepared
-    if not arguments.explain:
-        execute.refuse(out)
     # torch and the images take hundreds of megabytes; what follows needs neither.
     with progress.lines(lambda _: "preparing the data"):
-        fingerprints, gpu = run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
-    if arguments.explain:
-        print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
-        for folder in sorted({chapter.runs_dir for chapter in used.values()}):
-            print(uptodate.explain_runs(Path(folder)))
-        return 0
-    command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
-    about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
-    jobs = arguments.jobs or execute.side_by_side(gpu)
-    how = {"only": only, "jobs": jobs, "cell_timeout": arguments.cell_timeout, "out": out}
-    return 0 if execute.make_report(params, fingerprints, about, **how) else 1
+        return only, *run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    params = chapters(arguments)
+    from dlcvlib.report import execute, progress, sweep, uptodate
+
+    only, fingerprints, gpus = _inspect(arguments, params)
+    tasks = uptodate.plan(params, fingerprints, only, ROOT / "report")
+    notebooks = {task.problem: task.cells for task in tasks if task.trains}
+    with progress.lines(lambda _: "planning the runs"):
+        needed, faults = sweep.plan(notebooks, timed=arguments.dry_run)
+    runs = sweep.once(needed)
+    if arguments.run:
+        if arguments.run not in runs:
+            raise UserError(f"--run: no notebook needs {arguments.run} with this code and data")
+        runs = {arguments.run: runs[arguments.run]}
+    missing = {name: run for name, run in runs.items() if not run.done}
+    print(f"{len(runs)} runs are needed; {len(runs) - len(missing)} of them are done")
+    failed = faults
+    if arguments.dry_run:
+        print(sweep.table(runs.values()))
+    elif arguments.export:
+        words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
+        for name in ("data", "runs_dir", "seed"):
+            if (value := getattr(arguments, name)) is not None:
+                words.append(f"--{name.replace('_', '-')}={value}")
+        print(*sweep.export(list(missing.values()), words, Path(arguments.out)), sep="\n")
+    elif missing:
+        workers = min(arguments.workers or execute.side_by_side(gpus), len(missing))
+        where = {"workers": workers, "gpus": gpus, "scheduler": arguments.scheduler}
+        environment = functools.partial(execute.kernel_environment, workers)
+        failed |= sweep.train(missing, notebooks, environment, **where)
+    for name, error in failed.items():
+        print(f"\n{name} failed: {error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -4,15 +4,16 @@ An executed notebook is kept under `<out>/notebooks/` with a record beside it, w
 holds its content hash and all that decides it.
 """
 
-import copy
 import functools
-import multiprocessing
 import os
+import queue
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
-from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
-from dlcvlib.report import TITLE, progress, template
+from dlcvlib.report import TITLE, progress, sweep, template
 from dlcvlib.report.exhibits import MIME, Exhibit, options
 from dlcvlib.report.standalone import make_readable
 from dlcvlib.report.uptodate import Task, declared, plan
@@ -69,10 +69,16 @@ INTERACTIVE = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "MPLBACKEND", "MATPLOTLIB
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: `error` is empty if it succeeded, `seconds` is what that took."""
+    """What came of a task: `error` is empty if it succeeded.
+
+    Attributes:
+        seconds: what that took, the training of its runs by other processes included.
+        trained: seconds of such training, by kind of work.
+    """
 
     task: Task
     seconds: float = 0.0
+    trained: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
 
@@ -83,6 +89,8 @@ def make_report(
     *,
     only: Sequence[str] = (),
     jobs: int = 1,
+    gpus: int = 0,
+    scheduler: str = "",
     cell_timeout: int | None = None,
     log_seconds: float = progress.LINE_SECONDS,
     out: Path = Path("report"),
@@ -97,7 +105,10 @@ def make_report(
         fingerprints_of_data: chapter -> fingerprint of its data.
         about: for the first page: profile, its name, command, what was typed, and authors.
         only: problems such as "1-3"; all if empty.
-        jobs: notebooks run side by side, of different chapters as long as there are any.
+        jobs: notebooks run side by side, of different chapters as long as there are any, and runs
+            trained side by side before them.
+        gpus: how many this machine has.
+        scheduler: of a Dask cluster that trains the runs (see `cluster.connected`).
         cell_timeout: seconds after which a cell counts as hanging.
         log_seconds: between two lines that say how far it is, without a terminal.
         out: where everything is written.
@@ -124,6 +135,7 @@ def make_report(
 
     def render() -> None:
         ended = [outcomes[problem] for problem in sorted(outcomes)]
+        trained = sum((Counter(o.trained) for o in ended), Counter())
         pending = {t.problem: t.title for t in tasks if t.problem not in outcomes}
         # In a process of its own, or this one would hold 200 MB more while notebooks run.
         run_in_subprocess(
@@ -131,7 +143,7 @@ def make_report(
             {o.task.problem: (o.task.target, o.seconds) for o in ended if not o.error},
             {o.task.problem: (o.task.title, o.error) for o in ended if o.error},
             params,
-            {**about, "started": started, "spent": stopwatch.seconds},
+            {**about, "started": started, "spent": stopwatch.seconds, "trained": trained},
             exhibits,
             out,
             notebooks,
@@ -150,7 +162,7 @@ def make_report(
                 render()
             except Exception as error:
                 # It is a convenience: the notebooks continue.
-                _say(f"no page yet: {error}")
+                progress.say(f"no page yet: {error}")
             next_page = began + (time.monotonic() - began) / PAGE_SHARE
 
     with storage.exclusive_lock(storage.make_dir(out) / ".report", "made"):
@@ -158,9 +170,9 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         write_index(whole=False)
-        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way):
+        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way, gpus, scheduler):
             outcomes[outcome.task.problem] = outcome
-        _say("writing the report")
+        progress.say("writing the report")
         with progress.lines(lambda _: "writing the report", log_seconds):
             render()
     failures = [o for o in outcomes.values() if o.error]
@@ -183,11 +195,11 @@ def refuse(out: Path, notebooks: Path = NOTEBOOKS) -> None:
             )
 
 
-def side_by_side(gpu: bool) -> int:
-    """How many notebooks to run at once: one a core, at most `JOBS_MAX`; one with a GPU."""
-    # A small network gains less from a second thread than two of them from one each; more of a
-    # chapter's notebooks would mostly wait for each other's training, and each takes memory.
-    return 1 if gpu else min(joblib.cpu_count(), JOBS_MAX)
+def side_by_side(gpus: int) -> int:
+    """How many runs or notebooks at once: one a GPU, else one a core, at most `JOBS_MAX`."""
+    # A small network gains less from a second thread than two of them from one each; and each
+    # takes memory.
+    return gpus or min(joblib.cpu_count(), JOBS_MAX)
 
 
 def kernel_environment(jobs: int, status: Path | str) -> dict[str, str]:
@@ -218,61 +230,73 @@ def _run(
     jobs: int,
     log_seconds: float,
     meanwhile: Callable[[], None],
+    gpus: int = 0,
+    scheduler: str = "",
 ) -> Iterator[Outcome]:
     """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines.
 
-    While none comes, `meanwhile` is called each second.
+    A notebook begins when its runs are trained, by a cluster; a single notebook without one trains
+    them itself. While no outcome comes, `meanwhile` is called each second.
     """
     # However many of them are reused: a run that continues keeps its number of threads.
-    jobs = min(jobs, len(tasks))
+    jobs = jobs if gpus else min(jobs, len(tasks))
     order = list(tasks)
     if jobs > 1:
         # Notebooks of different chapters rarely wait for the same model.
         place = SIDE_BY_SIDE.index
         order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
-    changed = [task.problem for task in order if task.reasons]
+    changed = [task for task in order if task.reasons]
     last = {task.problem: seconds for task in tasks if (seconds := task.last_seconds)}
-    now = progress.Progress(len(tasks), changed, last, jobs)
-    with (
-        progress.lines(now.line, log_seconds) as status,
-        tqdm(total=len(tasks), bar_format=BAR, disable=None) as bar,
-        # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
-        ThreadPool(jobs) as pool,
-    ):
+    now = progress.Progress(len(tasks), [t.problem for t in changed], last, jobs)
+    with ExitStack() as stack:
+        status = stack.enter_context(progress.lines(now.line, log_seconds))
+        bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
         environment = kernel_environment(jobs, status)
+        runs = sweep.Training()
+        if jobs > 1 or scheduler:
+            where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
+            cells = {task.problem: task.cells for task in changed if task.trains}
+            trained = sweep.training(cells, environment, now.begin, **where)
+            runs = stack.enter_context(trained)
+        # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
+        pool = stack.enter_context(ThreadPool(jobs))
+        ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         attempt = functools.partial(_attempt, run=run, environment=environment, now=now)
-        ended = pool.imap_unordered(attempt, order)
         left = len(tasks)
         while left:
+            for task in [task for task in order if runs.ready(task.problem)]:
+                order.remove(task)
+                spent = runs.spent(task.problem)
+                pool.apply_async(attempt, (task, spent), callback=ended.put)
             bar.set_postfix_str(now.line(status))
             try:
-                outcome = ended.next(timeout=1)
-            except multiprocessing.TimeoutError:
+                outcome = ended.get(timeout=1)
+            except queue.Empty:
                 meanwhile()
                 continue
             now.end(outcome.task.problem, outcome.seconds)
             how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"
-            _say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
+            progress.say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
             bar.update()
             left -= 1
             yield outcome
 
 
-def _say(text: str) -> None:
-    """Print a line above the bar; several threads do."""
-    with tqdm.external_write_mode():
-        print(text, flush=True)
-
-
 def _attempt(
-    task: Task, run: Callable[..., float], environment: Mapping[str, str], now: progress.Progress
+    task: Task,
+    trained: Mapping[str, float],
+    run: Callable[..., float],
+    environment: Mapping[str, str],
+    now: progress.Progress,
 ) -> Outcome:
     try:
         if not task.reasons:
-            return Outcome(task, storage.read_sealed(task.record)["seconds"])
+            record = storage.read_sealed(task.record)
+            return Outcome(task, record["seconds"], record.get("trained", {}))
         status = storage.make_dir(Path(environment["DLCV_STATUS"], task.problem))
-        now.running[task.problem] = time.monotonic()
-        return Outcome(task, run(task, {**environment, "DLCV_STATUS": str(status)}))
+        now.begin(task.problem)
+        seconds = run(task, {**environment, "DLCV_STATUS": str(status)}, trained)
+        return Outcome(task, seconds, trained)
     except Exception as error:
         return Outcome(task, error=str(error) or type(error).__name__)
 
@@ -291,23 +315,23 @@ class _OwnKernel(KernelSpecManager):
 def execute(
     task: Task,
     environment: Mapping[str, str],
+    trained: Mapping[str, float],
     exhibits: Mapping[str, Exhibit],
     cell_timeout: int | None,
 ) -> float:
     """Run a notebook, and keep it under its name only if every cell ran; the seconds it took.
+
+    Those that others have `trained` its runs for count too.
 
     Raises:
         UserError: naming the cell that failed, or if the disk is full, or the task has a fault.
     """
     if task.fault:
         raise UserError(task.fault)
-    _say(f"{task.problem} starts: {'; '.join(task.reasons)}")
+    progress.say(f"{task.problem} starts: {'; '.join(task.reasons)}")
     task.record.unlink(missing_ok=True)
     started = time.monotonic()
-    # Whatever kernel it names: this environment's runs it.
-    python = {"kernel_name": "python3", "language": "python"}
-    own = copy.deepcopy(task.notebook)
-    notebook = parameterize_notebook(own, task.parameters, report_mode=True, **python)
+    notebook = task.parameterized()
     client = NotebookClient(
         notebook,
         timeout=cell_timeout,
@@ -334,11 +358,11 @@ def execute(
         storage.write_text(failed, _cleaned(notebook))
         reason = _reason(error, cell_timeout)
         raise UserError(f"{where}: {reason}\nThe notebook is kept in {failed}") from error
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started + sum(trained.values())
     make_readable(notebook, task.problem, exhibits)
     storage.write_text(task.target, _cleaned(notebook))
     record = {"identity": task.identity, "sha256": storage.sha256(task.target)}
-    storage.write_sealed(task.record, record | {"seconds": seconds})
+    storage.write_sealed(task.record, record | {"seconds": seconds, "trained": dict(trained)})
     failed.unlink(missing_ok=True)
     return seconds
 

@@ -5,15 +5,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 """Time between two lines in a log."""
+TABLE_ROWS = 20
+"""How many lines of a table a terminal has room for."""
 START = 8.0
 """Seconds of a notebook that trains nothing, in any report: kernel, imports, figures."""
 SHARES = {
@@ -67,6 +70,10 @@ class Progress:
     running: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
+    def begin(self, problem: str) -> None:
+        """A notebook, or the training of its runs by another process, has begun."""
+        self.running.setdefault(problem, time.monotonic())
+
     def end(self, problem: str, seconds: float) -> None:
         """A notebook has ended, after 0 seconds if it failed."""
         if self.running.pop(problem, None) is not None:  # what is reused does not run
@@ -97,6 +104,28 @@ def training(status: Path) -> str:
     with suppress(OSError):
         texts = [path.read_text(encoding="utf-8") for path in status.iterdir() if path.is_file()]
     return " | ".join(text for text in texts if text and " 100%" not in text)
+
+
+def say(text: str) -> None:
+    """Print a line above the bars; several threads do."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
+@contextmanager
+def table() -> Iterator[Callable[[Sequence[str]], None]]:
+    """A function that shows lines in place of those it showed before, on a terminal."""
+    bars: list[tqdm] = []
+    with ExitStack() as stack:
+
+        def show(rows: Sequence[str]) -> None:
+            for place in range(len(bars), min(len(rows), TABLE_ROWS)):
+                bar = tqdm(bar_format="{desc}", position=place, leave=False, disable=None)
+                bars.append(stack.enter_context(bar))
+            for bar, row in zip_longest(bars, rows[: len(bars)], fillvalue=""):
+                bar.set_description_str(row)
+
+        yield show
 
 
 @contextmanager

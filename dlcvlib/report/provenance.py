@@ -41,8 +41,9 @@ def describe(
         pages: problem -> its `render.Page`.
         seconds: problem -> how long its notebook took.
         params: chapter -> its parameters.
-        about: profile, command, authors (if any are named) and start time of this report, and
-            seconds spent so far by kind of work (`stopwatch`).
+        about: profile, command, authors (if any are named) and start time of this report, and by
+            kind of work (`stopwatch`) the seconds spent so far and those of training before
+            the notebooks.
     """
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
@@ -57,7 +58,8 @@ def describe(
     }
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
     payloads = itertools.chain.from_iterable(page.payloads for page in pages.values())
-    inside = sum((Counter(payload["seconds"]) for payload in payloads), Counter())
+    trained = Counter(about.get("trained", {}))
+    inside = sum((Counter(payload["seconds"]) for payload in payloads), trained)
     spent = inside + Counter(about["spent"])
     spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {

@@ -4,6 +4,7 @@ A notebook is run again if anything that decides its result has changed: its tex
 the data, the modules that it imports, or the versions of the libraries behind what it shows.
 """
 
+import copy
 import platform
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.schema import CHAPTERS, Chapter, load
@@ -68,6 +70,22 @@ class Task:
     def title(self) -> str:
         first = self.notebook.cells[0].source.partition("\n")[0] if self.notebook.cells else ""
         return first.lstrip("# ") if first.startswith("#") else self.target.stem
+
+    def parameterized(self) -> NotebookNode:
+        """The notebook with its parameters set, whatever kernel it names."""
+        python = {"kernel_name": "python3", "language": "python"}
+        own = copy.deepcopy(self.notebook)
+        return parameterize_notebook(own, self.parameters, report_mode=True, **python)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it may request training runs."""
+        return not self.fault and "training/runs" in self.identity["code"]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Sources of its code cells, with its parameters."""
+        return tuple(c.source for c in self.parameterized().cells if c.cell_type == "code")
 
     @property
     def record(self) -> Path:

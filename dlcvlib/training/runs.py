@@ -15,8 +15,8 @@ Notebooks that need the same run share it.
 import copy
 import gc
 import inspect
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ HISTORY, MODEL, MARK = "history.csv", "model.safetensors", "provenance.json"
 
 handed_out: list[str] = []
 """Names of the runs that this process has requested, some repeatedly; the page lists them."""
+_plan: dict[str, tuple[Any, ...]] | None = None
+"""Within `planning`, what has been requested."""
 
 
 class Data(Protocol):
@@ -89,6 +91,36 @@ class Run(Generic[M]):
         return self.provenance["seconds"]
 
 
+class NotTrainedError(Exception):
+    """Something of a run is needed that only training could give."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """In place of a `Run`, within `planning`: it has a name and settings."""
+
+    name: str
+    settings: Any
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise NotTrainedError(f"{self.name} is only planned: there is no {attribute} yet")
+
+
+@contextmanager
+def planning() -> Iterator[dict[str, tuple[Any, ...]]]:
+    """Have `train_or_load` neither train nor load but note what it is asked for.
+
+    Yields:
+        Name of a run -> arguments with which `train_or_load` trains it; filled by and by.
+    """
+    global _plan
+    _plan = {}
+    try:
+        yield _plan
+    finally:
+        _plan = None
+
+
 def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, Any]:
     """Everything that determines a trained model.
 
@@ -125,6 +157,9 @@ def train_or_load(
     identity = identity_of(method, settings, data)
     name = f"{method.name}-{fingerprints.json_hash(identity)[:10]}"
     handed_out.append(name)
+    if _plan is not None:
+        _plan[name] = method, settings, data, runs_dir
+        return PlannedRun(name, settings)
     folder = storage.make_dir(Path(runs_dir)) / name
     state = PartialState()
     # Under `accelerate launch` the main process holds the lock for all.

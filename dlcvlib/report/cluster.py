@@ -1,0 +1,124 @@
+"""Tasks side by side, on this machine or on a cluster, by Dask distributed.
+
+Nothing but text travels: a task is the name of a function and what it is called with.
+"""
+
+import importlib.util
+import logging
+import os
+import pkgutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
+from tqdm import tqdm
+
+from dlcvlib.utils.errors import UserError
+
+STARTED = "dlcv-report"
+"""Topic under which workers say which task they have begun."""
+CONNECT_SECONDS = 30
+DASK = {
+    # A task begins where a worker is free; a second one would wait behind it.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # A task may be killed this often, with its worker, before it counts as failed.
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.comm.timeouts.connect": CONNECT_SECONDS,
+}
+
+
+def _work(function: str, name: str, status: str, arguments: Sequence[Any]) -> Any:
+    os.environ["DLCV_STATUS"] = status  # where there is no such folder, on another machine, none
+    get_worker().log_event(STARTED, name)
+    return pkgutil.resolve_name(function)(*arguments)
+
+
+def dask_setup(_: object) -> None:
+    """A worker of this machine begins: Ctrl-C is for the process that ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # tqdm's own, between processes, would outlive a worker that is killed.
+    tqdm.set_lock(threading.RLock())
+
+
+@contextmanager
+def working(
+    function: str,
+    tasks: Mapping[str, tuple[Path, Sequence[Any]]],
+    started: Callable[[str], object],
+    **where: Any,
+) -> Iterator[dict[str, Future]]:
+    """Have workers call a function, for as long as the context lasts.
+
+    Args:
+        function: such as "package.module:name"; this process need not import the module.
+        tasks: name -> the folder in which a worker that is on this machine reports, and what the
+            function is called with; those first that come first.
+        started: called, in another thread, with the name of a task that begins.
+        where: see `connected`.
+
+    Yields:
+        Name -> what becomes of the task.
+    """
+    with dask.config.set(DASK), connected(**where) as client:
+        client.subscribe_topic(STARTED, lambda event: started(event[1]))
+        yield {
+            name: client.submit(
+                *(_work, function, name, str(status), arguments), key=name, priority=-place
+            )
+            for place, (name, (status, arguments)) in enumerate(tasks.items())
+        }
+
+
+@contextmanager
+def connected(
+    workers: int, gpus: int, environment: Mapping[str, str], scheduler: str = ""
+) -> Iterator[Client]:
+    """A client of a cluster: one of this machine's own, or an existing one.
+
+    Args:
+        workers: processes of an own cluster, each for one task at a time.
+        gpus: they have one each, in turn.
+        environment: variables of these processes.
+        scheduler: the address of an existing cluster's scheduler, or its scheduler file.
+
+    Raises:
+        UserError: if no scheduler answers.
+    """
+    with ExitStack() as stack:
+        if not scheduler:
+            cluster = stack.enter_context(_own_cluster(workers, gpus, environment))
+            client = stack.enter_context(Client(cluster))
+        else:
+            found = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
+            try:
+                client = stack.enter_context(Client(**found, timeout=CONNECT_SECONDS))
+            except (OSError, ValueError) as error:
+                why = f"no scheduler answers ({error})"
+                raise UserError(f"--scheduler {scheduler}: {why}") from error
+        if importlib.util.find_spec("bokeh"):
+            print(f"dashboard: {client.dashboard_link}", flush=True)
+        yield client
+
+
+def _own_cluster(workers: int, gpus: int, environment: Mapping[str, str]) -> SpecCluster:
+    # Encrypted, or every user of this machine could run code in the name of this one.
+    common = {"security": Security.temporary(), "host": "127.0.0.1", "protocol": "tls://"}
+    scheduler = {"cls": Scheduler, "options": {**common, "dashboard_address": "127.0.0.1:0"}}
+    quiet = {"silence_logs": logging.CRITICAL}
+    # The memory of what a task loads is not Dask's to limit.
+    common |= quiet | {"nthreads": 1, "memory_limit": 0, "preload": [__name__]}
+    common["local_directory"] = environment["DLCV_STATUS"]
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    specs = {}
+    for number in range(workers):
+        own = {"CUDA_VISIBLE_DEVICES": devices[number % gpus]} if gpus else {}
+        specs[number] = {"cls": Nanny, "options": common | {"env": {**environment, **own}}}
+    # What the allocator reads when a process begins; Dask sets it here, too.
+    allocator = {name: value for name, value in environment.items() if name.startswith("MALLOC_")}
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": allocator}):
+        return SpecCluster(specs, scheduler, security=common["security"], **quiet)

@@ -1,0 +1,122 @@
+"""Which runs notebooks need: their cells are executed to find out, and nothing is trained.
+
+Only a notebook says which runs it needs. Its cells are executed in order within
+`training.runs.planning`; one that needs a trained network fails, and the next ones go on, as far as
+they can without it.
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from dlcvlib.training import rates
+from dlcvlib.training.runs import MARK, planning, train_or_load
+from dlcvlib.utils import stopwatch
+from dlcvlib.utils.errors import UserError
+
+
+class _Undisplayed(DisplayFormatter):
+    """Shows nothing, and so draws no figure."""
+
+    def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        return {}, {}
+
+
+class _Shell(InteractiveShell):
+    """Has neither windows nor tracebacks, which take longer than all else."""
+
+    def init_display_formatter(self) -> None:
+        self.display_formatter = _Undisplayed(parent=self)
+
+    def enable_gui(self, gui: Any = None) -> None:
+        pass
+
+    def showtraceback(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@lru_cache(maxsize=1)  # a worker often trains several runs of a notebook; its data stay in memory
+def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+    """The runs that a notebook requests: name -> the arguments of `train_or_load`.
+
+    Args:
+        cells: sources of its code cells, those that set parameters among them.
+
+    Raises:
+        UserError: if a cell does.
+    """
+    quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, planning() as jobs, quiet[0], quiet[1]:
+        config = Config({"HistoryManager": {"enabled": False}})
+        # Not in the place of this process's own main module.
+        own = {"user_module": ModuleType("planned_notebook"), "ipython_dir": folder}
+        shell = _Shell.instance(config=config, **own)
+        try:
+            for cell in cells:
+                result = shell.run_cell(cell, store_history=True)
+                if isinstance(error := result.error_before_exec or result.error_in_exec, UserError):
+                    raise error
+        finally:
+            _Shell.clear_instance()
+    return jobs
+
+
+def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
+    """Train one of the runs that a notebook requests, or load it.
+
+    What the run is, is found out here, so that nothing but text needs to be sent to the process
+    that trains. Processes meet in `runs_dir` alone, where `train_or_load` locks and resumes; for
+    several machines, it is on a shared folder.
+
+    Returns:
+        Seconds spent, by kind of work.
+
+    Raises:
+        UserError: if the notebook, as this machine has it, does not request that run.
+    """
+    jobs = requested(cells)
+    if name not in jobs:
+        raise UserError(
+            f"{name} is not what this machine would train: the code of dlcvlib, the versions of "
+            "torch and accelerate and the data must be the same everywhere"
+        )
+    train_or_load(*jobs[name])
+    return stopwatch.take()
+
+
+def plan(
+    notebooks: Mapping[str, tuple[str, ...]], timed: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The runs that notebooks need, and what keeps some from being planned.
+
+    Args:
+        notebooks: problem -> its cells.
+        timed: whether to measure how long those take that are not done.
+
+    Returns:
+        Attributes of `sweep.Needed`, and problem -> message of a UserError.
+    """
+    needed, faults = [], {}
+    for problem, cells in notebooks.items():
+        try:
+            jobs = requested(cells)
+        except UserError as error:
+            faults[problem] = str(error)
+            continue
+        for name, (method, settings, data, runs_dir) in jobs.items():
+            run = {"problem": problem, "name": name, "method": method.__name__}
+            run |= {"steps": settings.steps, "done": Path(runs_dir, name, MARK).is_file()}
+            if timed and not run["done"]:
+                rate = rates.seconds_per_step(method, settings, data)
+                run["seconds"] = settings.steps * rate
+            needed.append(run)
+    return needed, faults
