@@ -17,10 +17,11 @@ import psutil
 import pytest
 from conftest import ROOT, start
 
-from dlcvlib.report import cli, cluster, execute, planning, sweep, uptodate
+from dlcvlib.report import cli, cluster, execute, sweep, uptodate
 from dlcvlib.report.exhibits import MIME
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
+from dlcvlib.utils.process import run_in_subprocess
 
 PATIENCE = 900
 """Seconds until a test fails, on a machine that does much else; nothing takes a tenth of that."""
@@ -129,7 +130,7 @@ def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, capsys):
 
 def test_other_code_or_data_on_a_worker_are_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="vae-0 is not what this machine would train"):
-        planning.train(requests(tmp_path, "", [0]), "vae-0")
+        run_in_subprocess("dlcvlib.report.planning:train", requests(tmp_path, "", [0]), "vae-0")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
