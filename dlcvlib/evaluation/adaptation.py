@@ -22,7 +22,7 @@ from dlcvlib.methods import adapting
 from dlcvlib.methods.adabn import AdaBN
 from dlcvlib.methods.classifier import Classifier, TwoDomains
 from dlcvlib.methods.dann import DANN
-from dlcvlib.training.runs import Run, train_all
+from dlcvlib.training.runs import Run, train_or_load
 
 SOURCE_ONLY, ADABN, TARGET_ONLY = "source only", "AdaBN", "target only"
 ADAPTING: dict[str, type[TwoDomains]] = {
@@ -57,15 +57,14 @@ def train(params: DANNParams | PixelDAParams, digits: DigitData, methods: Sequen
         of_one_domain = pair.target if method == TARGET_ONLY else pair.source
         return Classifier, chapter_3.classifier(seed), of_one_domain
 
-    # First what the other chapter, which may run at the same time, does not train.
     trained = dict.fromkeys(SOURCE_ONLY if name == ADABN else name for name in methods)
     jobs = {
         (method, name, seed): job(method, pair, seed)
-        for method in sorted(trained, key=lambda name: name in CHAPTER_3)
+        for method in trained
         for name, pair in digits.pairs.items()
         for seed in params.seeds
     }
-    runs = train_all(jobs, params.runs_dir)
+    runs = {key: train_or_load(*job, params.runs_dir) for key, job in jobs.items()}
     if ADABN in methods:
         targets = {name: pair.target.train.images for name, pair in digits.pairs.items()}
         runs |= {

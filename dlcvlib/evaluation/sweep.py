@@ -9,7 +9,7 @@ import pandas as pd
 
 from dlcvlib.config.schema import TrainingSettings
 from dlcvlib.training.method import Method
-from dlcvlib.training.runs import Data, Run, train_all
+from dlcvlib.training.runs import Data, Run, train_or_load
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def train_variants(
         for name, change in changes.items()
         for seed in seeds
     }
-    runs = train_all(jobs, runs_dir)
+    runs = {key: train_or_load(*job, runs_dir) for key, job in jobs.items()}
     frame = pd.DataFrame(
         {"variant": name, "seed": seed, **measure(name, run)} for (name, seed), run in runs.items()
     )

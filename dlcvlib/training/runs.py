@@ -16,7 +16,7 @@ import copy
 import gc
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from dlcvlib.training import checkpoint, device, loop, processes, tracking
 from dlcvlib.training.method import Method, Progress
 from dlcvlib.utils import fingerprints, storage
 
-K = TypeVar("K")
 M = TypeVar("M", bound=Method)
 CODE = ("methods/", "training/", "data/")
 """Packages whose code determines a trained model; settings count by value, not by schema."""
@@ -137,9 +136,7 @@ def identity_of(method: type[Method], settings: Any, data: Data) -> dict[str, An
     }
 
 
-def train_or_load(
-    method: type[M], settings: Any, data: Data, runs_dir: Path | str, *, wait: bool = True
-) -> Run[M]:
+def train_or_load(method: type[M], settings: Any, data: Data, runs_dir: Path | str) -> Run[M]:
     """The trained run of a method with these settings on this data, from disk or trained now.
 
     Args:
@@ -147,11 +144,9 @@ def train_or_load(
         settings: of that method.
         data: passed to its `batches` and `evaluate`.
         runs_dir: folder of the runs.
-        wait: for another process that is training or loading this run.
 
     Raises:
         UserError: if `runs_dir` cannot be written, or a loss or a gradient is not finite.
-        BusyError: without `wait`, if there is such a process.
         KeyboardInterrupt: with a message that says where the training was interrupted.
     """
     identity = identity_of(method, settings, data)
@@ -163,7 +158,7 @@ def train_or_load(
     folder = storage.make_dir(Path(runs_dir)) / name
     state = PartialState()
     # Under `accelerate launch` the main process holds the lock for all.
-    lock = storage.exclusive_lock(folder, "trained", wait=wait)
+    lock = storage.exclusive_lock(folder, "trained")
     with lock if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         if (folder / MARK).is_file():
@@ -180,23 +175,6 @@ def train_or_load(
             gc.unfreeze()
         state.wait_for_everyone()  # until the main process has written it
         return load(folder, method, settings)
-
-
-def train_all(
-    requested: Mapping[K, tuple[type[M], Any, Data]], runs_dir: Path | str
-) -> dict[K, Run[M]]:
-    """`train_or_load` for each, those that another process is training last.
-
-    Two processes that need the same runs thus share the work, where each would otherwise wait for
-    the one that the other has just started. Processes that train one run together keep the order.
-    """
-    runs: dict[K, Run[M]] = {}
-    for wait in (False, True) if PartialState().num_processes == 1 else (True,):
-        for key, job in requested.items():
-            if key not in runs:
-                with suppress(storage.BusyError):
-                    runs[key] = train_or_load(*job, runs_dir, wait=wait)
-    return {key: runs[key] for key in requested}
 
 
 def _create(method: type[M], settings: Any) -> M:

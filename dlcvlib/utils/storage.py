@@ -34,10 +34,6 @@ TEMPORARY = ".tmp-"
 """Prefix of every temporary folder, so that what a kill leaves behind can be swept."""
 
 
-class BusyError(Exception):
-    """What was requested is being made by another process."""
-
-
 class DamagedFileError(Exception):
     """A file is not what was written; whoever reads it makes it again."""
 
@@ -281,7 +277,7 @@ def cached(
 
 
 @contextmanager
-def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[None]:
+def exclusive_lock(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock on `path`; a second process waits, and says for whom.
 
     The lock is the operating system's, so that it ends with its holder.
@@ -289,17 +285,11 @@ def exclusive_lock(path: Path, doing: str, *, wait: bool = True) -> Iterator[Non
     Args:
         path: what is made; `<path>.lock` and `<path>.holder` lie beside it.
         doing: what is done to it, such as "trained".
-        wait: until another process releases it.
-
-    Raises:
-        BusyError: without `wait`, if another process holds it.
     """
     lock, holder = FileLock(f"{path}.lock"), path.with_name(f"{path.name}.holder")
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        if not wait:
-            raise BusyError(path) from None
         who = (holder.read_text("utf-8") if holder.exists() else "") or "another process"
         # Not to the standard output, which a notebook would show on its page.
         print(f"{path} is being {doing} by {who}; waiting for it", file=sys.stderr, flush=True)
