@@ -235,7 +235,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     params = chapters(arguments)[arguments.chapter]
+    import torch
     from accelerate import PartialState
+
+    # Without a GPU, processes that were launched together would not find each other by themselves.
+    PartialState(cpu=not torch.accelerator.is_available())
 
     from dlcvlib.data.source import load
     from dlcvlib.report import progress
