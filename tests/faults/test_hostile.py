@@ -37,7 +37,7 @@ def test_in_each_file_that_is_read_again(small, params, train, tmp_path, malicio
     small.write(p1_1=["1 + 1"])
     makers = {
         "runs/vae-*/*": lambda: train("vae", steps=4),
-        "runs/data/faces-*/images.[js]*": lambda: load_faces(params("vae")),
+        "runs/data/faces-*/*.[jsu]*": lambda: load_faces(params("vae")),
         "report/notebooks/*.*": small.make,
     }
     for pattern, make in makers.items():
