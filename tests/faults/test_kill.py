@@ -15,7 +15,7 @@ from conftest import ROOT, start
 from dlcvlib.report.cli import CHAPTERS
 from dlcvlib.utils import storage
 
-KILLS = 6
+KILLS = 3
 PROBLEMS = "1-2,2-2,3-2,4-1"
 """One per method; their output contains no times."""
 STEPS = ("vae.steps", "gan.steps", "dann.steps", "pixelda.steps", "pixelda.adamatch_steps")
