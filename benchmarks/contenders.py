@@ -62,7 +62,7 @@ def train(
 
     storage.make_dir(folder)
     save = functools.partial(checkpoint.save, folder, method, progress)
-    loop.fit(method, batch, progress, save, evaluate=dict)
+    loop.fit(method, batch, progress, save, evaluate=dict, log=lambda row: None)
     checkpoint.clear(folder)
 
 
