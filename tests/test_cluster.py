@@ -23,7 +23,7 @@ from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
 
-PATIENCE = 900
+PATIENCE = 300
 """Seconds until a test fails, on a machine that does much else; nothing takes a tenth of that."""
 CELLS = (
     """
@@ -141,9 +141,11 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
 
 
 INTERRUPTED = """
-import os, sys
+import os, signal, sys
 from dlcvlib.report import cli, uptodate
 os.setsid()  # a terminal's Ctrl-C reaches all processes of a group
+# A shell has what it starts in the background ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 uptodate.Task.cells = {cells!r}
 sys.exit(cli.main(["sweep", "--profile=smoke", "--only=1-1", "--workers=2"]))
 """
