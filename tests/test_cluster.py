@@ -166,7 +166,7 @@ def test_ctrl_c_ends_all_and_the_same_command_continues(tmp_path):
     with start("-c", program) as process:
         output, error = process.communicate(timeout=PATIENCE)
     assert (process.returncode, error, trained(tmp_path)) == (0, "", 3)
-    assert "3 runs are needed; 0 of them are done" in output
+    assert "runs: 3 needed, 0 done" in output
     assert [steps(tmp_path, seed) for seed in range(3)] == [[*range(12)]] * 3
 
 
@@ -178,7 +178,7 @@ def test_a_dry_run_trains_nothing_and_a_task_of_slurm_one_run(tmp_path, capsys):
         return capsys.readouterr().out
 
     table = said("--dry-run")
-    assert "2 runs are needed; 0 of them are done\n" in table
+    assert "runs: 2 needed, 0 done\n" in table
     rows = [line.split() for line in table.splitlines()[-3:]]
     found = [" ".join(row[:-1]) for row in rows]
     assert found == ["1-1 VAE 1 0 12", "1-4 AttributeClassifier 1 0 8", "all 2 0 20"]
@@ -191,7 +191,7 @@ def test_a_dry_run_trains_nothing_and_a_task_of_slurm_one_run(tmp_path, capsys):
     (record,) = (tmp_path / "runs").glob("*/provenance.json")
     listed = (tmp_path / "a job" / "runs.txt").read_text().splitlines()
     assert listed[1] == f"1-4 {record.parent.name}"
-    assert "2 runs are needed; 1 of them are done\n" in said("--dry-run")
+    assert "runs: 2 needed, 1 done\n" in said("--dry-run")
     assert cli.main([*words, "--run=vae-0"]) == 2
     assert "no notebook needs vae-0" in capsys.readouterr().err
 

@@ -213,13 +213,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
             raise UserError(f"--run: no notebook needs {arguments.run} with this code and data")
         runs = {arguments.run: runs[arguments.run]}
     missing = {name: run for name, run in runs.items() if not run.done}
-    print(f"{len(runs)} runs are needed; {len(runs) - len(missing)} of them are done")
+    print(f"runs: {len(runs)} needed, {len(runs) - len(missing)} done")
     failed = faults
     if arguments.dry_run:
         print(sweep.table(runs.values()))
     elif arguments.export:
         words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
-        for name in ("data", "runs_dir", "seed"):
+        for name in ("data", "runs_dir", "seed", "log_with"):
             if (value := getattr(arguments, name)) is not None:
                 words.append(f"--{name.replace('_', '-')}={value}")
         print(*sweep.export(list(missing.values()), words, Path(arguments.out)), sep="\n")
