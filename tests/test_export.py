@@ -31,7 +31,7 @@ def test_the_card_is_all_that_one_needs(method, train, tmp_path):
         "| 1-3 | a->b, mean accuracy | 0.6 |",
     ]
     validated = run.history.filter(like="validation_").iloc[-1].rename(lambda name: name[11:])
-    found = ModelCard.load(out / "README.md").data.eval_results
+    found = ModelCard.load(out / "README.md").data.eval_results or []
     assert {result.metric_type: result.metric_value for result in found} == dict(validated)
     codes = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     networks = export.networks(run.method)
