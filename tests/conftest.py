@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -302,6 +303,18 @@ def start(*words, cwd=ROOT, **environment):
     options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     options |= {"env": os.environ | {"PYTHONPATH": found} | environment, "cwd": cwd}
     return subprocess.Popen(command, text=True, **options)
+
+
+def poll(condition, process, said=None):
+    """Wait for a condition, while a process runs, for five minutes at most.
+
+    `said` returns what the process has written, if it is not piped.
+    """
+    until = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, (said or process.communicate)()
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 # --- faults -----------------------------------------------------------------------------------

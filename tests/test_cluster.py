@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from subprocess import PIPE, STDOUT
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT, start
+from conftest import ROOT, poll, start
 
 from dlcvlib.report import cli, cluster, execute, sweep, uptodate
 from dlcvlib.report.exhibits import MIME
@@ -65,7 +64,8 @@ def before(seed, step):
 """
 HELD = """
 def before(seed, step):
-    while step == 5 and not (folder / "go").exists():
+    until = time.monotonic() + 300
+    while step == 5 and not (folder / "go").exists() and time.monotonic() < until:
         time.sleep(0.05)
 """
 
@@ -83,15 +83,6 @@ def steps(folder, seed):
 
 def trained(folder):
     return len([*(folder / "runs").glob("*/provenance.json")])
-
-
-def poll(condition, process):
-    """Wait for a condition, while a process runs."""
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def test_the_plan_is_what_the_notebooks_request(smoke_report):

@@ -5,10 +5,9 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, poll
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +25,8 @@ def server(browser, tmp_path_factory):
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
         # The last that it writes as soon as it can be reached.
-        while not list(folder.glob("RUNTIME/jpserver-*.html")):
-            assert process.poll() is None, (folder / "lab.log").read_text()
-            time.sleep(0.5)
+        written = folder / "lab.log"
+        poll(lambda: list(folder.glob("RUNTIME/jpserver-*.html")), process, written.read_text)
         (record,) = folder.glob("RUNTIME/jpserver-*.json")
         yield folder, json.loads(record.read_text())["url"]
     finally:

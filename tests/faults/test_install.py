@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import packaging
 import pytest
 import yaml
-from conftest import ROOT, cases
+from conftest import ROOT, cases, poll
 
 CASES = cases("install")
 
@@ -47,18 +46,11 @@ def run(*arguments, **options):
     return *process.communicate(timeout=120), process.returncode
 
 
-def wait_for(path, process):
-    """Wait until the process has created the file; it must not end before."""
-    while not path.exists():
-        time.sleep(0.05)
-        assert process.poll() is None, process.stderr.read()
-
-
 @pytest.mark.parametrize("moment", [".venv.installing", ".venv/bin/python", "pip-runs"])
 def test_killed_while_installing(checkout, moment):
     os.mkfifo(checkout / "go")  # the stand-in waits until something is written to it
     process = start(checkout)
-    wait_for(checkout / moment, process)
+    poll((checkout / moment).exists, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (checkout / "go").unlink()
@@ -131,7 +123,7 @@ def test_without_an_nvidia_driver_torchs_cpu_build_is_tried_first(checkout, driv
 def test_two_at_once_install_once(checkout):
     os.mkfifo(checkout / "go")
     first = start(checkout)
-    wait_for(checkout / "pip-runs", first)
+    poll((checkout / "pip-runs").exists, first)
     second = start(checkout)
     waiting = second.stderr.readline()
     assert waiting == "Another run_all.sh is installing into .venv; waiting for it.\n"

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import psutil
-from conftest import ROOT, start
+from conftest import ROOT, poll, start
 
 from dlcvlib.report.cli import CHAPTERS
 from dlcvlib.utils import storage
@@ -103,9 +103,7 @@ def test_killed_at_random_moments(tmp_path):
 
 def test_ctrl_c_says_where_it_stopped_and_how_to_continue(tmp_path):
     process = begin(tmp_path, "train", "vae", "--set=vae.steps=100000")
-    while not list(tmp_path.glob("runs/vae-*/checkpoint.json")):
-        assert process.poll() is None
-        time.sleep(0.1)
+    poll(lambda: list(tmp_path.glob("runs/vae-*/checkpoint.json")), process)
     process.send_signal(signal.SIGINT)
     output = "".join(process.communicate(timeout=60))
     assert process.returncode == 130
