@@ -10,7 +10,7 @@ from conftest import built, close, gradients
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.nn.functional import mse_loss
 
-from dlcvlib.data.batches import to_float
+from dlcvlib.data.batches import resized, to_float
 from dlcvlib.data.types import ImageSet
 from dlcvlib.evaluation import latent, metrics
 from dlcvlib.methods import vae
@@ -92,29 +92,32 @@ def test_validation_is_the_mean_over_all_images(faces):
     assert found["loss"] == pytest.approx(method.objective(*terms).item(), rel=1e-4)
 
 
-def test_fitted_samples_follow_the_latents():
-    """The held-out latents choose as many Gaussians as there are; their likelihood is torch's."""
+def test_draws_from_a_mixture_follow_the_latents():
     torch.manual_seed(0)
     centres = torch.tensor([[8.0, 0.0], [-8.0, 0.0]])
     rows = centres[torch.arange(460) % 2] + torch.randn(460, 2)
     fitted, held_out = rows[:60], rows[60:]
-    z, likelihood = latent.fitted_samples(fitted, held_out, 500, seed=0)
+    z, two = latent.mixture(fitted, held_out, 2, 500, seed=0)
     assert z.shape == (500, 2)
     assert (z[:, 0].abs() > 4).float().mean() > 0.98
     assert (z[:, 0] > 0).float().mean() == pytest.approx(0.5, abs=0.1)
-    assert list(likelihood) == list(latent.COMPONENTS)
-    assert max(likelihood, key=likelihood.get) == 2
-    one = MultivariateNormal(fitted.mean(0), fitted.T.cov(correction=0))
-    assert likelihood[1] == pytest.approx(one.log_prob(held_out).mean().item(), abs=0.01)
-    assert torch.equal(z, latent.fitted_samples(fitted, held_out, 500, seed=0)[0])
+    covariance = fitted.T.cov(correction=0) + latent.VARIANCE * torch.eye(2)
+    expected = MultivariateNormal(fitted.mean(0), covariance).log_prob(held_out).mean().item()
+    assert latent.mixture(fitted, held_out, 1, 1, seed=0)[1] == pytest.approx(expected, abs=0.01)
+    assert two > expected
+    assert torch.equal(z, latent.mixture(fitted, held_out, 2, 500, seed=0)[0])
 
 
-def test_latents_are_computed_once(train, faces, monkeypatch):
-    run = train("vae")
-    means, draws, likelihood = latent.latents(run, faces)
-    assert torch.equal(means, run.method.encode(faces.train.images))
+def test_validation_images_choose_the_density_once(train, faces, monkeypatch):
+    run, classifier = train("vae"), train("features")
+    draws, table = latent.fitted_samples(run, faces, classifier)
     assert draws.shape == (metrics.COMPARED, run.settings.latent_dim)
+    assert [*table["components"]] == [n for n in latent.COMPONENTS if n <= len(faces.train)]
+    size = run.settings.image_size
+    sets = resized(faces.validation.images, size), run.method.decode(draws)
+    kid = metrics.squared_mmd(*(classifier.method.features(one).double() for one in sets))
+    assert kid.item() == pytest.approx(table["kid"].min())
     monkeypatch.setattr(vae.VAE, "posterior", None)
-    *again, table = latent.latents(run, faces)
-    torch.testing.assert_close(again, [means, draws], rtol=0, atol=0)
-    pd.testing.assert_frame_equal(table, likelihood)
+    again, as_before = latent.fitted_samples(run, faces, classifier)
+    torch.testing.assert_close(again, draws, rtol=0, atol=0)
+    pd.testing.assert_frame_equal(as_before, table)

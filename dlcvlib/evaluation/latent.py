@@ -28,9 +28,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from dlcvlib.config.schema import DANNParams, PixelDAParams
-from dlcvlib.data.batches import prior_samples
+from dlcvlib.data.batches import prior_samples, resized
 from dlcvlib.data.types import FaceData, LabelledImages, Pair
-from dlcvlib.evaluation.metrics import COMPARED
+from dlcvlib.evaluation.metrics import COMPARED, squared_mmd
+from dlcvlib.methods.attributes import AttributeClassifier
 from dlcvlib.methods.classifier import Classifier
 from dlcvlib.methods.vae import VAE
 from dlcvlib.training.runs import Run
@@ -43,67 +44,78 @@ ITERATIONS = 500
 
 FITTED = 30_000
 """Maximum number of latents that a density is fitted to: more would take gigabytes."""
-COMPONENTS = (1, 2, 5, 10)
+COMPONENTS = (1, 10, 50, 100)
 """Numbers of Gaussians that a fitted density is chosen from."""
-DRAWS = 3
-"""Latent vectors per training image that a density is fitted to: with one, several Gaussians
-overfit."""
+VARIANCE = 0.1
+"""Added to the variances of each Gaussian, beside the prior's of 1: of few latents each, many
+Gaussians would be flat in most directions."""
 
 
-def latents(run: Run[VAE], faces: FaceData) -> tuple[Tensor, Tensor, pd.DataFrame]:
-    """What several notebooks use of a run's latent space: computed once, cached in its `latents`.
+def fitted_samples(
+    run: Run[VAE], faces: FaceData, classifier: Run[AttributeClassifier]
+) -> tuple[Tensor, pd.DataFrame]:
+    """Draws from a mixture of Gaussians fitted to a run's latents, computed once and cached ([3]).
+
+    It is fitted to a draw from q(z|x) of each training image: the means alone are less spread than
+    what the decoder was trained on. Of `COMPONENTS` that number is chosen whose draws, decoded,
+    have the lowest KID from validation images.
+
+    Args:
+        run: of the VAE.
+        faces: what it was trained on.
+        classifier: its features are those of the KID.
 
     Returns:
-        Means of q(z|x) of the training images, (N, latent_dim); draws from the density fitted by
-        `fitted_samples` to z ~ q(z|x), (COMPARED, latent_dim); and the mean
-        log_likelihood (nats) of validation images' z for each number of components.
+        (COMPARED, latent_dim); and for each number of components the KID, over all images at once,
+        and the mean log_likelihood (nats) of validation images' latents.
     """
     code = fingerprints.hashes([Path(__file__)])
     identity = [run.provenance["files"]["model.safetensors"], faces.fingerprint, code]
-    name = f"{run.name}-{fingerprints.json_hash(identity)[:16]}"
+    name = f"{run.name}-{fingerprints.json_hash([*identity, classifier.name])[:16]}"
 
     @timed("fitted densities")
     def make() -> tuple[dict[str, Tensor], dict]:
-        seed, parts = run.settings.seed, (faces.train, faces.validation)
-        posteriors = [run.method.posterior(part.images) for part in parts]
-        z = []
-        for times, (mean, log_variance) in zip((DRAWS, 1), posteriors, strict=True):
-            means, deviations = (x.repeat(times, 1) for x in (mean, (log_variance / 2).exp()))
-            z.append(means + deviations * prior_samples(*means.shape, seed))
-        draws, likelihood = fitted_samples(*z, COMPARED, seed)
-        return {"mean": posteriors[0][0], "fitted": draws}, {"rows": list(likelihood.items())}
+        seed = run.settings.seed
+        parts = faces.train.images[:FITTED], faces.validation.images
+        z, held_out = (_drawn(run, images, seed) for images in parts)
+        size = run.settings.image_size
+        real = classifier.method.features(resized(parts[1][:COMPARED], size)).double()
+        draws, rows = [], []
+        for components in [n for n in COMPONENTS if n <= len(z)]:
+            drawn, log_likelihood = mixture(z, held_out, components, COMPARED, seed)
+            generated = classifier.method.features(run.method.decode(drawn)).double()
+            draws.append(drawn)
+            rows.append((components, squared_mmd(real, generated).item(), log_likelihood))
+        best = np.argmin([kid for _, kid, _ in rows])
+        return {"fitted": draws[best]}, {"rows": rows}
 
     path = run.folder.parent / "latents" / name / "fitted.safetensors"
     kept, meta = storage.cached(path, make)
-    table = pd.DataFrame(meta["rows"], columns=["components", "log_likelihood"])
-    return kept["mean"], kept["fitted"], table
+    names = ["components", "kid", "log_likelihood"]
+    return kept["fitted"], pd.DataFrame(meta["rows"], columns=names)
 
 
-def fitted_samples(z: Tensor, held_out: Tensor, count: int, seed: int) -> tuple[Tensor, dict]:
-    """Draws from a Gaussian mixture fitted to latents after training ([3], section 4).
+def _drawn(run: Run[VAE], images: Tensor, seed: int) -> Tensor:
+    """z ~ q(z|x) of images: (N, latent_dim)."""
+    mean, log_variance = run.method.posterior(images)
+    return mean + (log_variance / 2).exp() * prior_samples(*mean.shape, seed)
 
-    Args:
-        z: drawn from q(z|x) of training images, (N, latent_dim): their means are less spread than
-            what the decoder was trained on.
-        held_out: the same of validation images; they choose the number of components, of
-            `COMPONENTS`, by their likelihood.
-        count: number of draws.
-        seed: of fit and draws.
+
+def mixture(
+    z: Tensor, held_out: Tensor, components: int, count: int, seed: int
+) -> tuple[Tensor, float]:
+    """Draws from a mixture of Gaussians fitted to latents z (N, D), and how well others fit it.
 
     Returns:
-        Draws (count, latent_dim), and number of components -> mean log-likelihood (nats) of the
-        held-out z.
+        (count, D); and the mean log-likelihood (nats) of the held-out latents.
     """
-    rows, others = z[:FITTED].double().numpy(), held_out.double().numpy()
-    how = {"reg_covar": 1e-3, "max_iter": 20, "random_state": seed}
-    mixtures = [GaussianMixture(n, **how) for n in COMPONENTS if n <= len(rows)]
+    density = GaussianMixture(components, reg_covar=VARIANCE, max_iter=20, random_state=seed)
     # Twenty iterations of EM are enough for sampling; convergence to 1e-3 is not needed.
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        likelihood = {mixture: mixture.fit(rows).score(others) for mixture in mixtures}
-    draws, _ = max(likelihood, key=likelihood.get).sample(count)
+        density.fit(z.double().numpy())
+    draws, _ = density.sample(count)
     shuffled = np.random.default_rng(seed).permutation(draws)  # sample() sorts by component
-    by_number = {mixture.n_components: value for mixture, value in likelihood.items()}
-    return torch.from_numpy(shuffled).float(), by_number
+    return torch.from_numpy(shuffled).float(), density.score(held_out.double().numpy())
 
 
 def tsne(features: Tensor, perplexity: float, seed: int, runs_dir: Path | str) -> np.ndarray:
