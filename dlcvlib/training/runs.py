@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, Protocol, TypeVar
 
 import pandas as pd
@@ -90,24 +91,11 @@ class Run(Generic[M]):
         return self.provenance["seconds"]
 
 
-class NotTrainedError(Exception):
-    """Something of a run is needed that only training could give."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """In place of a `Run`, within `planning`: it has a name and settings."""
-
-    name: str
-    settings: Any
-
-    def __getattr__(self, attribute: str) -> Any:
-        raise NotTrainedError(f"{self.name} is only planned: there is no {attribute} yet")
-
-
 @contextmanager
 def planning() -> Iterator[dict[str, tuple[Any, ...]]]:
     """Have `train_or_load` neither train nor load but note what it is asked for.
+
+    What it returns then has no more of a `Run` than its name and settings.
 
     Yields:
         Name of a run -> arguments with which `train_or_load` trains it; filled by and by.
@@ -154,7 +142,7 @@ def train_or_load(method: type[M], settings: Any, data: Data, runs_dir: Path | s
     handed_out.append(name)
     if _plan is not None:
         _plan[name] = method, settings, data, runs_dir
-        return PlannedRun(name, settings)
+        return SimpleNamespace(name=name, settings=settings)
     folder = storage.make_dir(Path(runs_dir)) / name
     state = PartialState()
     # Under `accelerate launch` the main process holds the lock for all.
