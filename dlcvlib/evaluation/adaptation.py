@@ -121,7 +121,7 @@ def beside_original(scores: pd.DataFrame) -> pd.DataFrame:
     """One method's accuracies beside those that the original and other solutions report.
 
     Returns:
-        One row per pair: pair, accuracy (mean ± standard deviation), seeds, original (NaN if it
+        One row per pair: pair, accuracy (mean ± standard deviation), original (NaN if it
         has no such pair), others (lowest to highest).
     """
     report = original.report()
@@ -133,7 +133,6 @@ def beside_original(scores: pd.DataFrame) -> pd.DataFrame:
         {
             "pair": pair,
             "accuracy": mean_text(values, 3),
-            "seeds": len(values),
             "original": theirs.get(pair, np.nan),
             "others": ranges.get(pair, "–"),
         }

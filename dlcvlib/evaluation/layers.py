@@ -1,16 +1,13 @@
-"""What a network looks like and what a run cost: layers, blocks for the diagram, time."""
+"""What a network looks like: its layers, and their blocks for the diagram."""
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-
-from dlcvlib.training.runs import Run
 
 SHORT = {
     "BatchNorm1d": "BN",
@@ -109,32 +106,5 @@ def together(**frames: pd.DataFrame) -> pd.DataFrame:
 
     Layers are put together `by_block`, without their inputs: these are the outputs of those before.
     """
-    shown = {name: by_block(one) if "layer" in one else one for name, one in frames.items()}
-    joined = pd.concat(shown, names=["network"]).reset_index("network")
-    return joined.drop(columns="input", errors="ignore")
-
-
-def cost(run: Run, networks: Mapping[str, pd.DataFrame], images: int) -> pd.DataFrame:
-    """What a run cost, as rows of quantity and value.
-
-    Args:
-        run: the run.
-        networks: name -> its `layers`.
-        images: number of training images.
-    """
-    provenance, settings = run.provenance, run.settings
-    size = min(settings.batch_size, images)  # a smaller set is used whole
-    epochs = settings.steps * size / images
-    sums = {name: frame[["parameters", "mult_adds"]].sum() for name, frame in networks.items()}
-    rows = {f"parameters, {name}": f"{one.parameters:,}" for name, one in sums.items()}
-    for name, one in sums.items():
-        rows[f"MACs per image, {name}"] = f"{one.mult_adds / 1e6:,.1f} million"
-    rows |= {
-        "training images": f"{images:,}",
-        "steps": f"{settings.steps:,} of {size} images ({epochs:.1f} epochs)",
-        "time (h:min:s)": str(timedelta(seconds=round(run.seconds))),
-        "speed": f"{provenance['images_per_second']:,.0f} images/s",
-        "device": f"{provenance['device']}, threads: {provenance['threads']}",
-        "precision": provenance["precision"],
-    }
-    return pd.DataFrame(rows.items(), columns=["quantity", "value"])
+    shown = {name: by_block(frame) for name, frame in frames.items()}
+    return pd.concat(shown, names=["network"]).reset_index("network").drop(columns="input")
