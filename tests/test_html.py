@@ -60,7 +60,9 @@ def made(tmp_path_factory):
         style.use()
         points = drawn("map", domains.feature_maps([[a_map("usps->mnistm", 40)]], "class"))
         rows = [torch.full((4, 3, 8, 8), value) for value in (0.0, 1.0)]
-        rows = drawn("rows", style.with_slider(images.image_rows(rows, ["a", "b"]), 4))
+        rows = images.image_rows(rows, ["a", "b"])
+        rows.figure.slider = rows, 4
+        rows = drawn("rows", rows)
         runs = {"method": ["DANN", "PixelDA"], "pair": "a->b", "seed": 0, "accuracy": [1.0, 0.5]}
         bars = drawn("bars", domains.method_bars(pd.DataFrame(runs), {"DANN": {"a->b": 0.4}}))
     payload = {"values": {"t": {"kid": [1 / 3]}}, "kind": "table", "runs": ["vae-0", "vae-1"]}

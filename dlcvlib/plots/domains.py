@@ -114,7 +114,7 @@ def feature_maps(maps: Sequence[Sequence[Any]], by: str) -> Figure:
     places = [one.points[["x", "y"]].to_numpy() for one in flat]
     texts = [text for one in flat for text in point_texts(one)]
     pictures = np.concatenate([images.to_pixels(one.images) for one in flat])
-    style.with_points(figure, dict(zip(axes.flat, places, strict=True)), pictures, texts)
+    figure.points = dict(zip(axes.flat, places, strict=True)), pictures, texts
     return with_values(figure, frame)
 
 

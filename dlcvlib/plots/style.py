@@ -4,12 +4,11 @@ import itertools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,7 +41,6 @@ CLASS_COLORS = (
 """Paul Tol's muted colours, which colour-blind readers can tell apart, with a darker grey."""
 
 Drawn = TypeVar("Drawn", Figure, Axes)
-Places = Mapping[Axes, np.ndarray]
 
 
 def use() -> None:
@@ -67,30 +65,6 @@ def text_width(lines: Iterable[str], size: float) -> float:
     """Width in inches of the longest of some lines of text, which may hold formulas, at a size."""
     paths = (TextPath((0, 0), line, size=size) for line in lines if line.strip())
     return max((path.get_extents().width for path in paths), default=0) / 72
-
-
-def with_points(figure: Figure, places: Places, images: np.ndarray, texts: Sequence[str]) -> Figure:
-    """Keep what the HTML shows beside a point under the pointer; returns the figure.
-
-    Args:
-        figure: where the points are drawn.
-        places: axes -> its points, (n, 2) in data coordinates.
-        images: the image of each point of all axes, (N, H, W, 3) uint8; the same one often.
-        texts: a line for each point.
-    """
-    figure.points = places, images, texts
-    return figure
-
-
-def with_slider(ax: Axes, columns: int) -> Axes:
-    """Have the HTML slide the first row of images over the second; returns the axes.
-
-    Args:
-        ax: axes of two rows, as `images.image_rows` draws them.
-        columns: images per row.
-    """
-    ax.figure.slider = ax, columns
-    return ax
 
 
 def domain_name(name: str) -> str:

@@ -1,7 +1,10 @@
 """What a figure of the HTML can do: show images of points, slide over rows of images, hide methods.
 
-`dlcvlib.plots` says for which figures. Places are in ten thousandths of the picture's size,
-from its upper left corner.
+A figure's attributes say so: `points` (axes -> its points, (n, 2) in data coordinates; the image
+of each point of all axes, (N, H, W, 3) uint8, the same one often; a line of text for each),
+`slider` (axes of two rows of images, as `images.image_rows` draws them; images per row), `methods`
+(their names, in order). Places are in ten thousandths of the picture's size, from its upper left
+corner.
 """
 
 import base64
@@ -24,7 +27,7 @@ def of_figure(figure: Figure) -> dict[str, Any]:
     """What report.js needs for a figure as `print_figure` shows it, tightly cropped.
 
     Returns:
-        `methods`, `points`, `slider` or nothing: see below.
+        `methods`, `points`, `slider` or nothing.
     """
     found: dict[str, Any] = {}
     if hasattr(figure, "methods"):
