@@ -4,7 +4,7 @@ Imported by worker processes: NumPy only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -25,39 +25,8 @@ IRIS: tuple[Color, ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Person:
-    """Everything that determines a portrait; lengths in pixels of the final picture."""
-
-    male: bool
-    age: float  # 0 (twenty) to 1 (eighty)
-    skin: Color
-    hair_name: str  # a key of HAIR, or "" if bald
-    hair: Color
-    style: str  # "bald", "short", "crop", "receding", "curly", "bob", "long", "wavy", "bun"
-    part: float  # where the hair parts, -1 to 1
-    bangs: bool
-    beard: str  # "", "stubble", "full", "goatee", "moustache"
-    smile: float  # -0.12 (serious) to 1 (broad smile, teeth shown above 0.55)
-    lipstick: bool
-    glasses: str  # "", "round", "square"
-    iris: Color
-    turn: float  # -1 to 1: the head's turn to the side
-    tilt: float  # degrees
-    width: float  # half the head's width at the cheeks
-    jaw: float  # jaw's width as a share of the cheeks'
-    chin: float  # y of the chin
-    brow: float  # thickness of the brows
-    eye: float  # scale of the eyes
-    spacing: float  # half the distance between the eyes
-    nose: float  # width of the nose
-    lips: float  # fullness of the lips
-    light: float  # -1 (from the left) to 1 (from the right)
-    warmth: float  # -1 (cold) to 1 (warm)
-    zoom: float  # of the whole person
-    shift: tuple[float, float]  # of the whole person
-    noise: float  # standard deviation of the grain
-    seed: int  # of the random details: strands, background, grain
+class Person(SimpleNamespace):
+    """Everything that determines a portrait; `sample_person` says what."""
 
     @property
     def attributes(self) -> dict[str, bool]:
@@ -90,35 +59,37 @@ def sample_person(rng: np.random.Generator) -> Person:
         beard = str(rng.choice(beards, p=[0.3, 0.35, 0.2, 0.15]))
     palette = HAIR[hair_name or ("Gray_Hair" if age > 0.7 else "Brown_Hair")]
     return Person(
+        # Lengths are in pixels of the final picture.
         male=male,
-        age=age,
+        age=age,  # 0 (twenty) to 1 (eighty)
         skin=_jitter(rng, _ramp(SKIN, tone), 6),
-        hair_name=hair_name,
+        hair_name=hair_name,  # a key of HAIR, or "" if bald
         hair=_jitter(rng, palette[rng.integers(len(palette))], 6),
         style=style,
-        part=float(rng.choice([-1, 1]) * rng.uniform(0.1, 0.7)),
+        part=float(rng.choice([-1, 1]) * rng.uniform(0.1, 0.7)),  # where the hair parts, -1 to 1
         bangs=bangs,
-        beard=beard,
+        beard=beard,  # one of the above, or ""
+        # From -0.12 (serious) to 1 (broad smile, teeth shown above 0.55).
         smile=rng.uniform(0.4, 1) if smiling else rng.uniform(-0.12, 0.2),
         lipstick=not male and rng.random() < 0.55,
         glasses=str(rng.choice(["round", "square"])) if rng.random() < 0.16 + 0.1 * age else "",
         iris=IRIS[rng.integers(2 if tone > 0.45 else len(IRIS))],
-        turn=float(np.clip(rng.normal(0, 0.4), -1, 1)),
-        tilt=rng.normal(0, 3.0),
-        width=rng.normal(15.6 if male else 14.8, 0.7),
-        jaw=rng.normal(0.86 if male else 0.76, 0.05),
-        chin=rng.normal(55.0 if male else 53.6, 0.8),
-        brow=rng.uniform(0.8, 1.25) * (1.25 if male else 0.85),
-        eye=rng.normal(0.96 if male else 1.08, 0.06),
-        spacing=rng.normal(7.0, 0.35),
-        nose=rng.normal(3.5 if male else 3.0, 0.4) + 0.5 * tone,
-        lips=rng.normal(0.85 if male else 1.1, 0.12) + 0.3 * tone,
-        light=rng.uniform(-1, 1),
-        warmth=rng.normal(0.2, 0.5),
-        zoom=rng.normal(1.2, 0.04),
-        shift=(float(rng.normal(0, 0.7)), float(rng.normal(0, 0.7))),
-        noise=rng.uniform(1.0, 3.5),
-        seed=int(rng.integers(2**31)),
+        turn=float(np.clip(rng.normal(0, 0.4), -1, 1)),  # of the head, to the side
+        tilt=rng.normal(0, 3.0),  # degrees
+        width=rng.normal(15.6 if male else 14.8, 0.7),  # half the head's width at the cheeks
+        jaw=rng.normal(0.86 if male else 0.76, 0.05),  # its width as a share of the cheeks'
+        chin=rng.normal(55.0 if male else 53.6, 0.8),  # its y
+        brow=rng.uniform(0.8, 1.25) * (1.25 if male else 0.85),  # thickness of the brows
+        eye=rng.normal(0.96 if male else 1.08, 0.06),  # scale of the eyes
+        spacing=rng.normal(7.0, 0.35),  # half the distance between the eyes
+        nose=rng.normal(3.5 if male else 3.0, 0.4) + 0.5 * tone,  # its width
+        lips=rng.normal(0.85 if male else 1.1, 0.12) + 0.3 * tone,  # their fullness
+        light=rng.uniform(-1, 1),  # from the left to from the right
+        warmth=rng.normal(0.2, 0.5),  # about -1 (cold) to 1 (warm)
+        zoom=rng.normal(1.2, 0.04),  # of the whole person
+        shift=(float(rng.normal(0, 0.7)), float(rng.normal(0, 0.7))),  # of the whole person
+        noise=rng.uniform(1.0, 3.5),  # standard deviation of the grain
+        seed=int(rng.integers(2**31)),  # of the random details: strands, background, grain
     )
 
 
