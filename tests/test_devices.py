@@ -9,7 +9,8 @@ from conftest import built, disk_full_beyond, same, settings_of, start, weights
 from torch import nn
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.training import device, processes
+from dlcvlib.methods.adamatch import AdaMatch
+from dlcvlib.training import device
 
 
 def test_apples_gpus_get_no_channels_last():
@@ -92,9 +93,11 @@ def test_long_runs_are_compiled_on_a_gpu(monkeypatch, wanted, steps, on, count, 
     assert device.compiling(method) == mode
 
 
-def test_several_gpus_get_torchs_synchronised_batch_norm():
+def test_several_gpus_get_torchs_synchronised_batch_norm(monkeypatch):
     net, before = built("adamatch"), weights(built("adamatch"))
-    processes.synchronise(net)
+    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(AdaMatch, "device", torch.device("cuda"))
+    device.prepare(net, "fp32")
     kinds = {type(module) for module in net.modules()}
     assert nn.SyncBatchNorm in kinds
     assert not {nn.BatchNorm1d, nn.BatchNorm2d} & kinds
