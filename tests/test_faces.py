@@ -61,7 +61,7 @@ def test_embedded_faces_are_drawn_once_until_their_code_changes(load, monkeypatc
     assert "synthetic" in data.summary()
     monkeypatch.setattr(prepare, "fill", None)
     assert load("embedded", drawn_train=20, drawn_test=6).fingerprint == data.fingerprint
-    for module in ("faces", "people", "brushes"):
+    for module in ("faces", "hair", "people", "brushes"):
         path = fingerprints.PACKAGE / f"data/synthetic/{module}.py"
         with monkeypatch.context() as patch:
             patch.setitem(fingerprints._LOADED, path, "changed = True")

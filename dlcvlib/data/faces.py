@@ -55,7 +55,7 @@ def _embedded(params: FaceParams, _: Path) -> Source:
         range(params.drawn_train, params.drawn_train + params.drawn_test),
         partial(drawn_faces.draw_face, 0),
         packages=["skia-python"],
-        code=["data/synthetic/faces", "data/synthetic/people", "data/synthetic/brushes"],
+        code=[f"data/synthetic/{name}" for name in ("faces", "hair", "people", "brushes")],
     )
 
 

@@ -63,3 +63,29 @@ def radial(
     """Paint that goes from colour to colour (see `argb`) from a centre; stops are from 0 to 1."""
     shader = skia.GradientShader.MakeRadial((x, y), radius, colors, stops)
     return skia.Paint(Shader=shader, AntiAlias=True)
+
+
+def glow(canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, color: Color, alpha: float):
+    """A soft ellipse that fades out, for inexpensive shading."""
+    colors = [argb(color, alpha), argb(color, 0.55 * alpha), argb(color, 0)]
+    with skia.AutoCanvasRestore(canvas):
+        canvas.translate(x, y)
+        canvas.scale(rx, ry)
+        canvas.drawCircle(0, 0, 1, radial(0, 0, 1, colors, [0, 0.5, 1]))
+
+
+def curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
+    """A smooth path through points (Catmull-Rom splines as cubics)."""
+    first, last = points[0], points[-1]
+    around = [last, *points, first, points[1]] if closed else [first, *points, last]
+    path = skia.PathBuilder()
+    path.moveTo(*first)
+    for before, start, end, after in zip(around, around[1:], around[2:], around[3:], strict=False):
+        path.cubicTo(
+            start[0] + (end[0] - before[0]) / 6, start[1] + (end[1] - before[1]) / 6,
+            end[0] - (after[0] - start[0]) / 6, end[1] - (after[1] - start[1]) / 6,
+            *end,
+        )  # fmt: skip
+    if closed:
+        path.close()
+    return path.detach()

@@ -13,53 +13,16 @@ import math
 import numpy as np
 import skia
 
-from dlcvlib.data.synthetic.brushes import argb, blank, fill, linear, radial, stroke
-from dlcvlib.data.synthetic.people import Color, Person, mix, sample_person
+from dlcvlib.data.synthetic.brushes import argb, blank, curve, fill, glow, linear, radial, stroke
+from dlcvlib.data.synthetic.hair import CROWN_Y, hair_behind, hair_front
+from dlcvlib.data.synthetic.people import Color, Person, mix, sample_person, shade
 
 SIZE = 64
 SUPERSAMPLING = 3
 
-# --- colours and brushes ----------------------------------------------------------------------
+# --- layers, from back to front (those of the hair: `hair`) --------------------------------------
 
-
-def _shade(color: Color, factor: float) -> Color:
-    """Darker below 1; above 1 lighter, towards white."""
-    if factor <= 1:
-        return tuple(c * factor for c in color)
-    return mix(color, (255, 255, 255), factor - 1)
-
-
-def _glow(
-    canvas: skia.Canvas, x: float, y: float, rx: float, ry: float, color: Color, alpha: float
-):
-    """A soft ellipse that fades out, for inexpensive shading."""
-    colors = [argb(color, alpha), argb(color, 0.55 * alpha), argb(color, 0)]
-    with skia.AutoCanvasRestore(canvas):
-        canvas.translate(x, y)
-        canvas.scale(rx, ry)
-        canvas.drawCircle(0, 0, 1, radial(0, 0, 1, colors, [0, 0.5, 1]))
-
-
-def _curve(*points: tuple[float, float], closed: bool = False) -> skia.Path:
-    """A smooth path through points (Catmull-Rom splines as cubics)."""
-    first, last = points[0], points[-1]
-    around = [last, *points, first, points[1]] if closed else [first, *points, last]
-    path = skia.PathBuilder()
-    path.moveTo(*first)
-    for before, start, end, after in zip(around, around[1:], around[2:], around[3:], strict=False):
-        path.cubicTo(
-            start[0] + (end[0] - before[0]) / 6, start[1] + (end[1] - before[1]) / 6,
-            end[0] - (after[0] - start[0]) / 6, end[1] - (after[1] - start[1]) / 6,
-            *end,
-        )  # fmt: skip
-    if closed:
-        path.close()
-    return path.detach()
-
-
-# --- layers, from back to front ---------------------------------------------------------------
-
-EYES_Y, NOSE_Y, MOUTH_Y, CROWN_Y = 30.5, 41.0, 46.2, 9.0
+EYES_Y, NOSE_Y, MOUTH_Y = 30.5, 41.0, 46.2
 
 
 def _feature_x(p: Person, offset: float) -> float:
@@ -76,73 +39,36 @@ def _background(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> Non
     canvas.drawPaint(linear((32 - dx, 32 - dy), (32 + dx, 32 + dy), [argb(base), argb(other)]))
     for _ in range(rng.integers(0, 6)):
         radius = rng.uniform(5, 22)
-        color = _shade(mix(base, other, rng.random()), rng.uniform(0.6, 1.5))
-        _glow(canvas, *rng.uniform(0, 64, 2), radius, radius * rng.uniform(0.6, 1.5), color, 0.55)
+        color = shade(mix(base, other, rng.random()), rng.uniform(0.6, 1.5))
+        glow(canvas, *rng.uniform(0, 64, 2), radius, radius * rng.uniform(0.6, 1.5), color, 0.55)
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Color:
     return tuple(255 * channel for channel in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _hair_behind(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
-    """The hair behind the neck and around the head."""
-    if p.style in ("bald", "short", "crop", "receding"):
-        return
-    cx, w = 32 + 1.2 * p.turn, p.width
-    if p.style == "bun":
-        canvas.drawCircle(cx - 2 * p.turn, 5.0, 6.5, fill(_shade(p.hair, 0.8)))
-        return
-    if p.style == "curly":
-        radius, low = (w + 2.2, 26) if p.male else (w + 6.5, 40)
-        for angle in np.linspace(0, 2 * math.pi, 26, endpoint=False):
-            x, y = cx + radius * math.cos(angle), 24 + radius * 0.98 * math.sin(angle)
-            if y < low:
-                size, shade = rng.uniform(3, 4.6), rng.uniform(0.7, 0.95)
-                canvas.drawCircle(x, y, size, fill(_shade(p.hair, shade)))
-        whole = skia.Rect(cx - radius, 24 - radius, cx + radius, low)
-        canvas.drawOval(whole, fill(_shade(p.hair, 0.75)))
-        return
-    length = {"bob": 49.0, "long": 70.0, "wavy": 66.0}[p.style] + rng.uniform(-3, 3)
-    spread = {"bob": 4.0, "long": 3.2, "wavy": 5.8}[p.style]
-    wave = 1.8 if p.style == "wavy" else 0.3
-    left, right = [], []
-    for i, y in enumerate(np.linspace(16, length, 6)):
-        reach = w + spread * min(1, 0.35 + i * 0.2) + wave * math.sin(1.9 * i)
-        left.append((cx - reach, y))
-        right.append((cx + reach, y))
-    top = [(cx - w * 0.75, 7.0), (cx, 3.4), (cx + w * 0.75, 7.0)]
-    outline = [*reversed(left), *top, *right]
-    paint = linear((0, 8), (0, length), [argb(_shade(p.hair, 0.85)), argb(_shade(p.hair, 0.6))])
-    canvas.drawPath(_curve(*outline, closed=True), paint)
-    for _ in range(12):
-        side = rng.choice([-1, 1])
-        x = cx + side * rng.uniform(w * 0.85, w + spread)
-        path = _curve((x - side, 16), (x, 32), (x + side * rng.uniform(-1.5, 1.5), length - 2))
-        canvas.drawPath(path, stroke(_shade(p.hair, rng.uniform(0.6, 1.2)), 0.7, 0.5))
-
-
 def _body(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
     """The neck in the head's shadow, and clothed shoulders."""
     neck = 8.4 if p.male else 6.8
     cx = 32 + 0.6 * p.turn
-    skin = _shade(p.skin, 0.84)
-    path = _curve(
+    skin = shade(p.skin, 0.84)
+    path = curve(
         (cx - neck, 44), (cx - neck, 54), (cx - neck - 3, 60), (cx - 14, 66),
         (cx + 14, 66), (cx + neck + 3, 60), (cx + neck, 54), (cx + neck, 44), closed=True,
     )  # fmt: skip
     canvas.drawPath(path, fill(skin))
-    _glow(canvas, cx + p.turn, p.chin + 1.0, neck + 3, 7, _shade(p.skin, 0.45), 0.75)
+    glow(canvas, cx + p.turn, p.chin + 1.0, neck + 3, 7, shade(p.skin, 0.45), 0.75)
     cloth = _hsv(rng.integers(12) / 12, rng.uniform(0.05, 0.65), rng.uniform(0.15, 0.9))
     shoulder = rng.uniform(27, 33) if p.male else rng.uniform(22, 27)
     top = 59.5 if p.male else 60.5
     drop = rng.uniform(1.5, 6)
-    path = _curve(
+    path = curve(
         (cx - shoulder, 68), (cx - shoulder * 0.8, top + 2.2), (cx - neck - 2, top - 1.5),
         (cx, top + drop), (cx + neck + 2, top - 1.5), (cx + shoulder * 0.8, top + 2.2),
         (cx + shoulder, 68), closed=True,
     )  # fmt: skip
-    shades = 1 - 0.25 * p.light, 1 + 0.2 * min(0, p.light)
-    colors = [argb(_shade(cloth, shade)) for shade in shades]
+    tones = 1 - 0.25 * p.light, 1 + 0.2 * min(0, p.light)
+    colors = [argb(shade(cloth, tone)) for tone in tones]
     canvas.drawPath(path, linear((cx - 20, 0), (cx + 20, 0), colors))
 
 
@@ -151,7 +77,7 @@ def _head_path(p: Person) -> skia.Path:
     cx, w, jaw = 32 + 1.6 * p.turn, p.width, p.width * p.jaw
     left, right = 1 + 0.06 * p.turn, 1 - 0.06 * p.turn
     lean = 2.2 * p.turn
-    return _curve(
+    return curve(
         (cx, CROWN_Y - 1), (cx + w * 0.78 * right, 13.5), (cx + w * right, 26),
         (cx + w * 0.98 * right, 35),
         (cx + jaw * right + 0.3 * lean, 46), (cx + jaw * 0.52 + lean, p.chin - 1.6),
@@ -168,25 +94,25 @@ def _head(canvas: skia.Canvas, p: Person) -> None:
         if side * p.turn < -0.75:
             continue
         x = cx + side * (w + 0.5 - 0.8 * side * p.turn)
-        canvas.drawOval(skia.Rect(x - 2.3, 28, x + 2.3, 38.5), fill(_shade(p.skin, 0.86)))
-        canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), fill(_shade(p.skin, 0.68), 0.7))
+        canvas.drawOval(skia.Rect(x - 2.3, 28, x + 2.3, 38.5), fill(shade(p.skin, 0.86)))
+        canvas.drawOval(skia.Rect(x - 1.0, 30, x + 1.0, 36.5), fill(shade(p.skin, 0.68), 0.7))
     path = _head_path(p)
     lit = 32 + 6 * p.light + 2 * p.turn
-    colors = [argb(_shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
+    colors = [argb(shade(p.skin, f)) for f in (1.09, 1.01, 0.88, 0.62)]
     canvas.drawPath(path, radial(lit, 29, 29, colors, [0, 0.42, 0.72, 1]))
     with skia.AutoCanvasRestore(canvas):
         canvas.clipPath(path, True)
-        shadow = _shade(p.skin, 0.42)
+        shadow = shade(p.skin, 0.42)
         far, slant = -math.copysign(1, p.light), abs(p.light)
-        _glow(canvas, cx + far * (w + 1), 36, 9 + 4 * slant, 24, shadow, 0.3 + 0.45 * slant)
-        _glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
+        glow(canvas, cx + far * (w + 1), 36, 9 + 4 * slant, 24, shadow, 0.3 + 0.45 * slant)
+        glow(canvas, cx + 2 * p.turn, p.chin + 1.5, 13, 6, shadow, 0.3)
         blush, rosy = mix(p.skin, (205, 70, 60), 0.55), 0.30 if p.male else 0.42
         for side in (-1, 1):
-            _glow(canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, rosy)
-            _glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
+            glow(canvas, _feature_x(p, side * 8.6), 40.0, 5.6, 4.6, blush, rosy)
+            glow(canvas, _feature_x(p, side * p.spacing), EYES_Y - 0.4, 5.4, 4.2, shadow, 0.34)
             if p.smile > 0.3:
-                _glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, _shade(p.skin, 1.35), 0.45)
-        _glow(canvas, _feature_x(p, 0) + 2 * p.light, 19, 9, 6, _shade(p.skin, 1.4), 0.35)
+                glow(canvas, _feature_x(p, side * 8.2), 38.2, 4.0, 2.6, shade(p.skin, 1.35), 0.45)
+        glow(canvas, _feature_x(p, 0) + 2 * p.light, 19, 9, 6, shade(p.skin, 1.4), 0.35)
 
 
 def _eyes(canvas: skia.Canvas, p: Person) -> None:
@@ -201,38 +127,38 @@ def _eyes(canvas: skia.Canvas, p: Person) -> None:
         inner, outer = (x - side * half, y + 0.35), (x + side * half, y - 0.15)
         upper = [inner, (x - side * 0.6, y - up), (x + side * half * 0.55, y - up * 0.82), outer]
         below = [(x + side * half * 0.3, y + down), (x - side * half * 0.5, y + down * 0.8)]
-        almond = _curve(*upper, *below, closed=True)
+        almond = curve(*upper, *below, closed=True)
         with skia.AutoCanvasRestore(canvas):
             canvas.clipPath(almond, True)
             canvas.drawPath(almond, fill((238, 234, 230)))
             radius = 1.72 * p.eye
-            colors = [argb(_shade(p.iris, 1.25)), argb(p.iris), argb(_shade(p.iris, 0.4))]
+            colors = [argb(shade(p.iris, 1.25)), argb(p.iris), argb(shade(p.iris, 0.4))]
             iris = radial(x + gaze, y + 0.3, radius, colors, [0, 0.6, 1])
             canvas.drawCircle(x + gaze, y - 0.25, radius, iris)
             canvas.drawCircle(x + gaze, y - 0.25, radius * 0.48, fill((14, 10, 10)))
             glint = x + gaze + 0.6 * p.light - 0.2
             canvas.drawCircle(glint, y - 0.9, 0.42, fill((255, 255, 255), 0.95))
-            canvas.drawPath(_curve(*upper), stroke((40, 28, 26), 1.3, 0.4))
+            canvas.drawPath(curve(*upper), stroke((40, 28, 26), 1.3, 0.4))
         heavy = 0.62 if p.male else 0.85
-        canvas.drawPath(_curve(*upper), stroke(lash, heavy, 0.9))
+        canvas.drawPath(curve(*upper), stroke(lash, heavy, 0.9))
         if not p.male:
-            corner = _curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8))
+            corner = curve(upper[2], (outer[0] + side * 0.9, outer[1] - 0.8))
             canvas.drawPath(corner, stroke(lash, 0.7, 0.85))
         crease = [(a, b - 1.15) for a, b in upper[:3]] + [(outer[0] + side * 0.3, outer[1] - 0.9)]
-        canvas.drawPath(_curve(*crease), stroke(_shade(p.skin, 0.5), 0.5, 0.55))
-        canvas.drawPath(_curve(outer, *below, inner), stroke(_shade(p.skin, 0.5), 0.4, 0.5))
+        canvas.drawPath(curve(*crease), stroke(shade(p.skin, 0.5), 0.5, 0.55))
+        canvas.drawPath(curve(outer, *below, inner), stroke(shade(p.skin, 0.5), 0.4, 0.5))
         if p.age > 0.45:
             bag = [(a, b + 1.9) for a, b in (outer, *below)]
-            shadow = stroke(_shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
-            canvas.drawPath(_curve(*bag), shadow)
+            shadow = stroke(shade(p.skin, 0.55), 0.6, 0.75 * (p.age - 0.3), 0.35)
+            canvas.drawPath(curve(*bag), shadow)
         _brow(canvas, p, x, side)
 
 
 def _brow(canvas: skia.Canvas, p: Person, x: float, side: int) -> None:
-    color = _shade(p.hair, 0.6 if p.hair_name == "Blond_Hair" else 0.75)
+    color = shade(p.hair, 0.6 if p.hair_name == "Blond_Hair" else 0.75)
     y = EYES_Y - 4.7 - 0.4 * max(0.0, p.smile)
     thick = 1.25 * p.brow
-    path = _curve(
+    path = curve(
         (x - side * 3.5, y + 0.35 - thick / 2), (x + side * 0.8, y - 0.45 - thick / 2),
         (x + side * 4.3, y + 0.6), (x + side * 0.8, y - 0.45 + thick / 2),
         (x - side * 3.5, y + 0.35 + thick / 2), closed=True,
@@ -242,20 +168,20 @@ def _brow(canvas: skia.Canvas, p: Person, x: float, side: int) -> None:
 
 def _nose(canvas: skia.Canvas, p: Person) -> None:
     x = _feature_x(p, 0) + 0.9 * p.turn
-    shadow, light = _shade(p.skin, 0.48), _shade(p.skin, 1.45)
+    shadow, light = shade(p.skin, 0.48), shade(p.skin, 1.45)
     side = -math.copysign(1, p.light + 0.4 * p.turn)
-    _glow(canvas, x + side * 2.0, 35.5, 1.9, 7.0, shadow, 0.42)
-    _glow(canvas, x - side * 0.5, 34.0, 1.1, 6.0, light, 0.4)
-    _glow(canvas, x, NOSE_Y + 0.9, p.nose + 1.4, 1.9, shadow, 0.5)
-    _glow(canvas, x - side * 0.3, NOSE_Y - 1.4, 1.8, 1.6, light, 0.5)
+    glow(canvas, x + side * 2.0, 35.5, 1.9, 7.0, shadow, 0.42)
+    glow(canvas, x - side * 0.5, 34.0, 1.1, 6.0, light, 0.4)
+    glow(canvas, x, NOSE_Y + 0.9, p.nose + 1.4, 1.9, shadow, 0.5)
+    glow(canvas, x - side * 0.3, NOSE_Y - 1.4, 1.8, 1.6, light, 0.5)
     for wing in (-1, 1):
         width = wing * p.nose
         points = (width * 0.8, -2.0), (width, -0.5), (width * 0.7, 0.4)
-        path = _curve(*((x + dx, NOSE_Y + dy) for dx, dy in points))
+        path = curve(*((x + dx, NOSE_Y + dy) for dx, dy in points))
         canvas.drawPath(path, stroke(shadow, 0.55, 0.5))
         inner = x + width * 0.42
         nostril = skia.Rect(inner - 0.75, NOSE_Y - 0.25, inner + 0.75, NOSE_Y + 0.55)
-        canvas.drawOval(nostril, fill(_shade(p.skin, 0.25), 0.8))
+        canvas.drawOval(nostril, fill(shade(p.skin, 0.25), 0.8))
 
 
 def _mouth(canvas: skia.Canvas, p: Person) -> None:
@@ -273,11 +199,11 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
     middle = [right, (x + half * 0.45, y + 0.15), (x, y + 0.3), (x - half * 0.45, y + 0.15), left]
     bottom = y + full * 1.05 + 1.25 * open_ + 0.4 * smile
     lower = [(x - half * 0.5, bottom - 0.45), (x, bottom), (x + half * 0.5, bottom - 0.45)]
-    _glow(canvas, x, bottom + 1.0, 4.4, 1.5, _shade(p.skin, 0.45), 0.45)
+    glow(canvas, x, bottom + 1.0, 4.4, 1.5, shade(p.skin, 0.45), 0.45)
     below = reversed(lower) if open_ else [(x, bottom)]
-    canvas.drawPath(_curve(*upper, *below, closed=True), fill(color))
+    canvas.drawPath(curve(*upper, *below, closed=True), fill(color))
     if open_:
-        inside = _curve(
+        inside = curve(
             left, (x, y - 0.35), right, (x + half * 0.45, y + open_ * 1.15),
             (x, y + open_ * 1.45), (x - half * 0.45, y + open_ * 1.15), closed=True,
         )  # fmt: skip
@@ -288,16 +214,16 @@ def _mouth(canvas: skia.Canvas, p: Person) -> None:
             colors = [argb((190, 180, 172)), argb((250, 247, 240)), argb((190, 180, 172))]
             canvas.drawRect(teeth, linear((x - half, 0), (x + half, 0), colors))
     else:
-        canvas.drawPath(_curve(left, *lower, *middle[:-1], closed=True), fill(_shade(color, 1.1)))
-        canvas.drawPath(_curve(*middle), stroke(_shade(color, 0.42), 0.55, 0.9))
-        _glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
+        canvas.drawPath(curve(left, *lower, *middle[:-1], closed=True), fill(shade(color, 1.1)))
+        canvas.drawPath(curve(*middle), stroke(shade(color, 0.42), 0.55, 0.9))
+        glow(canvas, x + p.light, bottom - 0.8, 1.8, 0.7, (255, 255, 255), 0.28)
     for side, (end, height) in ((-1, left), (1, right)):
-        _glow(canvas, end + side * 0.5, height, 1.2, 1.2, _shade(p.skin, 0.4), 0.5)
+        glow(canvas, end + side * 0.5, height, 1.2, 1.2, shade(p.skin, 0.4), 0.5)
         strength = 0.5 * smile + 0.7 * max(0.0, p.age - 0.35)
         if strength > 0.1:
             start = _feature_x(p, side * (p.nose + 0.6)), NOSE_Y - 1.2
-            fold = _curve(start, (end + side * 1.5, y - 3.4), (end + side * 1.9, y + 0.6))
-            canvas.drawPath(fold, stroke(_shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
+            fold = curve(start, (end + side * 1.5, y - 3.4), (end + side * 1.9, y + 0.6))
+            canvas.drawPath(fold, stroke(shade(p.skin, 0.55), 0.8, min(0.75, strength), 0.35))
 
 
 def _wrinkles(canvas: skia.Canvas, p: Person) -> None:
@@ -306,20 +232,20 @@ def _wrinkles(canvas: skia.Canvas, p: Person) -> None:
     cx = _feature_x(p, 0)
     for row in range(3):
         y = 18.0 + 2.3 * row
-        path = _curve((cx - 7, y + 0.5), (cx - 2, y - 0.3), (cx + 3, y + 0.2), (cx + 7, y + 0.4))
-        canvas.drawPath(path, stroke(_shade(p.skin, 0.6), 0.5, 0.85 * (p.age - 0.4), 0.25))
+        path = curve((cx - 7, y + 0.5), (cx - 2, y - 0.3), (cx + 3, y + 0.2), (cx + 7, y + 0.4))
+        canvas.drawPath(path, stroke(shade(p.skin, 0.6), 0.5, 0.85 * (p.age - 0.4), 0.25))
 
 
 def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
     if not p.beard:
         return
-    color = _shade(p.hair, 0.8)
+    color = shade(p.hair, 0.8)
     cx, w = _feature_x(p, 0) + 0.6 * p.turn, p.width
-    moustache = _curve(
+    moustache = curve(
         (cx - 5.6, 46.4), (cx - 2.5, 43.2), (cx, 43.6), (cx + 2.5, 43.2), (cx + 5.6, 46.4),
         (cx, 44.9), closed=True,
     )  # fmt: skip
-    cheeks = _curve(
+    cheeks = curve(
         (cx - w - 2, 33), (cx - w * 0.78, 40), (cx - 6.4, 44.0), (cx, 42.8), (cx + 6.4, 44.0),
         (cx + w * 0.78, 40), (cx + w + 2, 33), (cx + w + 3, 60), (cx - w - 3, 60), closed=True,
     )  # fmt: skip
@@ -336,61 +262,8 @@ def _beard(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
             canvas.drawPath(cheeks, fill(color, 0.9 if p.beard == "full" else 0.34, 0.9))
         for _ in range(26 if p.beard == "full" else 0):
             x, y = cx + rng.uniform(-w, w), rng.uniform(40, p.chin)
-            hair = stroke(_shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45)
+            hair = stroke(shade(p.hair, rng.uniform(0.5, 1.2)), 0.45, 0.45)
             canvas.drawLine(x, y, x + 0.12 * (x - cx), y + 2.2, hair)
-
-
-def _hair_front(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
-    """The cap of hair over the skull, down to the hairline, with strands."""
-    if p.style == "bald":
-        _glow(canvas, 32 + 3 * p.light + 2 * p.turn, 13, 6, 4, _shade(p.skin, 1.6), 0.55)
-        return
-    cx, w = 32 + 1.6 * p.turn, p.width
-    volume = {"crop": 0.6, "receding": 0.3, "curly": 3.4, "bun": 1.0}.get(p.style, 2.6)
-    line = {"crop": 17.0, "curly": 17.5}.get(p.style, 17.6)
-    temple = {"long": 40.0, "wavy": 40.0, "bob": 43.0, "bun": 29.0}.get(p.style, 29.5)
-    apex = cx + 0.55 * p.part * w
-    inner = w * (0.9 if temple > 35 else 0.96)
-    top = CROWN_Y - 2.2 - volume
-    outer = [
-        (cx - w - 0.7 - 0.25 * volume, temple), (cx - w - 0.9 - 0.4 * volume, 20),
-        (cx - w * 0.62, top + 2.6), (cx, top), (cx + w * 0.62, top + 2.6),
-        (cx + w + 0.9 + 0.4 * volume, 20), (cx + w + 0.7 + 0.25 * volume, temple),
-    ]  # fmt: skip
-    # The hairline from the right to the left: its ends, its sides and its middle.
-    if p.bangs:
-        side = 24.6 if not p.male else 22.6
-        ends, share, middle = 27, 0.6, (cx, side + 0.8)
-    elif p.style == "receding":
-        ends, share, side, middle = 24, 0.62, 12.5, (cx, 14.5)
-    elif p.style in ("long", "wavy", "bob"):
-        ends, share, side, middle = 30, 0.72, 21, (apex, 12.6)
-    else:
-        ends, share, side, middle = 26, 0.74, line, (apex, line - 2.6)
-    right, left = cx + w * share, cx - w * share
-    front = [(cx + inner, ends), (right, side), middle, (left, side), (cx - inner, ends)]
-    path = _curve(*outer, *front, closed=True)
-    _glow(canvas, cx, 20.5, w, 6.5, _shade(p.skin, 0.4), 0.3)
-    colors = [argb(_shade(p.hair, f)) for f in (1.16, 1.0, 0.72)]
-    canvas.drawPath(path, radial(cx + 7 * p.light, top + 6, 27, colors, [0, 0.45, 1]))
-    with skia.AutoCanvasRestore(canvas):
-        canvas.clipPath(path, True)
-        if p.style == "curly":
-            for _ in range(70):
-                x, y = cx + rng.uniform(-w - 4, w + 4), rng.uniform(top, 28)
-                radius = rng.uniform(0.9, 1.8)
-                curl = stroke(_shade(p.hair, rng.uniform(0.55, 1.3)), 0.6, 0.55)
-                canvas.drawCircle(x, y, radius, curl)
-        else:
-            for _ in range(34):
-                x = cx + rng.uniform(-w - 2, w + 2)
-                start = (apex + 0.35 * (x - apex), top + rng.uniform(0, 3))
-                end = (x + 0.16 * (x - cx), rng.uniform(18, temple))
-                bend = ((start[0] + end[0]) / 2 + 0.18 * (x - cx), (start[1] + end[1]) / 2 - 2.4)
-                strand = stroke(_shade(p.hair, rng.uniform(0.6, 1.28)), 0.6, 0.42)
-                canvas.drawPath(_curve(start, bend, end), strand)
-        shine = _curve((cx - w * 0.8, 16), (cx + 3 * p.light, top + 5), (cx + w * 0.8, 16))
-        canvas.drawPath(shine, stroke(_shade(p.hair, 1.5), 2.2, 0.28, 1.2))
 
 
 def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
@@ -411,7 +284,7 @@ def _glasses(canvas: skia.Canvas, p: Person, rng: np.random.Generator) -> None:
         canvas.drawLine(x - 2.2, y - 2.6, x + 0.6, y + 0.4, stroke((255, 255, 255), 0.8, 0.25, 0.3))
         edges[side] = (x - side * half, x + side * half)
     left, right = edges[-1][0], edges[1][0]
-    bridge = _curve((left, y - 0.8), ((left + right) / 2, y - 1.7), (right, y - 0.8))
+    bridge = curve((left, y - 0.8), ((left + right) / 2, y - 1.7), (right, y - 0.8))
     canvas.drawPath(bridge, stroke(frame, width))
     for side in (-1, 1):
         temple = 32 + 1.6 * p.turn + side * (p.width + 0.4)
@@ -442,7 +315,7 @@ def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
         canvas.translate(-32, -34)
         with skia.AutoCanvasRestore(canvas):
             canvas.rotate(p.tilt, 32, 62)
-            _hair_behind(canvas, p, rng)
+            hair_behind(canvas, p, rng)
         _body(canvas, p, rng)
         canvas.rotate(p.tilt, 32, 62)
         _head(canvas, p)
@@ -451,7 +324,7 @@ def draw_face(series: int, index: int) -> tuple[np.ndarray, dict[str, bool]]:
         _beard(canvas, p, rng)
         _mouth(canvas, p)
         _eyes(canvas, p)
-        _hair_front(canvas, p, rng)
+        hair_front(canvas, p, rng)
         _glasses(canvas, p, rng)
     _lighting(canvas, p)
     blocks = pixels[:, :, :3].reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)

@@ -125,6 +125,13 @@ def mix(a: Color, b: Color, share: float) -> Color:
     return tuple(x + (y - x) * share for x, y in zip(a, b, strict=True))
 
 
+def shade(color: Color, factor: float) -> Color:
+    """Darker below 1; above 1 lighter, towards white."""
+    if factor <= 1:
+        return tuple(c * factor for c in color)
+    return mix(color, (255, 255, 255), factor - 1)
+
+
 def _jitter(rng: np.random.Generator, color: Color, amount: float) -> Color:
     common = rng.normal(0, amount)
     return tuple(float(np.clip(c + common + rng.normal(0, amount / 3), 8, 250)) for c in color)
