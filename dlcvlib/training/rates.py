@@ -1,6 +1,7 @@
 """How long a step of training takes here, for an estimate of what runs cost before they begin."""
 
 import time
+import timeit
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from dlcvlib.training import device
 from dlcvlib.training.method import Method
 from dlcvlib.training.runs import Data, _create
 
-STEPS, ENOUGH = 3, 2.0
-"""Timed steps, after one that is not, or their seconds."""
+STEPS = 3
+"""Timed steps, after one that is not."""
 _measured: dict[str, float] = {}
 """By networks, batches and precision."""
 
@@ -33,11 +34,7 @@ def _measure(method: Method, data: Data) -> float:
     if method.settings.precision != "auto" or torch.accelerator.is_available():
         device.prepare(method, device.choose(method, batch)[0])
     method.training_step(batch(0))
-    begun = _now()
-    while method.step < STEPS and _now() - begun < ENOUGH:
-        method.step += 1
-        method.training_step(batch(method.step))
-    return (_now() - begun) / method.step
+    return timeit.timeit(lambda: method.training_step(batch(1)), timer=_now, number=STEPS) / STEPS
 
 
 def _now() -> float:
