@@ -35,7 +35,6 @@ CHAPTER_3 = (SOURCE_ONLY, "DANN", TARGET_ONLY)
 """What chapter 3 trains."""
 
 KEY = ["method", "pair", "seed"]
-TEST_INTERVAL = "test_low", "test_high"
 Runs = dict[tuple[str, str, int], Run[Classifier]]
 """(method, pair, seed), such as ("DANN", "usps->mnistm", 0) -> run."""
 
@@ -175,12 +174,7 @@ def gap_closed(scores: pd.DataFrame, method: str) -> pd.DataFrame:
     table = scores.set_index(["method", "pair", "seed"])["accuracy"]
     low, mine, high = (table[name] for name in (SOURCE_ONLY, method, TARGET_ONLY))
     frame = pd.DataFrame({"low": low, "method": mine, "high": high}).loc[low.index]
-    return frame.assign(closed=share(low, mine, high)).reset_index()
-
-
-def share(low: pd.Series, method: pd.Series, high: pd.Series) -> pd.Series:
-    """Share of the gap from low to high that a method closes; NaN where there is no gap."""
-    return (method - low) / (high - low).where(high > low)
+    return frame.assign(closed=(mine - low) / (high - low).where(high > low)).reset_index()
 
 
 def verdicts(
@@ -205,7 +199,8 @@ def verdicts(
             gains = np.stack([right[better, pair, s] - right[worse, pair, s] for s in seeds])
             claim = f"{better} is more accurate than {worse} on {pair}"
             row = compare(claim, "target accuracy", pd.Series(gains.mean(1), seeds))
-            rows.append(row | dict(zip(TEST_INTERVAL, sampling_noise(gains.mean(0)), strict=True)))
+            test_low, test_high = sampling_noise(gains.mean(0))
+            rows.append(row | {"test_low": test_low, "test_high": test_high})
     return significance.verdicts(rows, least)
 
 
