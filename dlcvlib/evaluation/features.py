@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dlcvlib.config.schema import EXECUTION, AttributeSettings, GANParams, VAEParams
+from dlcvlib.config.schema import AttributeSettings, GANParams, VAEParams, part
 from dlcvlib.data.batches import CHUNK, resized
 from dlcvlib.data.types import FaceData, MeasuredFaces
 from dlcvlib.data.weights import INCEPTION, inception_file
@@ -38,12 +38,10 @@ def attribute_classifier(
     If these differ in `extractor_steps` or in how they compute, so do their distances.
     """
     faces.attribute(params.attribute)  # an error if there is none to learn
-    task = {"steps": params.extractor_steps, "batch_size": 128}
-    task |= {name: getattr(params, name) for name in EXECUTION}
-    adam = {"adam_betas": [0.9, 0.999], "weight_decay": 0.0}
-    adam |= {"learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
+    task = {"steps": params.extractor_steps, "batch_size": 128, "seed": 0, "weight_decay": 0.0}
+    task |= {"adam_betas": [0.9, 0.999], "learning_rate": 2e-3, "learning_rate_schedule": "cosine"}
     task["attributes"] = sorted(faces.train.attributes)
-    settings = AttributeSettings(seed=0, **task, **adam)
+    settings = part(AttributeSettings, params, task)
     return train_or_load(AttributeClassifier, settings, faces, params.runs_dir)
 
 
