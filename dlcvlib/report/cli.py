@@ -206,23 +206,21 @@ def _sweep(arguments: argparse.Namespace) -> int:
     tasks = uptodate.plan(params, fingerprints, only, ROOT / "report")
     notebooks = {task.problem: task.cells for task in tasks if task.trains}
     with progress.lines(lambda _: "planning the runs"):
-        needed, faults = sweep.plan(notebooks, timed=arguments.dry_run)
-    runs = sweep.once(needed)
+        runs, failed = sweep.plan(notebooks, timed=arguments.dry_run)
     if arguments.run:
         if arguments.run not in runs:
             raise UserError(f"--run: no notebook needs {arguments.run} with this code and data")
         runs = {arguments.run: runs[arguments.run]}
     missing = {name: run for name, run in runs.items() if not run.done}
     print(f"runs: {len(runs)} needed, {len(runs) - len(missing)} done")
-    failed = faults
     if arguments.dry_run:
-        print(sweep.table(runs.values()))
+        print(sweep.table(runs))
     elif arguments.export:
         words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
         for name in ("data", "runs_dir", "seed", "log_with"):
             if (value := getattr(arguments, name)) is not None:
                 words.append(f"--{name.replace('_', '-')}={value}")
-        print(*sweep.export(list(missing.values()), words, Path(arguments.out)), sep="\n")
+        print(*sweep.export(missing, words, Path(arguments.out)), sep="\n")
     elif missing:
         workers = min(arguments.workers or execute.side_by_side(gpus), len(missing))
         where = {"workers": workers, "gpus": gpus, "scheduler": arguments.scheduler}

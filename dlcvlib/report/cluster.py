@@ -1,18 +1,16 @@
-"""Tasks side by side, on this machine or on a cluster, by Dask distributed.
+"""Runs trained side by side, on this machine or on a cluster, by Dask distributed.
 
-Nothing but text travels: a task is the name of a function and what it is called with.
+Nothing but text travels: the name of a run, and the cells of a notebook that requests it.
 """
 
 import importlib.util
 import logging
 import os
-import pkgutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import dask
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
@@ -32,10 +30,12 @@ DASK = {
 }
 
 
-def _work(function: str, name: str, status: str, arguments: Sequence[Any]) -> Any:
+def _train(cells: tuple[str, ...], name: str, status: str) -> dict[str, float]:
     os.environ["DLCV_STATUS"] = status  # where there is no such folder, on another machine, none
     get_worker().log_event(STARTED, name)
-    return pkgutil.resolve_name(function)(*arguments)
+    from dlcvlib.report import planning  # loads torch
+
+    return planning.train(cells, name)
 
 
 def dask_setup(_: object) -> None:
@@ -47,49 +47,31 @@ def dask_setup(_: object) -> None:
 
 @contextmanager
 def working(
-    function: str,
-    tasks: Mapping[str, tuple[Path, Sequence[Any]]],
+    tasks: Mapping[str, tuple[Path, tuple[str, ...]]],
     started: Callable[[str], object],
-    **where: Any,
+    workers: int,
+    gpus: int,
+    environment: Mapping[str, str],
+    scheduler: str = "",
 ) -> Iterator[dict[str, Future]]:
-    """Have workers call a function, for as long as the context lasts.
+    """Have a cluster, this machine's own or an existing one, train runs while the context lasts.
 
     Args:
-        function: such as "package.module:name"; this process need not import the module.
-        tasks: name -> the folder in which a worker that is on this machine reports, and what the
-            function is called with; those first that come first.
-        started: called, in another thread, with the name of a task that begins.
-        where: see `connected`.
-
-    Yields:
-        Name -> what becomes of the task.
-    """
-    with dask.config.set(DASK), connected(**where) as client:
-        client.subscribe_topic(STARTED, lambda event: started(event[1]))
-        yield {
-            name: client.submit(
-                *(_work, function, name, str(status), arguments), key=name, priority=-place
-            )
-            for place, (name, (status, arguments)) in enumerate(tasks.items())
-        }
-
-
-@contextmanager
-def connected(
-    workers: int, gpus: int, environment: Mapping[str, str], scheduler: str = ""
-) -> Iterator[Client]:
-    """A client of a cluster: one of this machine's own, or an existing one.
-
-    Args:
-        workers: processes of an own cluster, each for one task at a time.
+        tasks: name of a run -> the folder in which a worker that is on this machine reports, and
+            the cells of a notebook that requests it; those first that come first.
+        started: called, in another thread, with the name of a run that begins.
+        workers: processes of an own cluster, each for one run at a time.
         gpus: they have one each, in turn.
         environment: variables of these processes.
         scheduler: the address of an existing cluster's scheduler, or its scheduler file.
 
+    Yields:
+        Name -> what becomes of the run.
+
     Raises:
         UserError: if no scheduler answers.
     """
-    with ExitStack() as stack:
+    with dask.config.set(DASK), ExitStack() as stack:
         if not scheduler:
             cluster = stack.enter_context(_own_cluster(workers, gpus, environment))
             client = stack.enter_context(Client(cluster))
@@ -102,7 +84,11 @@ def connected(
                 raise UserError(f"--scheduler {scheduler}: {why}") from error
         if importlib.util.find_spec("bokeh"):
             print(f"dashboard: {client.dashboard_link}", flush=True)
-        yield client
+        client.subscribe_topic(STARTED, lambda event: started(event[1]))
+        yield {
+            name: client.submit(_train, cells, name, str(status), key=name, priority=-place)
+            for place, (name, (status, cells)) in enumerate(tasks.items())
+        }
 
 
 def _own_cluster(workers: int, gpus: int, environment: Mapping[str, str]) -> SpecCluster:

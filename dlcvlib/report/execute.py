@@ -108,7 +108,7 @@ def make_report(
         jobs: notebooks run side by side, of different chapters as long as there are any, and runs
             trained side by side before them.
         gpus: how many this machine has.
-        scheduler: of a Dask cluster that trains the runs (see `cluster.connected`).
+        scheduler: of a Dask cluster that trains the runs (see `cluster.working`).
         cell_timeout: seconds after which a cell counts as hanging.
         log_seconds: between two lines that say how far it is, without a terminal.
         out: where everything is written.
@@ -252,12 +252,10 @@ def _run(
         status = stack.enter_context(progress.lines(now.line, log_seconds))
         bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
         environment = kernel_environment(jobs, status)
-        runs = sweep.Training()
-        if jobs > 1 or scheduler:
-            where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
-            cells = {task.problem: task.cells for task in changed if task.trains}
-            trained = sweep.training(cells, environment, now.begin, **where)
-            runs = stack.enter_context(trained)
+        by_cluster = [task for task in changed if task.trains and (jobs > 1 or scheduler)]
+        cells = {task.problem: task.cells for task in by_cluster}
+        where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
+        runs = stack.enter_context(sweep.training(cells, environment, now.begin, **where))
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         pool = stack.enter_context(ThreadPool(jobs))
         ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

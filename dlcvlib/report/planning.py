@@ -18,6 +18,7 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from dlcvlib.report.sweep import Needed
 from dlcvlib.training import rates
 from dlcvlib.training.runs import MARK, planning, train_or_load
 from dlcvlib.utils import stopwatch
@@ -95,7 +96,7 @@ def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
 
 def plan(
     notebooks: Mapping[str, tuple[str, ...]], timed: bool
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+) -> tuple[dict[str, Needed], dict[str, str]]:
     """The runs that notebooks need, and what keeps some from being planned.
 
     Args:
@@ -103,9 +104,9 @@ def plan(
         timed: whether to measure how long those take that are not done.
 
     Returns:
-        Attributes of `sweep.Needed`, and problem -> message of a UserError.
+        The runs by name, and problem -> message of a UserError.
     """
-    needed, faults = [], {}
+    needed, faults = {}, {}
     for problem, cells in notebooks.items():
         try:
             jobs = requested(cells)
@@ -113,10 +114,11 @@ def plan(
             faults[problem] = str(error)
             continue
         for name, (method, settings, data, runs_dir) in jobs.items():
-            run = {"problem": problem, "name": name, "method": method.__name__}
-            run |= {"steps": settings.steps, "done": Path(runs_dir, name, MARK).is_file()}
-            if timed and not run["done"]:
-                rate = rates.seconds_per_step(method, settings, data)
-                run["seconds"] = settings.steps * rate
-            needed.append(run)
+            if name in needed:
+                needed[name].problems.append(problem)
+                continue
+            done = Path(runs_dir, name, MARK).is_file()
+            run = needed[name] = Needed([problem], method.__name__, settings.steps, done)
+            if timed and not done:
+                run.seconds = run.steps * rates.seconds_per_step(method, settings, data)
     return needed, faults
