@@ -99,12 +99,12 @@ class Page:
         if cell.cell_type == "markdown":
             yield part(self._linked(cell.source), "cell", **place)
         elif cell.cell_type == "code":
-            chosen = {"include": True, "echo": True, "output": True} | options(cell.source)
+            chosen = {"echo": True, "output": True} | options(cell.source)
             source = code(cell.source)
             outputs = [part(**place | self._output(output, chosen)) for output in cell.outputs]
-            if source and chosen["include"] and chosen["echo"]:
+            if source and chosen["echo"]:
                 yield part(fenced(source, "{.python .cell}"), **place)
-            if chosen["include"] and chosen["output"]:
+            if chosen["output"]:
                 yield from outputs
 
     def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +136,6 @@ class Page:
                 self.abstract.append(text)
                 return {"text": ""}
             return {"text": text, "format": "cell"}
-        if output.get("name") == "stderr" and not chosen.get("warning", True):
-            return {"text": ""}
         plain = output.get("text") or "\n".join(output.get("traceback", []))
         only_live = f"[{', '.join(data)}: shown in a live notebook only]" if data else ""
         plain = TERMINAL.sub("", plain or data.get("text/plain", only_live)).strip("\n").rstrip()
