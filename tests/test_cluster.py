@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import ROOT, poll, start
 
-from dlcvlib.report import cli, cluster, execute, sweep, uptodate
+from dlcvlib.report import cli, cluster, execute, progress, sweep, uptodate
 from dlcvlib.report.exhibits import MIME
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
@@ -101,13 +101,14 @@ def test_the_plan_is_what_the_notebooks_request(smoke_report):
     assert all(run.done for run in needed.values())
 
 
-def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, capsys):
+def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.2)
     notebooks = {"1-1": requests(tmp_path, LOST, range(4)), "1-2": ("1 / 0",)}
     runs, faults = sweep.plan(notebooks)
     assert all(run.problems == ["1-1"] for run in runs.values())
     assert (faults, trained(tmp_path)) == ({}, 0)
     environment = partial(execute.kernel_environment, 2)
-    where = {"workers": 2, "gpus": 0, "scheduler": "", "log_seconds": 0.2}
+    where = {"workers": 2, "gpus": 0, "scheduler": ""}
     failed = sweep.train(runs, notebooks, environment, **where)
     assert failed == {[*runs][2]: "of seed 2"}
     assert steps(tmp_path, 0) == [*range(12)]

@@ -289,7 +289,7 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     new = {"reasons": ["new"], "last_seconds": None, "trains": False}
     tasks = [SimpleNamespace(problem=problem, **new) for problem in problems]
-    assert not any(outcome.error for outcome in execute._run(tasks, run, 2, 60.0, print))
+    assert not any(outcome.error for outcome in execute._run(tasks, run, 2, print))
     assert {*started[:2]} == {*problems[::2]}
 
 

@@ -65,9 +65,10 @@ def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_a_log_has_lines_in_place_of_bars(small, capsys):
+def test_a_log_has_lines_in_place_of_bars(small, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     small.write(p1_1=["from tqdm import tqdm\nfor _ in tqdm(range(9)): pass"])
-    assert small.make(log_seconds=0.05)
+    assert small.make()
     output, error = capsys.readouterr()
     assert "[00:00] 0 of 1 notebooks, time left not known yet: 1-1\n" in output
     line = (
@@ -75,13 +76,12 @@ def test_a_log_has_lines_in_place_of_bars(small, capsys):
     )
     assert all(re.fullmatch(line, text) for text in output.splitlines())
     assert error == ""
-    assert small.make(log_seconds=0.05)
+    assert small.make()
     assert "1-1 unchanged" in capsys.readouterr().out
 
 
 def test_so_has_the_log_of_a_training(tmp_path, monkeypatch, capsys):
-    lines = progress.lines
-    monkeypatch.setattr(progress, "lines", lambda text: lines(text, 0.05))
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     words = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
     assert cli.main([*words, "--set=vae.steps=200"]) == 0
     output, error = capsys.readouterr()

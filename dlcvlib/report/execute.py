@@ -92,7 +92,6 @@ def make_report(
     gpus: int = 0,
     scheduler: str = "",
     cell_timeout: int | None = None,
-    log_seconds: float = progress.LINE_SECONDS,
     out: Path = Path("report"),
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
@@ -110,7 +109,6 @@ def make_report(
         gpus: how many this machine has.
         scheduler: of a Dask cluster that trains the runs (see `cluster.working`).
         cell_timeout: seconds after which a cell counts as hanging.
-        log_seconds: between two lines that say how far it is, without a terminal.
         out: where everything is written.
         notebooks: folder of the notebooks.
 
@@ -170,10 +168,10 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         write_index(whole=False)
-        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way, gpus, scheduler):
+        for outcome in _run(tasks, run, jobs, page_on_the_way, gpus, scheduler):
             outcomes[outcome.task.problem] = outcome
         progress.say("writing the report")
-        with progress.lines(lambda _: "writing the report", log_seconds):
+        with progress.lines(lambda _: "writing the report"):
             render()
     failures = [o for o in outcomes.values() if o.error]
     for failure in failures:
@@ -228,7 +226,6 @@ def _run(
     tasks: Sequence[Task],
     run: Callable[..., float],
     jobs: int,
-    log_seconds: float,
     meanwhile: Callable[[], None],
     gpus: int = 0,
     scheduler: str = "",
@@ -249,7 +246,7 @@ def _run(
     last = {task.problem: seconds for task in tasks if (seconds := task.last_seconds)}
     now = progress.Progress(len(tasks), [t.problem for t in changed], last, jobs)
     with ExitStack() as stack:
-        status = stack.enter_context(progress.lines(now.line, log_seconds))
+        status = stack.enter_context(progress.lines(now.line))
         bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
         environment = kernel_environment(jobs, status)
         by_cluster = [task for task in changed if task.trains and (jobs > 1 or scheduler)]

@@ -129,12 +129,11 @@ def table() -> Iterator[Callable[[Sequence[str]], None]]:
 
 
 @contextmanager
-def lines(text: Callable[[Path], str], seconds: float = LINE_SECONDS) -> Iterator[Path]:
-    """Meanwhile print a line at these intervals, in place of bars, unless there is a terminal.
+def lines(text: Callable[[Path], str]) -> Iterator[Path]:
+    """Meanwhile print a line now and then, in place of bars, unless there is a terminal.
 
     Args:
         text: a folder in which processes report their training -> the line.
-        seconds: between two lines.
 
     Yields:
         That folder.
@@ -142,7 +141,7 @@ def lines(text: Callable[[Path], str], seconds: float = LINE_SECONDS) -> Iterato
     began, over = time.monotonic(), threading.Event()
 
     def speak() -> None:
-        while not over.wait(seconds):
+        while not over.wait(LINE_SECONDS):
             passed = tqdm.format_interval(time.monotonic() - began)
             print(f"[{passed}] {text(status)}", flush=True)
 

@@ -146,7 +146,6 @@ def train(
     runs: Mapping[str, Needed],
     notebooks: Mapping[str, Cells],
     environment: Callable[[Path], Mapping[str, str]],
-    log_seconds: float = progress.LINE_SECONDS,
     **where: Any,
 ) -> dict[str, str]:
     """Train runs side by side, with a live table on a terminal, otherwise lines.
@@ -155,7 +154,6 @@ def train(
         runs: those that are missing, by name.
         notebooks: problem -> its cells.
         environment: the folder for what is reported -> variables of the processes that train.
-        log_seconds: between two lines.
         where: see `cluster.working`.
 
     Returns:
@@ -178,7 +176,7 @@ def train(
         return [f"{done} of {len(runs)} runs, {about}", *own]
 
     with ExitStack() as stack:
-        log = progress.lines(lambda status: "; ".join(rows(status)), log_seconds)
+        log = progress.lines(lambda status: "; ".join(rows(status)))
         status, show = stack.enter_context(log), stack.enter_context(progress.table())
         tasks = {
             name: (storage.make_dir(status / name), notebooks[run.problems[0]])
