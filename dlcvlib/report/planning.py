@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -23,26 +22,6 @@ from dlcvlib.training import rates
 from dlcvlib.training.runs import MARK, planning, train_or_load
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-
-
-class _Undisplayed(DisplayFormatter):
-    """Shows nothing, and so draws no figure."""
-
-    def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        return {}, {}
-
-
-class _Shell(InteractiveShell):
-    """Has neither windows nor tracebacks, which take longer than all else."""
-
-    def init_display_formatter(self) -> None:
-        self.display_formatter = _Undisplayed(parent=self)
-
-    def enable_gui(self, gui: Any = None) -> None:
-        pass
-
-    def showtraceback(self, *_: Any, **__: Any) -> None:
-        pass
 
 
 @lru_cache(maxsize=1)  # a worker often trains several runs of a notebook; its data stay in memory
@@ -60,14 +39,17 @@ def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
         config = Config({"HistoryManager": {"enabled": False}})
         # Not in the place of this process's own main module.
         own = {"user_module": ModuleType("planned_notebook"), "ipython_dir": folder}
-        shell = _Shell.instance(config=config, **own)
+        shell = InteractiveShell.instance(config=config, **own)
+        # It has no windows; figures and tracebacks, which take longer than all else, are not shown.
+        shell.enable_gui = shell.showtraceback = lambda *_, **__: None
+        shell.display_formatter.format = lambda *_, **__: ({}, {})
         try:
             for cell in cells:
                 result = shell.run_cell(cell, store_history=True)
                 if isinstance(error := result.error_before_exec or result.error_in_exec, UserError):
                     raise error
         finally:
-            _Shell.clear_instance()
+            InteractiveShell.clear_instance()
     return jobs
 
 
