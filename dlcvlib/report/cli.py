@@ -150,12 +150,10 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
 
 def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """`--seed` as a chapter has it: where it has several, they count up from it."""
-    if first is None:
-        return {}
-    seeds = {name: value for name, value in params.items() if name.endswith(("seed", "seeds"))}
     return {
         name: [first + n for n in range(len(value))] if isinstance(value, list) else first
-        for name, value in seeds.items()
+        for name, value in params.items()
+        if first is not None and name.endswith(("seed", "seeds"))
     }
 
 
