@@ -287,7 +287,7 @@ def test_side_by_side_are_notebooks_of_different_chapters(monkeypatch, problems,
 
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    new = {"reasons": ["new"], "last_seconds": None, "trains": False}
+    new = {"reasons": ["new"], "trains": False}
     tasks = [SimpleNamespace(problem=problem, **new) for problem in problems]
     assert not any(outcome.error for outcome in execute._run(tasks, run, 2, print))
     assert {*started[:2]} == {*problems[::2]}

@@ -243,8 +243,7 @@ def _run(
         place = SIDE_BY_SIDE.index
         order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
     changed = [task for task in order if task.reasons]
-    last = {task.problem: seconds for task in tasks if (seconds := task.last_seconds)}
-    now = progress.Progress(len(tasks), [t.problem for t in changed], last, jobs)
+    now = progress.Progress(len(tasks), [task.problem for task in changed], jobs)
     with ExitStack() as stack:
         status = stack.enter_context(progress.lines(now.line))
         bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))

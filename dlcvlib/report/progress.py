@@ -27,27 +27,23 @@ SHARES = {
 }  # fmt: skip
 """Seconds of each notebook in a new `quick` report on two cores; since they are mostly training,
 any report takes them roughly in these proportions."""
-Times = Mapping[str, float]
-"""Problem -> seconds."""
 
 
-def expected(problems: Iterable[str], last: Times, ended: Times) -> Times:
-    """Seconds that each notebook takes, from first to last; none while nothing is known of any.
+def expected(problems: Iterable[str], ended: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each notebook takes, from first to last; none while none has ended.
 
-    One that was run here before takes what it took then, any other `START` and its share of the
-    rest, in proportion to all whose time is known.
+    It takes `START` and its share of the rest, in proportion to those that have ended.
 
     Args:
         problems: such as "1-3".
-        last: of those that were run here before, by then.
-        ended: of those that have ended now.
+        ended: problem -> seconds of those that have ended, now or earlier.
     """
     share = dict.fromkeys(problems, 100) | SHARES  # of a notebook that has been added
-    known = {p: seconds - START for p, seconds in {**last, **ended}.items() if p in share}
+    known = {p: seconds - START for p, seconds in ended.items() if p in share}
     if not known:
         return {}
     rate = max(0.0, sum(known.values()) / sum(share[p] for p in known))
-    return {p: last.get(p, START + rate * share[p]) for p in problems}
+    return {p: START + rate * share[p] for p in problems}
 
 
 @dataclass
@@ -57,15 +53,13 @@ class Progress:
     Attributes:
         total: how many there are.
         left: problems of those that have not ended, in the order in which they begin.
-        last: how long those took that were run here before with these parameters.
         jobs: how many run at once.
         running: problem -> when it began.
-        ended: problem -> seconds that it took.
+        ended: problem -> seconds that it took, now or, if it is reused, earlier.
     """
 
     total: int
     left: list[str]
-    last: Times
     jobs: int
     running: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
@@ -78,7 +72,7 @@ class Progress:
         """A notebook has ended, after 0 seconds if it failed."""
         if self.running.pop(problem, None) is not None:  # what is reused does not run
             self.left.remove(problem)
-            self.ended |= {problem: seconds} if seconds else {}
+        self.ended |= {problem: seconds} if seconds else {}
 
     def line(self, status: Path) -> str:
         """What runs, how far, and how long all will still take, as far as that is known.
@@ -88,7 +82,7 @@ class Progress:
         """
         now, left, running = time.monotonic(), [*self.left], dict(self.running)
         how_long = "time left not known yet"
-        if seconds := expected(left, self.last, dict(self.ended)):
+        if seconds := expected(left, dict(self.ended)):
             rest = [max(0.0, seconds[p] - now + running.get(p, now)) for p in left]
             longest = max(sum(rest) / self.jobs, *rest)
             how_long = f"about {tqdm.format_interval(longest)} left"

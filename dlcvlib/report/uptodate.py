@@ -91,13 +91,6 @@ class Task:
     def record(self) -> Path:
         return self.target.with_suffix(".json")
 
-    @property
-    def last_seconds(self) -> float | None:
-        """How long it ran the last time here, if that was with these parameters."""
-        record = storage.sealed(self.record) or {}
-        same = record.get("identity", {}).get("parameters") == self.identity["parameters"]
-        return record["seconds"] if same else None
-
     @cached_property
     def reasons(self) -> list[str]:
         """Why it must be run; empty if the executed notebook is whole and still true."""
