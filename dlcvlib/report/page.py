@@ -30,8 +30,6 @@ TERMINAL = re.compile(
     r"\x1b(?!\[[\d;]*m)(\[[ -?]*[@-~]|[]PX^_][^\a\x1b]*(\a|\x1b\\)|[ -/]*[0-~])?|[\0-\b\v-\x1a]"
 )
 """What a text tells a terminal, such as a link's address, but for colours: `ESC [ number; … m`."""
-PIXELS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-"""Formats of pictures; the page shows the first three, and the others as PNG."""
 TEXT_WIDTH = 7.0
 """Inches of a full-width figure."""
 
@@ -201,13 +199,10 @@ class Page:
             inches = float(points[1]) / 72 if points else TEXT_WIDTH
             kind = "svg"
         else:
-            picture = Image.open(io.BytesIO(content), formats=PIXELS)
+            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "GIF"))
             picture.load()  # all of it: Typst would stop at half a picture
             inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
             kind = picture.format.lower()
-            if picture.format not in PIXELS[:3]:
-                picture.convert("RGBA").save(buffer := io.BytesIO(), kind := "png")
-                content = buffer.getvalue()
         self.files[f"{stem}.{kind}"] = content
         return f"{stem}.{kind}", min(1.0, inches / TEXT_WIDTH)
 
