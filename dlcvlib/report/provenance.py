@@ -48,18 +48,14 @@ def describe(
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
-    uses = Counter(name for page in pages.values() for name in set(page.runs))
     for run in runs:
         run["problems"] = [problem for problem, page in pages.items() if run["run"] in page.runs]
-    cost = {run["run"]: run["seconds"] for run in runs if uses[run["run"]] == 1}
-    own = {
-        problem: [cost[name] for name in dict.fromkeys(page.runs) if name in cost]
-        for problem, page in pages.items()
-    }
+    own = {p: [run["seconds"] for run in runs if run["problems"] == [p]] for p in pages}
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
-    payloads = itertools.chain.from_iterable(page.payloads for page in pages.values())
-    trained = Counter(about.get("trained", {}))
-    inside = sum((Counter(payload["seconds"]) for payload in payloads), trained)
+    inside = Counter(about.get("trained", {}))
+    for page in pages.values():
+        for payload in page.payloads:
+            inside.update(payload["seconds"])
     spent = inside + Counter(about["spent"])
     spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {
