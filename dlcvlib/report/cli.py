@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
     sweep.add_argument("--workers", type=count, help=f"runs at once {by_cores}")
-    sweep.add_argument("--run", metavar="NAME", help="only this one, such as vae-0123456789")
+    sweep.add_argument("--run", metavar="NAME", help="train only this one, such as vae-0123456789")
     sweep.add_argument("--dry-run", action="store_true", help="only list runs and their cost")
     sweep.add_argument("--export", choices=["slurm"], help="only write an array job for it")
     sweep.add_argument("--out", type=absolute, default=absolute("sweep"), help="default: sweep")
@@ -109,7 +109,8 @@ def count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(words, argparse.Namespace(words=words))
     try:
         if tracker := getattr(arguments, "log_with", None):
             tracking.check(tracker)
@@ -170,7 +171,7 @@ def _report(arguments: argparse.Namespace) -> int:
         for folder in sorted({params[name].runs_dir for name in fingerprints}):
             print(uptodate.explain_runs(Path(folder)))
         return 0
-    command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
+    command = "python -m dlcvlib " + shlex.join(arguments.words)
     about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
     how = {"only": only, "jobs": arguments.jobs or execute.side_by_side(gpus), "gpus": gpus}
     how |= {"cell_timeout": arguments.cell_timeout, "scheduler": arguments.scheduler, "out": out}
@@ -213,12 +214,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(f"runs: {len(runs)} needed, {len(runs) - len(missing)} done")
     if arguments.dry_run:
         print(sweep.table(runs))
-    elif arguments.export:
-        words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
-        for name in ("data", "runs_dir", "seed", "log_with"):
-            if (value := getattr(arguments, name)) is not None:
-                words.append(f"--{name.replace('_', '-')}={value}")
-        print(*sweep.export(missing, words, Path(arguments.out)), sep="\n")
+    elif arguments.export and not arguments.run:  # a task of the job has both
+        print(*sweep.export(missing, arguments.words, Path(arguments.out)), sep="\n")
     elif missing:
         workers = min(arguments.workers or execute.side_by_side(gpus), len(missing))
         where = {"workers": workers, "gpus": gpus, "scheduler": arguments.scheduler}

@@ -130,7 +130,7 @@ def export(runs: Mapping[str, Needed], words: Sequence[str], folder: Path) -> li
 
     Args:
         runs: those that are missing, by name.
-        words: arguments of `python -m dlcvlib sweep` that choose parameters and data.
+        words: the arguments of `python -m dlcvlib`, of which a task adds which run it trains.
         folder: where the two files are written.
     """
     files = [folder / "sweep.sbatch", folder / "runs.txt"]
