@@ -136,8 +136,7 @@ def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
     name = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
-            flat = "; parameters stand by themselves" if isinstance(error["input"], dict) else ""
-            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}{flat}"
+            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
         case "missing":
             return f"parameter {name!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
