@@ -6,6 +6,7 @@ Nothing but text travels: the name of a run, and the cells of a notebook that re
 import importlib.util
 import logging
 import os
+import pkgutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +34,8 @@ DASK = {
 def _train(cells: tuple[str, ...], name: str, status: str) -> dict[str, float]:
     os.environ["DLCV_STATUS"] = status  # where there is no such folder, on another machine, none
     get_worker().log_event(STARTED, name)
-    from dlcvlib.report import planning  # loads torch
-
-    return planning.train(cells, name)
+    # By its name: this module need not load torch.
+    return pkgutil.resolve_name("dlcvlib.report.planning:train")(cells, name)
 
 
 def dask_setup(_: object) -> None:
