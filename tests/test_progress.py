@@ -24,24 +24,23 @@ def test_notebooks_are_expected_to_take_their_share_of_what_others_took():
     assert expected([A, C], {B: took(SHARES[B] / 2)}) == pytest.approx(seconds)
 
 
-def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
+def test_rows_say_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     """Two at once of four, one of which is reused and another longer than all others together."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    now = Progress(total=4, left=["1-1", "1-2", "1-3"], jobs=2)
+    now = Progress("notebooks", total=4, left=["1-1", "1-2", "1-3"], jobs=2)
     now.end("1-4", took(SHARES["1-4"]))  # so that 1-1 takes 319 s, 1-2 19 s and 1-3 50 s
-    assert now.line(tmp_path) == "1 of 4 notebooks, about 05:19 left"
+    assert now.rows(tmp_path) == ["1 of 4 notebooks, about 05:19 left"]
     now.running |= {"1-1": 990.0, "1-2": 900.0}
     for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:45 left"), ("1-2", "8", "")):
         (tmp_path / problem).mkdir()
         (tmp_path / problem / process).write_text(text)
-    assert now.line(tmp_path) == (
-        "1 of 4 notebooks, about 05:09 left: 1-1 (vae 5%, 2it/s, 01:45 left), 1-2"
-    )
+    running = ["1-1 vae 5%, 2it/s, 01:45 left", "1-2"]
+    assert now.rows(tmp_path) == ["1 of 4 notebooks, about 05:09 left", *running]
     (tmp_path / "1-1" / "7").write_text("vae 100%, 2it/s, 00:00 left")
     now.end("1-2", 0.0)
-    assert now.line(tmp_path) == "2 of 4 notebooks, about 05:09 left: 1-1"
-    now = Progress(total=1, left=["1-2"], jobs=2, running={"1-2": 999.0})
-    assert now.line(tmp_path) == "0 of 1 notebooks, time left not known yet: 1-2"
+    assert now.rows(tmp_path) == ["2 of 4 notebooks, about 05:09 left", "1-1"]
+    now = Progress("runs", total=1, left=["vae-0"], jobs=2, running={"vae-0": 999.0})
+    assert now.rows(tmp_path) == ["0 of 1 runs, time left not known yet", "vae-0"]
 
 
 # --- without a terminal -----------------------------------------------------------------------
@@ -53,7 +52,7 @@ def test_a_log_has_lines_in_place_of_bars(small, monkeypatch, capsys):
     small.write(p1_1=["from tqdm import tqdm\nfor _ in tqdm(range(9)): pass"])
     assert small.make()
     output, error = capsys.readouterr()
-    assert "[00:00] 0 of 1 notebooks, time left not known yet: 1-1\n" in output
+    assert "[00:00] 0 of 1 notebooks, time left not known yet; 1-1\n" in output
     line = (
         r"(\[\d\d:\d\d\] (\d of 1 notebooks, |writing the report).*|1-1 .*|writing the report|/.*)"
     )

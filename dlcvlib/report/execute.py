@@ -27,7 +27,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
-from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
@@ -41,7 +40,6 @@ from dlcvlib.utils.process import run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
-BAR = "{bar:20} {elapsed}{postfix}"
 PRODUCTS = ("index.html", "report.html", "report.pdf", "results.json")
 PAGE_SHARE = 0.2
 """Share of the time in which pages are written on the way, each of which takes some seconds."""
@@ -230,7 +228,7 @@ def _run(
     gpus: int = 0,
     scheduler: str = "",
 ) -> Iterator[Outcome]:
-    """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines.
+    """Outcomes as they come, with a line for each; a table on a terminal, otherwise more lines.
 
     A notebook begins when its runs are trained, by a cluster; a single notebook without one trains
     them itself. While no outcome comes, `meanwhile` is called each second.
@@ -243,10 +241,9 @@ def _run(
         place = SIDE_BY_SIDE.index
         order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
     changed = [task for task in order if task.reasons]
-    now = progress.Progress(len(tasks), [task.problem for task in changed], jobs)
+    now = progress.Progress("notebooks", len(tasks), [task.problem for task in changed], jobs)
     with ExitStack() as stack:
-        status = stack.enter_context(progress.lines(now.line))
-        bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
+        status, show = stack.enter_context(progress.shown(now))
         environment = kernel_environment(jobs, status)
         by_cluster = [task for task in changed if task.trains and (jobs > 1 or scheduler)]
         cells = {task.problem: task.cells for task in by_cluster}
@@ -262,7 +259,7 @@ def _run(
                 order.remove(task)
                 spent = runs.spent(task.problem)
                 pool.apply_async(attempt, (task, spent), callback=ended.put)
-            bar.set_postfix_str(now.line(status))
+            show()
             try:
                 outcome = ended.get(timeout=1)
             except queue.Empty:
@@ -271,7 +268,6 @@ def _run(
             now.end(outcome.task.problem, outcome.seconds)
             how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"
             progress.say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
-            bar.update()
             left -= 1
             yield outcome
 

@@ -1,11 +1,11 @@
-"""How far a report's notebooks are, how long they still take, and lines that say so in a log."""
+"""How far notebooks or runs are, how long they still take, and what says so meanwhile."""
 
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -32,64 +32,65 @@ any report takes them roughly in these proportions."""
 def expected(problems: Iterable[str], ended: Mapping[str, float]) -> dict[str, float]:
     """Seconds that each notebook takes, from first to last; none while none has ended.
 
-    It takes `START` and its share of the rest, in proportion to those that have ended.
+    It takes `START` and its share of the rest, in proportion to those that have ended. A run, or a
+    notebook that has been added, has the share of any other.
 
     Args:
         problems: such as "1-3".
         ended: problem -> seconds of those that have ended, now or earlier.
     """
-    share = dict.fromkeys(problems, 100) | SHARES  # of a notebook that has been added
-    known = {p: seconds - START for p, seconds in ended.items() if p in share}
-    if not known:
+    if not ended:
         return {}
-    rate = max(0.0, sum(known.values()) / sum(share[p] for p in known))
-    return {p: START + rate * share[p] for p in problems}
+    rest = sum(ended.values()) - START * len(ended)
+    rate = max(0.0, rest / sum(SHARES.get(p, 100) for p in ended))
+    return {p: START + rate * SHARES.get(p, 100) for p in problems}
 
 
 @dataclass
 class Progress:
-    """The notebooks of a report while they run.
+    """The notebooks of a report, or training runs, while they run.
 
     Attributes:
+        what: "notebooks" or "runs".
         total: how many there are.
-        left: problems of those that have not ended, in the order in which they begin.
+        left: those that have not ended, in the order in which they begin.
         jobs: how many run at once.
-        running: problem -> when it began.
-        ended: problem -> seconds that it took, now or, if it is reused, earlier.
+        running: problem, or name of a run -> when it began.
+        ended: problem, or name -> seconds that it took, now or, if it is reused, earlier.
     """
 
+    what: str
     total: int
     left: list[str]
     jobs: int
     running: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
-    def begin(self, problem: str) -> None:
-        """A notebook, or the training of its runs by another process, has begun."""
-        self.running.setdefault(problem, time.monotonic())
+    def begin(self, name: str) -> None:
+        """A notebook, or the training of its runs by another process, or a run has begun."""
+        self.running.setdefault(name, time.monotonic())
 
-    def end(self, problem: str, seconds: float) -> None:
-        """A notebook has ended, after 0 seconds if it failed."""
-        if self.running.pop(problem, None) is not None:  # what is reused does not run
-            self.left.remove(problem)
-        self.ended |= {problem: seconds} if seconds else {}
+    def end(self, name: str, seconds: float) -> None:
+        """It has ended, after 0 seconds if it failed."""
+        self.running.pop(name, None)
+        if name in self.left:  # what is reused is not
+            self.left.remove(name)
+        self.ended |= {name: seconds} if seconds else {}
 
-    def line(self, status: Path) -> str:
-        """What runs, how far, and how long all will still take, as far as that is known.
+    def rows(self, status: Path) -> list[str]:
+        """How far all are, and how long they still take, as far as that is known; what runs.
 
         Args:
-            status: has a folder for each problem, in which its kernel reports its training.
+            status: has a folder for each, in which processes report their training.
         """
         now, left, running = time.monotonic(), [*self.left], dict(self.running)
         how_long = "time left not known yet"
         if seconds := expected(left, dict(self.ended)):
             rest = [max(0.0, seconds[p] - now + running.get(p, now)) for p in left]
-            longest = max(sum(rest) / self.jobs, *rest)
+            longest = max(sum(rest) / max(self.jobs, len(running)), *rest)
             how_long = f"about {tqdm.format_interval(longest)} left"
-        texts = {problem: training(status / problem) for problem in running}
-        what = ", ".join(f"{p} ({text})" if text else p for p, text in texts.items())
-        done = f"{self.total - len(left)} of {self.total} notebooks, {how_long}"
-        return f"{done}: {what}" if what else done
+        done = f"{self.total - len(left)} of {self.total} {self.what}, {how_long}"
+        return [done, *(f"{name} {training(status / name)}".strip() for name in running)]
 
 
 def training(status: Path) -> str:
@@ -107,19 +108,25 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def table() -> Iterator[Callable[[Sequence[str]], None]]:
-    """A function that shows lines in place of those it showed before, on a terminal."""
-    bars: list[tqdm] = []
-    with ExitStack() as stack:
+def shown(now: Progress) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Meanwhile print a line now and then, or on a terminal have a table of what runs.
 
-        def show(rows: Sequence[str]) -> None:
+    Yields:
+        A folder in which processes report their training (see `lines`), and what shows the table
+        as it is now.
+    """
+    bars: list[tqdm] = []
+    with lines(lambda status: "; ".join(now.rows(status))) as status, ExitStack() as stack:
+
+        def show() -> None:
+            rows = now.rows(status)
             for place in range(len(bars), min(len(rows), TABLE_ROWS)):
                 bar = tqdm(bar_format="{desc}", position=place, leave=False, disable=None)
                 bars.append(stack.enter_context(bar))
             for bar, row in zip_longest(bars, rows[: len(bars)], fillvalue=""):
                 bar.set_description_str(row)
 
-        yield show
+        yield status, show
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,41 +159,25 @@ def train(
     Returns:
         Name -> error of each run that failed; the others are trained.
     """
-    import distributed  # loads slowly
+    from dlcvlib.report.cluster import working  # loads slowly
 
-    from dlcvlib.report.cluster import working
-
-    running: dict[str, None] = {}
     failed: dict[str, str] = {}
-    left, began = list(runs), time.monotonic()
-
-    def rows(status: Path) -> list[str]:
-        done, about = len(runs) - len(left), "time left not known yet"
-        if done:
-            rest = (time.monotonic() - began) * len(left) / done
-            about = f"about {tqdm.format_interval(rest)} left"
-        own = (f"{name} {progress.training(status / name)}".strip() for name in [*running])
-        return [f"{done} of {len(runs)} runs, {about}", *own]
-
+    now = progress.Progress("runs", len(runs), list(runs), where["workers"])
     with ExitStack() as stack:
-        log = progress.lines(lambda status: "; ".join(rows(status)))
-        status, show = stack.enter_context(log), stack.enter_context(progress.table())
+        status, show = stack.enter_context(progress.shown(now))
         tasks = {
             name: (storage.make_dir(status / name), notebooks[run.problems[0]])
             for name, run in runs.items()
         }
         where |= {"environment": environment(status)}
-        futures = stack.enter_context(working(tasks, running.setdefault, **where))
-        while left:
-            show(rows(status))
-            with suppress(TimeoutError):
-                waited = [futures[name] for name in left]
-                distributed.wait(waited, timeout=1, return_when="FIRST_COMPLETED")
-            for name in [name for name in left if futures[name].done()]:
-                left.remove(name)
-                running.pop(name, None)
+        futures = stack.enter_context(working(tasks, now.begin, **where))
+        while now.left:
+            show()
+            time.sleep(1)
+            for name in [name for name in now.left if futures[name].done()]:
                 if error := futures[name].exception():
                     failed[name] = str(error) or type(error).__name__
+                now.end(name, 0 if error else sum(futures[name].result().values()))
                 how = "failed" if error else "is trained"
                 progress.say(f"{runs[name].problems[0]} {name} {how}")
     return failed
