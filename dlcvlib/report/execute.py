@@ -252,7 +252,19 @@ def _run(
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         pool = stack.enter_context(ThreadPool(jobs))
         ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        attempt = functools.partial(_attempt, run=run, environment=environment, now=now)
+
+        def attempt(task: Task, trained: Mapping[str, float]) -> Outcome:
+            try:
+                if not task.reasons:
+                    record = storage.read_sealed(task.record)
+                    return Outcome(task, record["seconds"], record.get("trained", {}))
+                own = storage.make_dir(status / task.problem)
+                now.begin(task.problem)
+                seconds = run(task, {**environment, "DLCV_STATUS": str(own)}, trained)
+                return Outcome(task, seconds, trained)
+            except Exception as error:
+                return Outcome(task, error=str(error) or type(error).__name__)
+
         left = len(tasks)
         while left:
             for task in [task for task in order if runs.ready(task.problem)]:
@@ -270,25 +282,6 @@ def _run(
             progress.say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
             left -= 1
             yield outcome
-
-
-def _attempt(
-    task: Task,
-    trained: Mapping[str, float],
-    run: Callable[..., float],
-    environment: Mapping[str, str],
-    now: progress.Progress,
-) -> Outcome:
-    try:
-        if not task.reasons:
-            record = storage.read_sealed(task.record)
-            return Outcome(task, record["seconds"], record.get("trained", {}))
-        status = storage.make_dir(Path(environment["DLCV_STATUS"], task.problem))
-        now.begin(task.problem)
-        seconds = run(task, {**environment, "DLCV_STATUS": str(status)}, trained)
-        return Outcome(task, seconds, trained)
-    except Exception as error:
-        return Outcome(task, error=str(error) or type(error).__name__)
 
 
 # --- a notebook -------------------------------------------------------------------------------
