@@ -88,11 +88,7 @@ def parser() -> argparse.ArgumentParser:
     whose = {"type": absolute, "default": ROOT / "report"}
     export.add_argument("--report", **whose, help="for the model card (default: report)")
 
-    compare = commands.add_parser(
-        "compare",
-        help="show two reports side by side",
-        description="Exit status 0 if they agree within their spread over the seeds, 1 if not.",
-    )
+    compare = commands.add_parser("compare", help="show two reports; status 1 if they do not agree")
     for name in "ab":
         compare.add_argument(name, type=absolute, help="a report's folder, or its results.json")
     out = {"type": absolute, "default": absolute("compare.html")}

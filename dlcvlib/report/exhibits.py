@@ -116,8 +116,7 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
                 raise UserError(
                     f"{where}: @{key} is not in {BIBLIOGRAPHY.name}{nearest(key, works)}"
                 )
-    for _, where, cell in cells if whole else []:
-        for label in REFERENCE.findall(cell.source):
+        for label in REFERENCE.findall(cell.source) if whole else []:
             if label not in found:
                 raise UserError(f"{where}: @{label} refers to no exhibit{nearest(label, found)}")
     return found
