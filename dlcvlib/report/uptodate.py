@@ -24,21 +24,11 @@ from papermill.parameterize import parameterize_notebook
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.schema import CHAPTERS, Chapter, load
 from dlcvlib.report.exhibits import Exhibit, check
+from dlcvlib.report.provenance import PACKAGES
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
-DECIDING = (
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "scikit-image",
-    "matplotlib",
-    "seaborn",
-)
+DECIDING = (*PACKAGES, "scipy", "pandas", "scikit-image", "seaborn")
 """Libraries whose version decides what a notebook shows."""
 FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""
