@@ -16,17 +16,8 @@ from dlcvlib.config.schema import CHAPTERS, Parameters, load
 from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
-OF_A_RUN = (
-    "seconds",
-    "images_per_second",
-    "device",
-    "precision",
-    "precision_why",
-    "threads",
-    "processes",
-    "settings",
-)
-"""What is taken from a run's record."""
+LEFT_OUT = {"data", "code", "torch", "accelerate", "parameters", "files"}
+"""Of a run's record: what its name stands for, and how it is stored."""
 
 
 def describe(
@@ -84,8 +75,7 @@ def _records(names: Iterable[str], folders: Iterable[str]) -> list[dict[str, Any
     found = {}
     for name, folder in itertools.product(names, folders):
         if record := storage.sealed(Path(folder, name, "provenance.json")):
-            # Records of an older version may lack a part.
-            found[name] = {"run": name} | {key: record.get(key) for key in OF_A_RUN}
+            found[name] = {"run": name} | {k: v for k, v in record.items() if k not in LEFT_OUT}
     return list(found.values())
 
 
