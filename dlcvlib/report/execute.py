@@ -267,10 +267,13 @@ def _run(
 
         left = len(tasks)
         while left:
-            for task in [task for task in order if runs.ready(task.problem)]:
+            awaited = {p for run, future in runs if not future.done() for p in run.problems}
+            for task in [task for task in order if task.problem not in awaited]:
                 order.remove(task)
-                spent = runs.spent(task.problem)
-                pool.apply_async(attempt, (task, spent), callback=ended.put)
+                own = (future for run, future in runs if run.problems[0] == task.problem)
+                results = (future.result() for future in own if future.status == "finished")
+                trained = sum(map(Counter, results), Counter())
+                pool.apply_async(attempt, (task, trained), callback=ended.put)
             show()
             try:
                 outcome = ended.get(timeout=1)

@@ -3,10 +3,9 @@
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,36 +42,13 @@ class Needed:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Training:
-    """Runs that other processes train, and the notebooks that wait for them.
-
-    Attributes:
-        runs: by name.
-        futures: name -> what becomes of it.
-    """
-
-    runs: Mapping[str, Needed] = field(default_factory=dict)
-    futures: Mapping[str, "Future"] = field(default_factory=dict)
-
-    def ready(self, problem: str) -> bool:
-        """Whether all runs of a notebook are trained, or have failed."""
-        needed = (name for name, run in self.runs.items() if problem in run.problems)
-        return all(self.futures[name].done() for name in needed)
-
-    def spent(self, problem: str) -> Counter[str]:
-        """Seconds, by kind of work, that the runs under a problem have taken."""
-        own = (self.futures[n] for n, run in self.runs.items() if run.problems[0] == problem)
-        return sum((Counter(f.result()) for f in own if f.status == "finished"), Counter())
-
-
 @contextmanager
 def training(
     notebooks: Mapping[str, Cells],
     environment: Mapping[str, str],
     begin: Callable[[str], object],
     **where: Any,
-) -> Iterator[Training]:
+) -> Iterator[list[tuple[Needed, "Future"]]]:
     """Train the missing runs of notebooks, in their order, for as long as the context lasts.
 
     A run that fails, or that cannot be planned, is left to its notebook.
@@ -82,11 +58,14 @@ def training(
         environment: variables of the processes that train.
         begin: called with the problem under which a run begins.
         where: see `cluster.working`.
+
+    Yields:
+        These runs, and what becomes of each.
     """
     needed, _ = plan(notebooks)
     missing = {name: run for name, run in needed.items() if not run.done}
     if not missing:
-        yield Training()
+        yield []
         return
     from dlcvlib.report.cluster import working  # loads slowly
 
@@ -95,7 +74,7 @@ def training(
     tasks = {n: (storage.make_dir(folder / p), notebooks[p]) for n, p in first.items()}
     where |= {"environment": environment}
     with working(tasks, lambda name: begin(first[name]), **where) as futures:
-        yield Training(missing, futures)
+        yield [(missing[name], future) for name, future in futures.items()]
 
 
 def plan(
