@@ -62,6 +62,16 @@ def name_of(label: str) -> str:
     return LABEL.fullmatch(label)[2].replace("-", "_")
 
 
+def linked(text: str, exhibits: Mapping[str, Exhibit], page: str = "") -> str:
+    """Text with its references as links to the exhibits, on this page or another."""
+
+    def link(match: re.Match[str]) -> str:
+        exhibit = exhibits.get(match[1])
+        return f"[{exhibit.number}]({page}#{exhibit.label})" if exhibit else match[0]
+
+    return REFERENCE.sub(link, text)
+
+
 def code(source: str) -> str:
     """A cell's source without its options."""
     return OPTION.sub("", source).strip("\n")

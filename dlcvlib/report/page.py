@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
-from dlcvlib.report.exhibits import CITATION, MIME, REFERENCE, Exhibit, code, name_of, options
+from dlcvlib.report.exhibits import CITATION, MIME, Exhibit, code, linked, name_of, options
 from dlcvlib.report.standalone import TAG, as_written
 from dlcvlib.utils.markdown import escaped, fenced
 
@@ -211,12 +211,7 @@ class Page:
 
         Citations too, for a notebook's Markdown has none; parts.lua reads what the link holds.
         """
-
-        def link(match: re.Match[str]) -> str:
-            exhibit = self.exhibits.get(match[1])
-            return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
-
-        return CITATION.sub(r"[\g<0>](cite:)", REFERENCE.sub(link, as_written(text)))
+        return CITATION.sub(r"[\g<0>](cite:)", linked(as_written(text), self.exhibits))
 
 
 def _content(data: Mapping[str, str]) -> bytes:
