@@ -480,12 +480,9 @@ def load(profile: str, chapter: str, changes: dict[str, Any] | None = None, by: 
 def _read(profile: str, chapter: str) -> dict[str, Any]:
     path = paths.PARAMS / profile / f"{chapter}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of 'name: value'")
-    return values
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path} as lines of 'name: value': {error}") from None
 
 
 def as_text(value: Any) -> str:
