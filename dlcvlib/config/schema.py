@@ -134,11 +134,10 @@ class Parameters(BaseModel):
 
 def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
     name = ".".join(map(str, error["loc"]))
-    match error["type"]:
-        case "extra_forbidden":
-            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
-        case "missing":
-            return f"parameter {name!r} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
+    if error["type"] == "missing":
+        return f"parameter {name!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"parameter {name!r}: {message} (got {error['input']!r})"
 
