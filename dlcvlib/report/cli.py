@@ -163,9 +163,10 @@ def _report(arguments: argparse.Namespace) -> int:
         execute.refuse(out)
     only, fingerprints, gpus = _inspect(arguments, params)
     if arguments.explain:
-        print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
+        lines = [*uptodate.explain(uptodate.plan(params, fingerprints, only, out))]
         for folder in sorted({params[name].runs_dir for name in fingerprints}):
-            print(uptodate.explain_runs(Path(folder)))
+            lines += uptodate.stale(Path(folder))
+        print(*lines, sep="\n")
         return 0
     command = "python -m dlcvlib " + shlex.join(arguments.words)
     about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
