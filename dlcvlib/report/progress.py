@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 """Time between two lines in a log."""
-TABLE_ROWS = 20
-"""How many lines of a table a terminal has room for."""
 START = 8.0
 """Seconds of a notebook that trains nothing, in any report: kernel, imports, figures."""
 SHARES = {
@@ -120,10 +118,10 @@ def shown(now: Progress) -> Iterator[tuple[Path, Callable[[], None]]]:
 
         def show() -> None:
             rows = now.rows(status)
-            for place in range(len(bars), min(len(rows), TABLE_ROWS)):
+            for place in range(len(bars), len(rows)):  # tqdm hides what a terminal has no room for
                 bar = tqdm(bar_format="{desc}", position=place, leave=False, disable=None)
                 bars.append(stack.enter_context(bar))
-            for bar, row in zip_longest(bars, rows[: len(bars)], fillvalue=""):
+            for bar, row in zip_longest(bars, rows, fillvalue=""):
                 bar.set_description_str(row)
 
         yield status, show
