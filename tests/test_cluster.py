@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from subprocess import PIPE, STDOUT
 
+import dask
 import nbformat
 import psutil
 import pytest
@@ -125,10 +126,10 @@ def test_other_code_or_data_on_a_worker_are_one_clear_error(tmp_path):
         run_in_subprocess("dlcvlib.report.planning:train", requests(tmp_path, "", [0]), "vae-0")
 
 
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+def test_a_scheduler_that_does_not_answer_is_named():
     address = "tcp://127.0.0.1:1"
-    with pytest.raises(UserError, match=f"--scheduler {address}: no scheduler answers"):
+    quick = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with quick, pytest.raises(UserError, match=f"--scheduler {address}: no scheduler answers"):
         cluster.working({}, print, 1, 0, {}, address).__enter__()
 
 

@@ -21,14 +21,6 @@ from dlcvlib.utils.errors import UserError
 
 STARTED = "dlcv-report"
 """Topic under which workers say which task they have begun."""
-CONNECT_SECONDS = 30
-DASK = {
-    # A task begins where a worker is free; a second one would wait behind it.
-    "distributed.scheduler.worker-saturation": 1.0,
-    # A task may be killed this often, with its worker, before it counts as failed.
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.comm.timeouts.connect": CONNECT_SECONDS,
-}
 
 
 def _train(cells: tuple[str, ...], name: str, status: str) -> dict[str, float]:
@@ -71,14 +63,15 @@ def working(
     Raises:
         UserError: if no scheduler answers.
     """
-    with dask.config.set(DASK), ExitStack() as stack:
+    # A run begins where a worker is free; a second one would wait behind it.
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}), ExitStack() as stack:
         if not scheduler:
             cluster = stack.enter_context(_own_cluster(workers, gpus, environment))
             client = stack.enter_context(Client(cluster))
         else:
             found = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
             try:
-                client = stack.enter_context(Client(**found, timeout=CONNECT_SECONDS))
+                client = stack.enter_context(Client(**found))
             except (OSError, ValueError) as error:
                 why = f"no scheduler answers ({error})"
                 raise UserError(f"--scheduler {scheduler}: {why}") from error
