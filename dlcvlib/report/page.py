@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
+from dlcvlib.plots.style import WIDTH
 from dlcvlib.report.exhibits import CITATION, MIME, Exhibit, code, linked, name_of, options
 from dlcvlib.report.standalone import TAG, as_written
 from dlcvlib.utils.markdown import escaped, fenced
@@ -30,8 +31,6 @@ TERMINAL = re.compile(
     r"\x1b(?!\[[\d;]*m)(\[[ -?]*[@-~]|[]PX^_][^\a\x1b]*(\a|\x1b\\)|[ -/]*[0-~])?|[\0-\b\v-\x1a]"
 )
 """What a text tells a terminal, such as a link's address, but for colours: `ESC [ number; … m`."""
-TEXT_WIDTH = 7.0
-"""Inches of a full-width figure."""
 
 
 def part(text: str, format: str = "markdown", **how: Any) -> str:
@@ -196,7 +195,7 @@ class Page:
         if content.lstrip()[:1] == b"<":
             svg = ElementTree.fromstring(content)
             points = re.fullmatch(r"([\d.]+)pt", svg.get("width", ""))
-            inches = float(points[1]) / 72 if points else TEXT_WIDTH
+            inches = float(points[1]) / 72 if points else WIDTH
             kind = "svg"
         else:
             picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "GIF"))
@@ -204,7 +203,7 @@ class Page:
             inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
             kind = picture.format.lower()
         self.files[f"{stem}.{kind}"] = content
-        return f"{stem}.{kind}", min(1.0, inches / TEXT_WIDTH)
+        return f"{stem}.{kind}", min(1.0, inches / WIDTH)
 
     def _linked(self, text: str) -> str:
         """References as links, of which report.lua makes those plain that lead to nothing.
