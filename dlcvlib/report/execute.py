@@ -59,8 +59,6 @@ last has nothing long, and uses a model of the second."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what one training step frees for the next, where it would by itself give it back each
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
-TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-"""Environment variables with which a user has tuned the allocator."""
 INTERACTIVE = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "MPLBACKEND", "MATPLOTLIBRC")
 """Beginnings of environment variables that are for work by hand, and would change a report."""
 
@@ -203,14 +201,14 @@ def kernel_environment(jobs: int, status: Path | str) -> dict[str, str]:
 
     A user's start-up files, style files and matplotlibrc stay out of the report.
     """
-    environment = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
-    environment |= {
+    kept = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
+    environment = {
+        **ALLOCATOR,
+        **kept,
         "DLCV_STATUS": str(status),
         "IPYTHONDIR": str(Path(status, "ipython")),
         "MPLCONFIGDIR": str(platformdirs.user_cache_path("dlcv-report") / "matplotlib"),
     }
-    if not TUNED & environment.keys():
-        environment |= ALLOCATOR
     if jobs > 1:
         asked, share = environment.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
         environment["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
