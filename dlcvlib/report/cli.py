@@ -133,8 +133,7 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     from dlcvlib.config.schema import CHAPTERS, load
 
     changes = parse_assignments(arguments.set)
-    given = {"data": arguments.data, "runs_dir": arguments.runs_dir}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {n: v for n in ("data", "runs_dir") if (v := getattr(arguments, n)) is not None}
     for chapter, own in changes.items():
         of_profile = load(arguments.profile, chapter).model_dump()
         used = {

@@ -156,21 +156,17 @@ class Page:
         else:
             file, share = self._file(_content(data), stem)
             body, csv = _image(file, share, caption, exhibit.alt), payload["csv"]
-            menu |= {"picture": file, "interactive": self._interactive(payload)}
+            interactive = payload.get("interactive", {})
+            if points := interactive.get("points"):  # a file, which several figures may share
+                content = base64.b64decode(points["sheet"])
+                sheet = f"points-{hashlib.sha256(content).hexdigest()[:12]}.webp"
+                self.files[sheet] = content
+                interactive = interactive | {"points": points | {"sheet": sheet}}
+            menu |= {"picture": file, "interactive": interactive}
         if csv.strip():
             menu["values"] = f"{stem}.csv"
             self.files[menu["values"]] = csv.encode()
         return {"text": f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::", "menu": menu}
-
-    def _interactive(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """What a figure shows to a pointer; a sheet of images, which several may share, a file."""
-        found = dict(payload.get("interactive", {}))
-        if points := found.get("points"):
-            content = base64.b64decode(points["sheet"])
-            file = f"points-{hashlib.sha256(content).hexdigest()[:12]}.webp"
-            self.files[file] = content
-            found["points"] = points | {"sheet": file}
-        return found
 
     def picture(self, address: str, cell: int) -> tuple[str, float]:
         """The picture at an address in a cell, which becomes a file: its name, and its share.
