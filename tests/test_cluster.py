@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from subprocess import PIPE, STDOUT
 
+import dask
 import nbformat
 import psutil
 import pytest
 from conftest import ROOT, poll, start
 
-from dlcvlib.report import cli, cluster, execute, sweep, uptodate
+from dlcvlib.report import cli, cluster, execute, progress, sweep, uptodate
 from dlcvlib.report.exhibits import MIME
 from dlcvlib.utils import storage
 from dlcvlib.utils.errors import UserError
@@ -96,18 +97,19 @@ def test_the_plan_is_what_the_notebooks_request(smoke_report):
         cells = nbformat.read(task.target, as_version=4).cells
         shown = [o.get("data", {}).get(MIME, {}) for c in cells for o in c.get("outputs", [])]
         requested = {name for payload in shown for name in payload.get("runs", [])}
-        planned = {run.name for run in needed if run.problem == task.problem}
+        planned = {name for name, run in needed.items() if task.problem in run.problems}
         assert planned == requested, task.problem
-    assert all(run.done for run in needed)
+    assert all(run.done for run in needed.values())
 
 
-def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, capsys):
+def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.2)
     notebooks = {"1-1": requests(tmp_path, LOST, range(4)), "1-2": ("1 / 0",)}
-    needed, faults = sweep.plan(notebooks)
-    assert (faults, {run.problem for run in needed}, trained(tmp_path)) == ({}, {"1-1"}, 0)
-    runs = sweep.once(needed)
+    runs, faults = sweep.plan(notebooks)
+    assert all(run.problems == ["1-1"] for run in runs.values())
+    assert (faults, trained(tmp_path)) == ({}, 0)
     environment = partial(execute.kernel_environment, 2)
-    where = {"workers": 2, "gpus": 0, "scheduler": "", "log_seconds": 0.2}
+    where = {"workers": 2, "gpus": 0, "scheduler": ""}
     failed = sweep.train(runs, notebooks, environment, **where)
     assert failed == {[*runs][2]: "of seed 2"}
     assert steps(tmp_path, 0) == [*range(12)]
@@ -116,7 +118,7 @@ def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, capsys):
     output = capsys.readouterr().out
     assert Counter(re.findall("is trained|failed", output)) == {"is trained": 3, "failed": 1}
     assert re.search(r"\[\d\d:\d\d\] \d of 4 runs, .*; vae-\w+", output)
-    assert [run.done for run in sweep.plan(notebooks)[0]] == [True, True, False, True]
+    assert [run.done for run in sweep.plan(notebooks)[0].values()] == [True, True, False, True]
 
 
 def test_other_code_or_data_on_a_worker_are_one_clear_error(tmp_path):
@@ -124,11 +126,11 @@ def test_other_code_or_data_on_a_worker_are_one_clear_error(tmp_path):
         run_in_subprocess("dlcvlib.report.planning:train", requests(tmp_path, "", [0]), "vae-0")
 
 
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+def test_a_scheduler_that_does_not_answer_is_named():
     address = "tcp://127.0.0.1:1"
-    with pytest.raises(UserError, match=f"--scheduler {address}: no scheduler answers"):
-        cluster.connected(1, 0, {}, address).__enter__()
+    quick = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with quick, pytest.raises(UserError, match=f"--scheduler {address}: no scheduler answers"):
+        cluster.working({}, print, 1, 0, {}, address).__enter__()
 
 
 INTERRUPTED = """

@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 from test_render import FRAME, Made, figure, shown
 
 from dlcvlib.plots import domains, images, style
-from dlcvlib.report import interactive, notebook, provenance
+from dlcvlib.report import interactive, notebook
 from dlcvlib.report.exhibits import MIME
 from dlcvlib.report.tables import to_markdown
 
@@ -27,7 +27,7 @@ LONG = "## {}\n\n" + "A line of its own.\n\n" * 40
 PROSE = "See @fig-map, @tbl-t and @kingma2014, where a needle is.\n\n"
 PROSE += "|".join(["| name of a row"] + ["a long text"] * 4) + "|\n" + "|-" * 5 + "|\n\n"
 PROSE += "$$" + "a + " * 90 + "a$$\n\n" + LONG.format("Long")  # wider than any window
-RECORD = dict.fromkeys(provenance.OF_A_RUN) | {"seconds": 1.0}
+RECORD = {"seconds": 1.0, "device": "cpu", "precision": "fp32", "images_per_second": None}
 RUNS = [RECORD | {"run": f"vae-{n}", "settings": {"steps": 9, "seed": n}} for n in range(2)]
 
 

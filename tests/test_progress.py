@@ -18,70 +18,52 @@ def took(training):
     return START + training
 
 
-# What was last run here, and what ended -> the expectation.
-ESTIMATES = {
-    "nothing is known": ({}, {}, {}),
-    "in proportion to what has ended": (
-        {},
-        {B: took(SHARES[B] / 2)},
-        {A: took(SHARES[A] / 2), C: took(50)},
-    ),
-    "as the last time": (
-        {A: took(7)},
-        {B: took(SHARES[B] - 7 + SHARES[A])},
-        {A: took(7), C: took(100)},
-    ),
-}
+def test_notebooks_are_expected_to_take_their_share_of_what_others_took():
+    assert expected([A, C], {}) == {}
+    seconds = {A: took(SHARES[A] / 2), C: took(50)}
+    assert expected([A, C], {B: took(SHARES[B] / 2)}) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("known", ESTIMATES)
-def test_what_notebooks_are_expected_to_take(known):
-    *given, seconds = ESTIMATES[known]
-    assert expected([A, C], *given) == pytest.approx(seconds)
-
-
-def test_a_line_says_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
+def test_rows_say_what_runs_how_far_and_how_long(tmp_path, monkeypatch):
     """Two at once of four, one of which is reused and another longer than all others together."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    last = {"1-1": 108.0, "1-2": 48.0, "1-3": 58.0}
-    now = Progress(total=4, left=["1-1", "1-2", "1-3"], last=last, jobs=2)
-    now.end("1-4", 5.0)
-    assert now.line(tmp_path) == "1 of 4 notebooks, about 01:48 left"
+    now = Progress("notebooks", total=4, left=["1-1", "1-2", "1-3"], jobs=2)
+    now.end("1-4", took(SHARES["1-4"]))  # so that 1-1 takes 319 s, 1-2 19 s and 1-3 50 s
+    assert now.rows(tmp_path) == ["1 of 4 notebooks, about 05:19 left"]
     now.running |= {"1-1": 990.0, "1-2": 900.0}
     for problem, process, text in (("1-1", "7", "vae 5%, 2it/s, 01:45 left"), ("1-2", "8", "")):
         (tmp_path / problem).mkdir()
         (tmp_path / problem / process).write_text(text)
-    assert now.line(tmp_path) == (
-        "1 of 4 notebooks, about 01:38 left: 1-1 (vae 5%, 2it/s, 01:45 left), 1-2"
-    )
+    running = ["1-1 vae 5%, 2it/s, 01:45 left", "1-2"]
+    assert now.rows(tmp_path) == ["1 of 4 notebooks, about 05:09 left", *running]
     (tmp_path / "1-1" / "7").write_text("vae 100%, 2it/s, 00:00 left")
     now.end("1-2", 0.0)
-    assert now.line(tmp_path) == "2 of 4 notebooks, about 01:38 left: 1-1"
-    now = Progress(total=1, left=["1-2"], last={}, jobs=2, running={"1-2": 999.0})
-    assert now.line(tmp_path) == "0 of 1 notebooks, time left not known yet: 1-2"
+    assert now.rows(tmp_path) == ["2 of 4 notebooks, about 05:09 left", "1-1"]
+    now = Progress("runs", total=1, left=["vae-0"], jobs=2, running={"vae-0": 999.0})
+    assert now.rows(tmp_path) == ["0 of 1 runs, time left not known yet", "vae-0"]
 
 
 # --- without a terminal -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_a_log_has_lines_in_place_of_bars(small, capsys):
+def test_a_log_has_lines_in_place_of_bars(small, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     small.write(p1_1=["from tqdm import tqdm\nfor _ in tqdm(range(9)): pass"])
-    assert small.make(log_seconds=0.05)
+    assert small.make()
     output, error = capsys.readouterr()
-    assert "[00:00] 0 of 1 notebooks, time left not known yet: 1-1\n" in output
+    assert "[00:00] 0 of 1 notebooks, time left not known yet; 1-1\n" in output
     line = (
         r"(\[\d\d:\d\d\] (\d of 1 notebooks, |writing the report).*|1-1 .*|writing the report|/.*)"
     )
     assert all(re.fullmatch(line, text) for text in output.splitlines())
     assert error == ""
-    assert small.make(log_seconds=0.05)
+    assert small.make()
     assert "1-1 unchanged" in capsys.readouterr().out
 
 
 def test_so_has_the_log_of_a_training(tmp_path, monkeypatch, capsys):
-    lines = progress.lines
-    monkeypatch.setattr(progress, "lines", lambda text: lines(text, 0.05))
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     words = ["train", "vae", "--profile=smoke", f"--runs-dir={tmp_path}"]
     assert cli.main([*words, "--set=vae.steps=200"]) == 0
     output, error = capsys.readouterr()

@@ -158,15 +158,13 @@ def test_citations_lead_to_the_works_and_show_them_on_hover(tmp_path):
 def test_code_and_output_are_text_and_can_be_left_out(tmp_path):
     warning = new_output("stream", name="stderr", text="UserWarning: w\n")
     cell = shown("1", {"text/plain": "```\n<b>plain</b>"}, {"text/plain": " "})
-    silent = shown("#| warning: false\nf()")
     cell.outputs += [warning, new_output("error", traceback=["\x1b[31mValueError\x1b[0m: v"])]
-    silent.outputs.append(warning)
-    left_out = [f"#| {option}: false\ncode()" for option in ("echo", "output", "include")]
-    cells = [cell, silent, *(shown(source, {"text/plain": "out"}) for source in left_out)]
+    left_out = [f"#| {option}: false\ncode()" for option in ("echo", "output")]
+    cells = [cell, *(shown(source, {"text/plain": "out"}) for source in left_out)]
     made = Made(tmp_path, p1_1=cells)
     texts = [pre.get_text().strip() for pre in made.first.select("pre")]
     printed = ["UserWarning: w", "ValueError: v"]
-    assert texts == ["```\n<b>plain</b>", *printed, "out", "1", "f()", "code()"]
+    assert texts == ["```\n<b>plain</b>", *printed, "out", "1", "code()"]
     assert all(each in made.pdf() for each in printed)
 
 

@@ -134,12 +134,10 @@ class Parameters(BaseModel):
 
 def _problem(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
     name = ".".join(map(str, error["loc"]))
-    match error["type"]:
-        case "extra_forbidden":
-            flat = "; parameters stand by themselves" if isinstance(error["input"], dict) else ""
-            return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}{flat}"
-        case "missing":
-            return f"parameter {name!r} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}{nearest(name, cls.model_fields)}"
+    if error["type"] == "missing":
+        return f"parameter {name!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"parameter {name!r}: {message} (got {error['input']!r})"
 
@@ -481,12 +479,9 @@ def load(profile: str, chapter: str, changes: dict[str, Any] | None = None, by: 
 def _read(profile: str, chapter: str) -> dict[str, Any]:
     path = paths.PARAMS / profile / f"{chapter}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of 'name: value'")
-    return values
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path} as lines of 'name: value': {error}") from None
 
 
 def as_text(value: Any) -> str:

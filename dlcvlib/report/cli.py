@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=absolute, default=ROOT / "report", help="default: report")
 
     sweep.add_argument("--workers", type=count, help=f"runs at once {by_cores}")
-    sweep.add_argument("--run", metavar="NAME", help="only this one, such as vae-0123456789")
+    sweep.add_argument("--run", metavar="NAME", help="train only this one, such as vae-0123456789")
     sweep.add_argument("--dry-run", action="store_true", help="only list runs and their cost")
     sweep.add_argument("--export", choices=["slurm"], help="only write an array job for it")
     sweep.add_argument("--out", type=absolute, default=absolute("sweep"), help="default: sweep")
@@ -88,11 +88,7 @@ def parser() -> argparse.ArgumentParser:
     whose = {"type": absolute, "default": ROOT / "report"}
     export.add_argument("--report", **whose, help="for the model card (default: report)")
 
-    compare = commands.add_parser(
-        "compare",
-        help="show two reports side by side",
-        description="Exit status 0 if they agree within their spread over the seeds, 1 if not.",
-    )
+    compare = commands.add_parser("compare", help="show two reports; status 1 if they do not agree")
     for name in "ab":
         compare.add_argument(name, type=absolute, help="a report's folder, or its results.json")
     out = {"type": absolute, "default": absolute("compare.html")}
@@ -109,7 +105,8 @@ def count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only if all that was asked for was done."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(words, argparse.Namespace(words=words))
     try:
         if tracker := getattr(arguments, "log_with", None):
             tracking.check(tracker)
@@ -136,8 +133,7 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
     from dlcvlib.config.schema import CHAPTERS, load
 
     changes = parse_assignments(arguments.set)
-    given = {"data": arguments.data, "runs_dir": arguments.runs_dir}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {n: v for n in ("data", "runs_dir") if (v := getattr(arguments, n)) is not None}
     for chapter, own in changes.items():
         of_profile = load(arguments.profile, chapter).model_dump()
         used = {
@@ -150,12 +146,10 @@ def chapters(arguments: argparse.Namespace) -> dict[str, "Chapter"]:
 
 def _seeds(first: int | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """`--seed` as a chapter has it: where it has several, they count up from it."""
-    if first is None:
-        return {}
-    seeds = {name: value for name, value in params.items() if name.endswith(("seed", "seeds"))}
     return {
         name: [first + n for n in range(len(value))] if isinstance(value, list) else first
-        for name, value in seeds.items()
+        for name, value in params.items()
+        if first is not None and name.endswith(("seed", "seeds"))
     }
 
 
@@ -168,11 +162,12 @@ def _report(arguments: argparse.Namespace) -> int:
         execute.refuse(out)
     only, fingerprints, gpus = _inspect(arguments, params)
     if arguments.explain:
-        print(uptodate.explain(uptodate.plan(params, fingerprints, only, out)))
+        lines = [*uptodate.explain(uptodate.plan(params, fingerprints, only, out))]
         for folder in sorted({params[name].runs_dir for name in fingerprints}):
-            print(uptodate.explain_runs(Path(folder)))
+            lines += uptodate.stale(Path(folder))
+        print(*lines, sep="\n")
         return 0
-    command = "python -m dlcvlib " + shlex.join(sys.argv[1:])
+    command = "python -m dlcvlib " + shlex.join(arguments.words)
     about = {"profile": arguments.profile, "command": command, "authors": arguments.authors}
     how = {"only": only, "jobs": arguments.jobs or execute.side_by_side(gpus), "gpus": gpus}
     how |= {"cell_timeout": arguments.cell_timeout, "scheduler": arguments.scheduler, "out": out}
@@ -206,23 +201,17 @@ def _sweep(arguments: argparse.Namespace) -> int:
     tasks = uptodate.plan(params, fingerprints, only, ROOT / "report")
     notebooks = {task.problem: task.cells for task in tasks if task.trains}
     with progress.lines(lambda _: "planning the runs"):
-        needed, faults = sweep.plan(notebooks, timed=arguments.dry_run)
-    runs = sweep.once(needed)
+        runs, failed = sweep.plan(notebooks, timed=arguments.dry_run)
     if arguments.run:
         if arguments.run not in runs:
             raise UserError(f"--run: no notebook needs {arguments.run} with this code and data")
         runs = {arguments.run: runs[arguments.run]}
     missing = {name: run for name, run in runs.items() if not run.done}
     print(f"runs: {len(runs)} needed, {len(runs) - len(missing)} done")
-    failed = faults
     if arguments.dry_run:
-        print(sweep.table(runs.values()))
-    elif arguments.export:
-        words = [f"--profile={arguments.profile}", *(f"--set={each}" for each in arguments.set)]
-        for name in ("data", "runs_dir", "seed", "log_with"):
-            if (value := getattr(arguments, name)) is not None:
-                words.append(f"--{name.replace('_', '-')}={value}")
-        print(*sweep.export(list(missing.values()), words, Path(arguments.out)), sep="\n")
+        print(sweep.table(runs))
+    elif arguments.export and not arguments.run:  # a task of the job has both
+        print(*sweep.export(missing, arguments.words, Path(arguments.out)), sep="\n")
     elif missing:
         workers = min(arguments.workers or execute.side_by_side(gpus), len(missing))
         where = {"workers": workers, "gpus": gpus, "scheduler": arguments.scheduler}

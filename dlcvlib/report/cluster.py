@@ -1,6 +1,6 @@
-"""Tasks side by side, on this machine or on a cluster, by Dask distributed.
+"""Runs trained side by side, on this machine or on a cluster, by Dask distributed.
 
-Nothing but text travels: a task is the name of a function and what it is called with.
+Nothing but text travels: the name of a run, and the cells of a notebook that requests it.
 """
 
 import importlib.util
@@ -9,10 +9,9 @@ import os
 import pkgutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import dask
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
@@ -22,20 +21,13 @@ from dlcvlib.utils.errors import UserError
 
 STARTED = "dlcv-report"
 """Topic under which workers say which task they have begun."""
-CONNECT_SECONDS = 30
-DASK = {
-    # A task begins where a worker is free; a second one would wait behind it.
-    "distributed.scheduler.worker-saturation": 1.0,
-    # A task may be killed this often, with its worker, before it counts as failed.
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.comm.timeouts.connect": CONNECT_SECONDS,
-}
 
 
-def _work(function: str, name: str, status: str, arguments: Sequence[Any]) -> Any:
+def _train(cells: tuple[str, ...], name: str, status: str) -> dict[str, float]:
     os.environ["DLCV_STATUS"] = status  # where there is no such folder, on another machine, none
     get_worker().log_event(STARTED, name)
-    return pkgutil.resolve_name(function)(*arguments)
+    # By its name: this module need not load torch.
+    return pkgutil.resolve_name("dlcvlib.report.planning:train")(cells, name)
 
 
 def dask_setup(_: object) -> None:
@@ -47,62 +39,49 @@ def dask_setup(_: object) -> None:
 
 @contextmanager
 def working(
-    function: str,
-    tasks: Mapping[str, tuple[Path, Sequence[Any]]],
+    tasks: Mapping[str, tuple[Path, tuple[str, ...]]],
     started: Callable[[str], object],
-    **where: Any,
+    workers: int,
+    gpus: int,
+    environment: Mapping[str, str],
+    scheduler: str = "",
 ) -> Iterator[dict[str, Future]]:
-    """Have workers call a function, for as long as the context lasts.
+    """Have a cluster, this machine's own or an existing one, train runs while the context lasts.
 
     Args:
-        function: such as "package.module:name"; this process need not import the module.
-        tasks: name -> the folder in which a worker that is on this machine reports, and what the
-            function is called with; those first that come first.
-        started: called, in another thread, with the name of a task that begins.
-        where: see `connected`.
-
-    Yields:
-        Name -> what becomes of the task.
-    """
-    with dask.config.set(DASK), connected(**where) as client:
-        client.subscribe_topic(STARTED, lambda event: started(event[1]))
-        yield {
-            name: client.submit(
-                *(_work, function, name, str(status), arguments), key=name, priority=-place
-            )
-            for place, (name, (status, arguments)) in enumerate(tasks.items())
-        }
-
-
-@contextmanager
-def connected(
-    workers: int, gpus: int, environment: Mapping[str, str], scheduler: str = ""
-) -> Iterator[Client]:
-    """A client of a cluster: one of this machine's own, or an existing one.
-
-    Args:
-        workers: processes of an own cluster, each for one task at a time.
+        tasks: name of a run -> the folder in which a worker that is on this machine reports, and
+            the cells of a notebook that requests it; those first that come first.
+        started: called, in another thread, with the name of a run that begins.
+        workers: processes of an own cluster, each for one run at a time.
         gpus: they have one each, in turn.
         environment: variables of these processes.
         scheduler: the address of an existing cluster's scheduler, or its scheduler file.
 
+    Yields:
+        Name -> what becomes of the run.
+
     Raises:
         UserError: if no scheduler answers.
     """
-    with ExitStack() as stack:
+    # A run begins where a worker is free; a second one would wait behind it.
+    with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}), ExitStack() as stack:
         if not scheduler:
             cluster = stack.enter_context(_own_cluster(workers, gpus, environment))
             client = stack.enter_context(Client(cluster))
         else:
             found = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
             try:
-                client = stack.enter_context(Client(**found, timeout=CONNECT_SECONDS))
+                client = stack.enter_context(Client(**found))
             except (OSError, ValueError) as error:
                 why = f"no scheduler answers ({error})"
                 raise UserError(f"--scheduler {scheduler}: {why}") from error
         if importlib.util.find_spec("bokeh"):
             print(f"dashboard: {client.dashboard_link}", flush=True)
-        yield client
+        client.subscribe_topic(STARTED, lambda event: started(event[1]))
+        yield {
+            name: client.submit(_train, cells, name, str(status), key=name, priority=-place)
+            for place, (name, (status, cells)) in enumerate(tasks.items())
+        }
 
 
 def _own_cluster(workers: int, gpus: int, environment: Mapping[str, str]) -> SpecCluster:

@@ -50,7 +50,8 @@ def compare(a: Path, b: Path, out: Path) -> bool:
     measures = judged(*reports)
     problems = {
         problem: {
-            "failed": list(map(_error, both)),
+            # Of a notebook that failed, there is nothing else.
+            "failed": [each["failed"] if each.keys() == {"failed"} else None for each in both],
             "tables": list(_tables(*both)),
             "figures": {
                 name: each for name, each in _common(*pictures) if name.startswith(problem)
@@ -72,11 +73,6 @@ def compare(a: Path, b: Path, out: Path) -> bool:
     )
     storage.write_text(out, page)
     return agree
-
-
-def _error(found: Mapping[str, Any]) -> str | None:
-    """That of a notebook that failed, of which there is nothing else."""
-    return found["failed"] if found.keys() == {"failed"} else None
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,13 +156,12 @@ def _by_measure(value: Any) -> dict[str, pd.Series]:
 def _tested(a: pd.Series, b: pd.Series) -> dict[str, Any]:
     """A row of `judged` without its correction; p is missing where both are the same."""
     means = {name: f"{x.mean():.3g} ± {x.std():.2g}" for name, x in (("A", a), ("B", b))}
-    row = {**means, "difference": b.mean() - a.mean()}
+    row = {**means, "difference": b.mean() - a.mean(), "p": np.nan}
     if a.tolist() == b.tolist():
-        return row | {"p": np.nan}
+        return row
     if np.allclose(a, a.mean()) and np.allclose(b, b.mean()):  # no spread that could explain it
         return row | {"p": float(np.isclose(a.mean(), b.mean()))}
-    moments = [each for x in (a, b) for each in (x.mean(), x.std(), len(x))]
-    return row | {"p": stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue}
+    return row | {"p": stats.ttest_ind(a, b, equal_var=False).pvalue}
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
-from tqdm import tqdm
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
 from dlcvlib.config.schema import Chapter
@@ -41,7 +40,6 @@ from dlcvlib.utils.process import run_in_subprocess
 
 MARK = ".dlcv-report"
 """Tells a folder that a report has been begun in from one that holds something else."""
-BAR = "{bar:20} {elapsed}{postfix}"
 PRODUCTS = ("index.html", "report.html", "report.pdf", "results.json")
 PAGE_SHARE = 0.2
 """Share of the time in which pages are written on the way, each of which takes some seconds."""
@@ -61,8 +59,6 @@ last has nothing long, and uses a model of the second."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what one training step frees for the next, where it would by itself give it back each
 time and fetch it again: 55,000 page faults a step of the original's VAE, a tenth of its time."""
-TUNED = {*ALLOCATOR, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-"""Environment variables with which a user has tuned the allocator."""
 INTERACTIVE = ("JUPYTER_", "IPYTHON", "PYTHONSTARTUP", "MPLBACKEND", "MATPLOTLIBRC")
 """Beginnings of environment variables that are for work by hand, and would change a report."""
 
@@ -92,7 +88,6 @@ def make_report(
     gpus: int = 0,
     scheduler: str = "",
     cell_timeout: int | None = None,
-    log_seconds: float = progress.LINE_SECONDS,
     out: Path = Path("report"),
     notebooks: Path = NOTEBOOKS,
 ) -> bool:
@@ -108,9 +103,8 @@ def make_report(
         jobs: notebooks run side by side, of different chapters as long as there are any, and runs
             trained side by side before them.
         gpus: how many this machine has.
-        scheduler: of a Dask cluster that trains the runs (see `cluster.connected`).
+        scheduler: of a Dask cluster that trains the runs (see `cluster.working`).
         cell_timeout: seconds after which a cell counts as hanging.
-        log_seconds: between two lines that say how far it is, without a terminal.
         out: where everything is written.
         notebooks: folder of the notebooks.
 
@@ -170,10 +164,10 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         write_index(whole=False)
-        for outcome in _run(tasks, run, jobs, log_seconds, page_on_the_way, gpus, scheduler):
+        for outcome in _run(tasks, run, jobs, page_on_the_way, gpus, scheduler):
             outcomes[outcome.task.problem] = outcome
         progress.say("writing the report")
-        with progress.lines(lambda _: "writing the report", log_seconds):
+        with progress.lines(lambda _: "writing the report"):
             render()
     failures = [o for o in outcomes.values() if o.error]
     for failure in failures:
@@ -207,14 +201,14 @@ def kernel_environment(jobs: int, status: Path | str) -> dict[str, str]:
 
     A user's start-up files, style files and matplotlibrc stay out of the report.
     """
-    environment = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
-    environment |= {
+    kept = {n: value for n, value in os.environ.items() if not n.startswith(INTERACTIVE)}
+    environment = {
+        **ALLOCATOR,
+        **kept,
         "DLCV_STATUS": str(status),
         "IPYTHONDIR": str(Path(status, "ipython")),
         "MPLCONFIGDIR": str(platformdirs.user_cache_path("dlcv-report") / "matplotlib"),
     }
-    if not TUNED & environment.keys():
-        environment |= ALLOCATOR
     if jobs > 1:
         asked, share = environment.get("OMP_NUM_THREADS", ""), max(1, joblib.cpu_count() // jobs)
         environment["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() else share)
@@ -228,12 +222,11 @@ def _run(
     tasks: Sequence[Task],
     run: Callable[..., float],
     jobs: int,
-    log_seconds: float,
     meanwhile: Callable[[], None],
     gpus: int = 0,
     scheduler: str = "",
 ) -> Iterator[Outcome]:
-    """Outcomes as they come, with a line for each; a bar on a terminal, otherwise more lines.
+    """Outcomes as they come, with a line for each; a table on a terminal, otherwise more lines.
 
     A notebook begins when its runs are trained, by a cluster; a single notebook without one trains
     them itself. While no outcome comes, `meanwhile` is called each second.
@@ -246,29 +239,40 @@ def _run(
         place = SIDE_BY_SIDE.index
         order.sort(key=lambda t: (t.problem != FIRST, t.problem[2:], place(t.problem[0])))
     changed = [task for task in order if task.reasons]
-    last = {task.problem: seconds for task in tasks if (seconds := task.last_seconds)}
-    now = progress.Progress(len(tasks), [t.problem for t in changed], last, jobs)
+    now = progress.Progress("notebooks", len(tasks), [task.problem for task in changed], jobs)
     with ExitStack() as stack:
-        status = stack.enter_context(progress.lines(now.line, log_seconds))
-        bar = stack.enter_context(tqdm(total=len(tasks), bar_format=BAR, disable=None))
+        status, show = stack.enter_context(progress.shown(now))
         environment = kernel_environment(jobs, status)
-        runs = sweep.Training()
-        if jobs > 1 or scheduler:
-            where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
-            cells = {task.problem: task.cells for task in changed if task.trains}
-            trained = sweep.training(cells, environment, now.begin, **where)
-            runs = stack.enter_context(trained)
+        by_cluster = [task for task in changed if task.trains and (jobs > 1 or scheduler)]
+        cells = {task.problem: task.cells for task in by_cluster}
+        where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
+        runs = stack.enter_context(sweep.training(cells, environment, now.begin, **where))
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         pool = stack.enter_context(ThreadPool(jobs))
         ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        attempt = functools.partial(_attempt, run=run, environment=environment, now=now)
+
+        def attempt(task: Task, trained: Mapping[str, float]) -> Outcome:
+            try:
+                if not task.reasons:
+                    record = storage.read_sealed(task.record)
+                    return Outcome(task, record["seconds"], record.get("trained", {}))
+                own = storage.make_dir(status / task.problem)
+                now.begin(task.problem)
+                seconds = run(task, {**environment, "DLCV_STATUS": str(own)}, trained)
+                return Outcome(task, seconds, trained)
+            except Exception as error:
+                return Outcome(task, error=str(error) or type(error).__name__)
+
         left = len(tasks)
         while left:
-            for task in [task for task in order if runs.ready(task.problem)]:
+            awaited = {p for run, future in runs if not future.done() for p in run.problems}
+            for task in [task for task in order if task.problem not in awaited]:
                 order.remove(task)
-                spent = runs.spent(task.problem)
-                pool.apply_async(attempt, (task, spent), callback=ended.put)
-            bar.set_postfix_str(now.line(status))
+                own = (future for run, future in runs if run.problems[0] == task.problem)
+                results = (future.result() for future in own if future.status == "finished")
+                trained = sum(map(Counter, results), Counter())
+                pool.apply_async(attempt, (task, trained), callback=ended.put)
+            show()
             try:
                 outcome = ended.get(timeout=1)
             except queue.Empty:
@@ -277,28 +281,8 @@ def _run(
             now.end(outcome.task.problem, outcome.seconds)
             how = f"{outcome.seconds:.0f} s" if outcome.task.reasons else "unchanged"
             progress.say(f"{outcome.task.problem} {'failed' if outcome.error else how}")
-            bar.update()
             left -= 1
             yield outcome
-
-
-def _attempt(
-    task: Task,
-    trained: Mapping[str, float],
-    run: Callable[..., float],
-    environment: Mapping[str, str],
-    now: progress.Progress,
-) -> Outcome:
-    try:
-        if not task.reasons:
-            record = storage.read_sealed(task.record)
-            return Outcome(task, record["seconds"], record.get("trained", {}))
-        status = storage.make_dir(Path(environment["DLCV_STATUS"], task.problem))
-        now.begin(task.problem)
-        seconds = run(task, {**environment, "DLCV_STATUS": str(status)}, trained)
-        return Outcome(task, seconds, trained)
-    except Exception as error:
-        return Outcome(task, error=str(error) or type(error).__name__)
 
 
 # --- a notebook -------------------------------------------------------------------------------

@@ -27,19 +27,8 @@ MIME = "application/vnd.dlcv.v2+json"
 KINDS = {"fig": "Figure", "tbl": "Table"}
 TEXTS = {"fig": ["fig-cap", "fig-alt"], "tbl": ["tbl-cap"]}
 """What each kind of exhibit needs besides its label: caption, and alt text."""
-# Quarto's options of cells, by the files of its schema: attributes and cache, code and text output,
-# figures, tables, layout, page layout. Those that the report does not use are left to Quarto.
-QUARTO = """
-    label classes renderings tags id export title cache freeze order
-    eval echo code-fold code-summary code-overflow code-line-numbers lst-label lst-cap
-    output warning error include panel output-location message results comment file filename
-    fig-width fig-height fig-cap fig-subcap fig-link fig-align fig-alt fig-env fig-pos fig-scap
-    fig-format fig-dpi fig-asp out-width out-height
-    tbl-cap tbl-subcap tbl-colwidths html-table-processing
-    layout layout-ncol layout-nrow layout-align layout-valign
-    column fig-column tbl-column cap-location fig-cap-location tbl-cap-location
-"""
-KNOWN = frozenset(QUARTO.split())
+KNOWN = {"label", "tags", "echo", "output", "fig-cap", "fig-subcap", "fig-alt", "tbl-cap"}
+"""Those of Quarto's options that the report follows."""
 OPTION = re.compile(r"^#\|(.*)\n?", re.MULTILINE)
 LABEL = re.compile(r"(fig|tbl)-(?:\d-\d-)?(\w[\w-]*)", re.ASCII)
 REFERENCE = re.compile(r"(?<![\w\\@])@((?:fig|tbl)-[\w-]*\w)", re.ASCII)
@@ -71,6 +60,16 @@ class Exhibit:
 def name_of(label: str) -> str:
     """An exhibit's name in results.json and files: "gap_closed" of "tbl-3-3-gap-closed"."""
     return LABEL.fullmatch(label)[2].replace("-", "_")
+
+
+def linked(text: str, exhibits: Mapping[str, Exhibit], page: str = "") -> str:
+    """Text with its references as links to the exhibits, on this page or another."""
+
+    def link(match: re.Match[str]) -> str:
+        exhibit = exhibits.get(match[1])
+        return f"[{exhibit.number}]({page}#{exhibit.label})" if exhibit else match[0]
+
+    return REFERENCE.sub(link, text)
 
 
 def code(source: str) -> str:
@@ -127,8 +126,7 @@ def check(notebooks: Mapping[str, NotebookNode], *, whole: bool = True) -> dict[
                 raise UserError(
                     f"{where}: @{key} is not in {BIBLIOGRAPHY.name}{nearest(key, works)}"
                 )
-    for _, where, cell in cells if whole else []:
-        for label in REFERENCE.findall(cell.source):
+        for label in REFERENCE.findall(cell.source) if whole else []:
             if label not in found:
                 raise UserError(f"{where}: @{label} refers to no exhibit{nearest(label, found)}")
     return found

@@ -70,22 +70,19 @@ def export(folder: Path, out: Path, report: Path) -> list[Path]:
 
 
 def _write(run: runs.Run[Any], out: Path, report: Path) -> None:
-    import onnxruntime
-
     exported = networks(run.method)
     for name, (network, inputs) in exported.items():
         network = network.cpu().eval()
         dynamic = {each: {0: Dim("batch")} for each in inputs}
         program = torch.export.export(network, (), dict(inputs), dynamic_shapes=dynamic)
         torch.export.save(program, out / f"{name}.pt2")
-        torch.onnx.export(program, f=str(out / f"{name}.onnx"), dynamo=True, external_data=False)
-        session = onnxruntime.InferenceSession(str(out / f"{name}.onnx"))
+        onnx = torch.onnx.export(program, dynamo=True)
+        onnx.save(out / f"{name}.onnx", external_data=False)
         fewer = {each: value[: BATCH - 1] for each, value in inputs.items()}
         expected = network(**fewer)
         again = torch.export.load(out / f"{name}.pt2").module()(**fewer)
-        by_onnx = session.run(None, {each: value.numpy() for each, value in fewer.items()})
         _check(name, "torch.export", expected, again)
-        _check(name, "ONNX", expected, [torch.from_numpy(each) for each in by_onnx])
+        _check(name, "ONNX", expected, onnx(**fewer))
     for file in (runs.MODEL, runs.HISTORY):
         shutil.copyfile(run.folder / file, out / file)
     values = {"run": run, "exported": exported, "last": run.history.iloc[-1].dropna().to_dict()}

@@ -21,7 +21,7 @@ import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 
-from dlcvlib.config.schema import Parameters
+from dlcvlib.config.schema import P, Parameters
 from dlcvlib.plots import style
 from dlcvlib.report import interactive, tables
 from dlcvlib.report.exhibits import MIME, name_of, options
@@ -48,8 +48,6 @@ INJECTED = "# Parameters"
 """The first line of the cell in which papermill sets parameters."""
 ASSIGNED = re.compile(r"^([^\W\d]\w*)(?:: *[^=\n]+)? *=(?!=)", re.MULTILINE)
 """A name that a cell assigns at its top level."""
-
-P = TypeVar("P", bound=Parameters)
 
 _cell: dict[str, Any] = {}
 """Options of the cell that runs now; its label only until an exhibit has been shown under it."""

@@ -19,7 +19,8 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from dlcvlib.config.paths import NOTEBOOKS, ROOT
-from dlcvlib.report.exhibits import CITATION, MIME, REFERENCE, Exhibit, code, name_of, options
+from dlcvlib.plots.style import WIDTH
+from dlcvlib.report.exhibits import CITATION, MIME, Exhibit, code, linked, name_of, options
 from dlcvlib.report.standalone import TAG, as_written
 from dlcvlib.utils.markdown import escaped, fenced
 
@@ -30,10 +31,6 @@ TERMINAL = re.compile(
     r"\x1b(?!\[[\d;]*m)(\[[ -?]*[@-~]|[]PX^_][^\a\x1b]*(\a|\x1b\\)|[ -/]*[0-~])?|[\0-\b\v-\x1a]"
 )
 """What a text tells a terminal, such as a link's address, but for colours: `ESC [ number; … m`."""
-PIXELS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-"""Formats of pictures; the page shows the first three, and the others as PNG."""
-TEXT_WIDTH = 7.0
-"""Inches of a full-width figure."""
 
 
 def part(text: str, format: str = "markdown", **how: Any) -> str:
@@ -99,12 +96,12 @@ class Page:
         if cell.cell_type == "markdown":
             yield part(self._linked(cell.source), "cell", **place)
         elif cell.cell_type == "code":
-            chosen = {"include": True, "echo": True, "output": True} | options(cell.source)
+            chosen = {"echo": True, "output": True} | options(cell.source)
             source = code(cell.source)
             outputs = [part(**place | self._output(output, chosen)) for output in cell.outputs]
-            if source and chosen["include"] and chosen["echo"]:
+            if source and chosen["echo"]:
                 yield part(fenced(source, "{.python .cell}"), **place)
-            if chosen["include"] and chosen["output"]:
+            if chosen["output"]:
                 yield from outputs
 
     def _output(self, output: NotebookNode, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +133,6 @@ class Page:
                 self.abstract.append(text)
                 return {"text": ""}
             return {"text": text, "format": "cell"}
-        if output.get("name") == "stderr" and not chosen.get("warning", True):
-            return {"text": ""}
         plain = output.get("text") or "\n".join(output.get("traceback", []))
         only_live = f"[{', '.join(data)}: shown in a live notebook only]" if data else ""
         plain = TERMINAL.sub("", plain or data.get("text/plain", only_live)).strip("\n").rstrip()
@@ -161,21 +156,17 @@ class Page:
         else:
             file, share = self._file(_content(data), stem)
             body, csv = _image(file, share, caption, exhibit.alt), payload["csv"]
-            menu |= {"picture": file, "interactive": self._interactive(payload)}
+            interactive = payload.get("interactive", {})
+            if points := interactive.get("points"):  # a file, which several figures may share
+                content = base64.b64decode(points["sheet"])
+                sheet = f"points-{hashlib.sha256(content).hexdigest()[:12]}.webp"
+                self.files[sheet] = content
+                interactive = interactive | {"points": points | {"sheet": sheet}}
+            menu |= {"picture": file, "interactive": interactive}
         if csv.strip():
             menu["values"] = f"{stem}.csv"
             self.files[menu["values"]] = csv.encode()
         return {"text": f"::: {{#{exhibit.label} .{payload['kind']}}}\n{body}\n:::", "menu": menu}
-
-    def _interactive(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """What a figure shows to a pointer; a sheet of images, which several may share, a file."""
-        found = dict(payload.get("interactive", {}))
-        if points := found.get("points"):
-            content = base64.b64decode(points["sheet"])
-            file = f"points-{hashlib.sha256(content).hexdigest()[:12]}.webp"
-            self.files[file] = content
-            found["points"] = points | {"sheet": file}
-        return found
 
     def picture(self, address: str, cell: int) -> tuple[str, float]:
         """The picture at an address in a cell, which becomes a file: its name, and its share.
@@ -200,30 +191,22 @@ class Page:
         if content.lstrip()[:1] == b"<":
             svg = ElementTree.fromstring(content)
             points = re.fullmatch(r"([\d.]+)pt", svg.get("width", ""))
-            inches = float(points[1]) / 72 if points else TEXT_WIDTH
+            inches = float(points[1]) / 72 if points else WIDTH
             kind = "svg"
         else:
-            picture = Image.open(io.BytesIO(content), formats=PIXELS)
+            picture = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "GIF"))
             picture.load()  # all of it: Typst would stop at half a picture
             inches = picture.width / float(picture.info.get("dpi", (100, 100))[0])
             kind = picture.format.lower()
-            if picture.format not in PIXELS[:3]:
-                picture.convert("RGBA").save(buffer := io.BytesIO(), kind := "png")
-                content = buffer.getvalue()
         self.files[f"{stem}.{kind}"] = content
-        return f"{stem}.{kind}", min(1.0, inches / TEXT_WIDTH)
+        return f"{stem}.{kind}", min(1.0, inches / WIDTH)
 
     def _linked(self, text: str) -> str:
         """References as links, of which report.lua makes those plain that lead to nothing.
 
         Citations too, for a notebook's Markdown has none; parts.lua reads what the link holds.
         """
-
-        def link(match: re.Match[str]) -> str:
-            exhibit = self.exhibits.get(match[1])
-            return f"[{exhibit.number}](#{exhibit.label})" if exhibit else match[0]
-
-        return CITATION.sub(r"[\g<0>](cite:)", REFERENCE.sub(link, as_written(text)))
+        return CITATION.sub(r"[\g<0>](cite:)", linked(as_written(text), self.exhibits))
 
 
 def _content(data: Mapping[str, str]) -> bytes:

@@ -14,34 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from dlcvlib.report.sweep import Needed
 from dlcvlib.training import rates
 from dlcvlib.training.runs import MARK, planning, train_or_load
 from dlcvlib.utils import stopwatch
 from dlcvlib.utils.errors import UserError
-
-
-class _Undisplayed(DisplayFormatter):
-    """Shows nothing, and so draws no figure."""
-
-    def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        return {}, {}
-
-
-class _Shell(InteractiveShell):
-    """Has neither windows nor tracebacks, which take longer than all else."""
-
-    def init_display_formatter(self) -> None:
-        self.display_formatter = _Undisplayed(parent=self)
-
-    def enable_gui(self, gui: Any = None) -> None:
-        pass
-
-    def showtraceback(self, *_: Any, **__: Any) -> None:
-        pass
 
 
 @lru_cache(maxsize=1)  # a worker often trains several runs of a notebook; its data stay in memory
@@ -59,14 +39,17 @@ def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
         config = Config({"HistoryManager": {"enabled": False}})
         # Not in the place of this process's own main module.
         own = {"user_module": ModuleType("planned_notebook"), "ipython_dir": folder}
-        shell = _Shell.instance(config=config, **own)
+        shell = InteractiveShell.instance(config=config, **own)
+        # It has no windows; figures and tracebacks, which take longer than all else, are not shown.
+        shell.enable_gui = shell.showtraceback = lambda *_, **__: None
+        shell.display_formatter.format = lambda *_, **__: ({}, {})
         try:
             for cell in cells:
                 result = shell.run_cell(cell, store_history=True)
                 if isinstance(error := result.error_before_exec or result.error_in_exec, UserError):
                     raise error
         finally:
-            _Shell.clear_instance()
+            InteractiveShell.clear_instance()
     return jobs
 
 
@@ -95,7 +78,7 @@ def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
 
 def plan(
     notebooks: Mapping[str, tuple[str, ...]], timed: bool
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+) -> tuple[dict[str, Needed], dict[str, str]]:
     """The runs that notebooks need, and what keeps some from being planned.
 
     Args:
@@ -103,9 +86,9 @@ def plan(
         timed: whether to measure how long those take that are not done.
 
     Returns:
-        Attributes of `sweep.Needed`, and problem -> message of a UserError.
+        The runs by name, and problem -> message of a UserError.
     """
-    needed, faults = [], {}
+    needed, faults = {}, {}
     for problem, cells in notebooks.items():
         try:
             jobs = requested(cells)
@@ -113,10 +96,11 @@ def plan(
             faults[problem] = str(error)
             continue
         for name, (method, settings, data, runs_dir) in jobs.items():
-            run = {"problem": problem, "name": name, "method": method.__name__}
-            run |= {"steps": settings.steps, "done": Path(runs_dir, name, MARK).is_file()}
-            if timed and not run["done"]:
-                rate = rates.seconds_per_step(method, settings, data)
-                run["seconds"] = settings.steps * rate
-            needed.append(run)
+            if name in needed:
+                needed[name].problems.append(problem)
+                continue
+            done = Path(runs_dir, name, MARK).is_file()
+            run = needed[name] = Needed([problem], method.__name__, settings.steps, done)
+            if timed and not done:
+                run.seconds = run.steps * rates.seconds_per_step(method, settings, data)
     return needed, faults

@@ -1,11 +1,11 @@
-"""How far a report's notebooks are, how long they still take, and lines that say so in a log."""
+"""How far notebooks or runs are, how long they still take, and what says so meanwhile."""
 
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 """Time between two lines in a log."""
-TABLE_ROWS = 20
-"""How many lines of a table a terminal has room for."""
 START = 8.0
 """Seconds of a notebook that trains nothing, in any report: kernel, imports, figures."""
 SHARES = {
@@ -27,75 +25,70 @@ SHARES = {
 }  # fmt: skip
 """Seconds of each notebook in a new `quick` report on two cores; since they are mostly training,
 any report takes them roughly in these proportions."""
-Times = Mapping[str, float]
-"""Problem -> seconds."""
 
 
-def expected(problems: Iterable[str], last: Times, ended: Times) -> Times:
-    """Seconds that each notebook takes, from first to last; none while nothing is known of any.
+def expected(problems: Iterable[str], ended: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each notebook takes, from first to last; none while none has ended.
 
-    One that was run here before takes what it took then, any other `START` and its share of the
-    rest, in proportion to all whose time is known.
+    It takes `START` and its share of the rest, in proportion to those that have ended. A run, or a
+    notebook that has been added, has the share of any other.
 
     Args:
         problems: such as "1-3".
-        last: of those that were run here before, by then.
-        ended: of those that have ended now.
+        ended: problem -> seconds of those that have ended, now or earlier.
     """
-    share = dict.fromkeys(problems, 100) | SHARES  # of a notebook that has been added
-    known = {p: seconds - START for p, seconds in {**last, **ended}.items() if p in share}
-    if not known:
+    if not ended:
         return {}
-    rate = max(0.0, sum(known.values()) / sum(share[p] for p in known))
-    return {p: last.get(p, START + rate * share[p]) for p in problems}
+    rest = sum(ended.values()) - START * len(ended)
+    rate = max(0.0, rest / sum(SHARES.get(p, 100) for p in ended))
+    return {p: START + rate * SHARES.get(p, 100) for p in problems}
 
 
 @dataclass
 class Progress:
-    """The notebooks of a report while they run.
+    """The notebooks of a report, or training runs, while they run.
 
     Attributes:
+        what: "notebooks" or "runs".
         total: how many there are.
-        left: problems of those that have not ended, in the order in which they begin.
-        last: how long those took that were run here before with these parameters.
+        left: those that have not ended, in the order in which they begin.
         jobs: how many run at once.
-        running: problem -> when it began.
-        ended: problem -> seconds that it took.
+        running: problem, or name of a run -> when it began.
+        ended: problem, or name -> seconds that it took, now or, if it is reused, earlier.
     """
 
+    what: str
     total: int
     left: list[str]
-    last: Times
     jobs: int
     running: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
-    def begin(self, problem: str) -> None:
-        """A notebook, or the training of its runs by another process, has begun."""
-        self.running.setdefault(problem, time.monotonic())
+    def begin(self, name: str) -> None:
+        """A notebook, or the training of its runs by another process, or a run has begun."""
+        self.running.setdefault(name, time.monotonic())
 
-    def end(self, problem: str, seconds: float) -> None:
-        """A notebook has ended, after 0 seconds if it failed."""
-        if self.running.pop(problem, None) is not None:  # what is reused does not run
-            self.left.remove(problem)
-            self.ended |= {problem: seconds} if seconds else {}
+    def end(self, name: str, seconds: float) -> None:
+        """It has ended, after 0 seconds if it failed."""
+        self.running.pop(name, None)
+        if name in self.left:  # what is reused is not
+            self.left.remove(name)
+        self.ended |= {name: seconds} if seconds else {}
 
-    def line(self, status: Path) -> str:
-        """What runs, how far, and how long all will still take, as far as that is known.
+    def rows(self, status: Path) -> list[str]:
+        """How far all are, and how long they still take, as far as that is known; what runs.
 
         Args:
-            status: has a folder for each problem, in which its kernel reports its training.
+            status: has a folder for each, in which processes report their training.
         """
         now, left, running = time.monotonic(), [*self.left], dict(self.running)
         how_long = "time left not known yet"
-        if seconds := expected(left, self.last, dict(self.ended)):
+        if seconds := expected(left, dict(self.ended)):
             rest = [max(0.0, seconds[p] - now + running.get(p, now)) for p in left]
-            longest = max(sum(rest) / self.jobs, *rest)
+            longest = max(sum(rest) / max(self.jobs, len(running)), *rest)
             how_long = f"about {tqdm.format_interval(longest)} left"
-        texts = {problem: training(status / problem) for problem in running}
-        what = ", ".join(f"{p} ({text})" if text else p for p, text in texts.items())
-        done = f"{self.total - len(left)} of {self.total} notebooks, {how_long}"
-        return f"{done}: {what}" if what else done
+        done = f"{self.total - len(left)} of {self.total} {self.what}, {how_long}"
+        return [done, *(f"{name} {training(status / name)}".strip() for name in running)]
 
 
 def training(status: Path) -> str:
@@ -113,28 +106,33 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def table() -> Iterator[Callable[[Sequence[str]], None]]:
-    """A function that shows lines in place of those it showed before, on a terminal."""
-    bars: list[tqdm] = []
-    with ExitStack() as stack:
+def shown(now: Progress) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Meanwhile print a line now and then, or on a terminal have a table of what runs.
 
-        def show(rows: Sequence[str]) -> None:
-            for place in range(len(bars), min(len(rows), TABLE_ROWS)):
+    Yields:
+        A folder in which processes report their training (see `lines`), and what shows the table
+        as it is now.
+    """
+    bars: list[tqdm] = []
+    with lines(lambda status: "; ".join(now.rows(status))) as status, ExitStack() as stack:
+
+        def show() -> None:
+            rows = now.rows(status)
+            for place in range(len(bars), len(rows)):  # tqdm hides what a terminal has no room for
                 bar = tqdm(bar_format="{desc}", position=place, leave=False, disable=None)
                 bars.append(stack.enter_context(bar))
-            for bar, row in zip_longest(bars, rows[: len(bars)], fillvalue=""):
+            for bar, row in zip_longest(bars, rows, fillvalue=""):
                 bar.set_description_str(row)
 
-        yield show
+        yield status, show
 
 
 @contextmanager
-def lines(text: Callable[[Path], str], seconds: float = LINE_SECONDS) -> Iterator[Path]:
-    """Meanwhile print a line at these intervals, in place of bars, unless there is a terminal.
+def lines(text: Callable[[Path], str]) -> Iterator[Path]:
+    """Meanwhile print a line now and then, in place of bars, unless there is a terminal.
 
     Args:
         text: a folder in which processes report their training -> the line.
-        seconds: between two lines.
 
     Yields:
         That folder.
@@ -142,7 +140,7 @@ def lines(text: Callable[[Path], str], seconds: float = LINE_SECONDS) -> Iterato
     began, over = time.monotonic(), threading.Event()
 
     def speak() -> None:
-        while not over.wait(seconds):
+        while not over.wait(LINE_SECONDS):
             passed = tqdm.format_interval(time.monotonic() - began)
             print(f"[{passed}] {text(status)}", flush=True)
 

@@ -16,17 +16,8 @@ from dlcvlib.config.schema import CHAPTERS, Parameters, load
 from dlcvlib.utils import environment, fingerprints, storage
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "matplotlib")
-OF_A_RUN = (
-    "seconds",
-    "images_per_second",
-    "device",
-    "precision",
-    "precision_why",
-    "threads",
-    "processes",
-    "settings",
-)
-"""What is taken from a run's record."""
+LEFT_OUT = {"data", "code", "torch", "accelerate", "parameters", "files"}
+"""Of a run's record: what its name stands for, and how it is stored."""
 
 
 def describe(
@@ -48,18 +39,14 @@ def describe(
     chapters = list(dict.fromkeys(list(CHAPTERS)[int(problem[0]) - 1] for problem in pages))
     names = list(dict.fromkeys(name for page in pages.values() for name in page.runs))
     runs = _records(names, {params[chapter].runs_dir for chapter in chapters})
-    uses = Counter(name for page in pages.values() for name in set(page.runs))
     for run in runs:
         run["problems"] = [problem for problem, page in pages.items() if run["run"] in page.runs]
-    cost = {run["run"]: run["seconds"] for run in runs if uses[run["run"]] == 1}
-    own = {
-        problem: [cost[name] for name in dict.fromkeys(page.runs) if name in cost]
-        for problem, page in pages.items()
-    }
+    own = {p: [run["seconds"] for run in runs if run["problems"] == [p]] for p in pages}
     devices = ", ".join(dict.fromkeys(map(_trained_on, runs)))
-    payloads = itertools.chain.from_iterable(page.payloads for page in pages.values())
-    trained = Counter(about.get("trained", {}))
-    inside = sum((Counter(payload["seconds"]) for payload in payloads), trained)
+    inside = Counter(about.get("trained", {}))
+    for page in pages.values():
+        for payload in page.payloads:
+            inside.update(payload["seconds"])
     spent = inside + Counter(about["spent"])
     spent["evaluation, figures, starting"] = sum(seconds.values()) - inside.total()
     return {
@@ -88,8 +75,7 @@ def _records(names: Iterable[str], folders: Iterable[str]) -> list[dict[str, Any
     found = {}
     for name, folder in itertools.product(names, folders):
         if record := storage.sealed(Path(folder, name, "provenance.json")):
-            # Records of an older version may lack a part.
-            found[name] = {"run": name} | {key: record.get(key) for key in OF_A_RUN}
+            found[name] = {"run": name} | {k: v for k, v in record.items() if k not in LEFT_OUT}
     return list(found.values())
 
 

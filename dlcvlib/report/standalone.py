@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
 
-from dlcvlib.report.exhibits import CITED, MIME, REFERENCE, Exhibit, options
+from dlcvlib.report.exhibits import CITED, MIME, Exhibit, linked, options
 
 TAG = "links"
 """Of the cell that leads back."""
-REPORT = "](../report.html#"
-ADDED = re.compile(rf"\[[^][]*{re.escape(REPORT)}(?:((?:fig|tbl)-[\w-]+)|ref-(\w+))\)", re.ASCII)
+REPORT = "../report.html"
+ADDED = re.compile(r"\[[^][]*\]\(\.\./report\.html#(?:((?:fig|tbl)-[\w-]+)|ref-(\w+))\)", re.ASCII)
 """What leads to an exhibit or a work."""
 
 
@@ -29,21 +29,17 @@ def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, E
         exhibits: label -> exhibit, of the whole report.
     """
 
-    def linked(text: str) -> str:
-        def reference(match: re.Match[str]) -> str:
-            exhibit = exhibits.get(match[1])
-            return f"[{exhibit.number}{REPORT}{exhibit.label})" if exhibit else match[0]
-
+    def readable(text: str) -> str:
         def citation(match: re.Match[str]) -> str:
             name = re.sub(r"(?<=[a-z])(?=\d)", " ", match[1]).capitalize()
-            return f"[{name}{REPORT}ref-{match[1]})"
+            return f"[{name}]({REPORT}#ref-{match[1]})"
 
-        text = re.sub(CITED, citation, REFERENCE.sub(reference, text), flags=re.ASCII)
-        return text.replace("](#nb-", f"{REPORT}nb-")
+        text = re.sub(CITED, citation, linked(text, exhibits, REPORT), flags=re.ASCII)
+        return text.replace("](#nb-", f"]({REPORT}#nb-")
 
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = linked(cell.source)
+            cell.source = readable(cell.source)
         elif cell.cell_type == "code":
             if "parameters" in cell.metadata.get("tags", []):
                 cell.metadata["jupyter"] = {"source_hidden": True}  # many lines, one click away
@@ -52,17 +48,17 @@ def make_readable(notebook: NotebookNode, problem: str, exhibits: Mapping[str, E
                 if MIME in data:
                     data.pop("text/html", None)  # a table: pandas' own, beside that of the report
                 elif "text/markdown" in data:
-                    data["text/markdown"] = linked(data["text/markdown"])
+                    data["text/markdown"] = readable(data["text/markdown"])
             if exhibit := exhibits.get(options(cell.source).get("label")):
-                caption = f"**{exhibit.number}.** {linked(exhibit.caption)}"
+                caption = f"**{exhibit.number}.** {readable(exhibit.caption)}"
                 payload = {"kind": "caption", "values": {}, "runs": [], "seconds": {}}
                 under = new_output("display_data", {"text/markdown": caption, MIME: payload})
                 cell.outputs.append(under)
-    links = f"[{problem} in the report{REPORT}nb-{problem}) · [Contents](../index.html)"
+    links = f"[{problem} in the report]({REPORT}#nb-{problem}) · [Contents](../index.html)"
     notebook.cells.insert(0, new_markdown_cell(links, id=TAG, metadata={"tags": [TAG]}))
 
 
 def as_written(text: str) -> str:
     """Markdown of an executed notebook as its author wrote it, or as the kernel showed it."""
     text = ADDED.sub(lambda match: f"@{match[1] or match[2]}", text)
-    return text.replace(REPORT, "](#")
+    return text.replace(f"]({REPORT}#", "](#")

@@ -3,10 +3,9 @@
 import shlex
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from tqdm import tqdm
 from dlcvlib.config.paths import ROOT
 from dlcvlib.report import progress, template
 from dlcvlib.utils import storage
-from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.process import run_in_subprocess
 
 if TYPE_CHECKING:
@@ -23,53 +21,25 @@ if TYPE_CHECKING:
 
 Cells = tuple[str, ...]
 """Sources of a notebook's code cells, with its parameters."""
-TRAIN = "dlcvlib.report.planning:train"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Needed:
-    """A run that a notebook needs.
+    """A run that notebooks need.
 
     Attributes:
-        problem: the notebook's.
-        name: `<method>-<hash>`.
+        problems: theirs; it is trained under the first.
         method: name of its class.
         steps: how many it has.
         done: whether it is trained.
         seconds: what it takes, if that was measured and it is not done.
     """
 
-    problem: str
-    name: str
+    problems: list[str]
     method: str
     steps: int
     done: bool
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """Runs that other processes train, and the notebooks that wait for them.
-
-    Attributes:
-        needed: by which problem.
-        missing: name -> one that is trained, under the first problem that needs it.
-        futures: name -> what becomes of it.
-    """
-
-    needed: Sequence[Needed] = ()
-    missing: Mapping[str, Needed] = field(default_factory=dict)
-    futures: Mapping[str, "Future"] = field(default_factory=dict)
-
-    def ready(self, problem: str) -> bool:
-        """Whether all runs of a notebook are trained, or have failed."""
-        names = {run.name for run in self.needed if run.problem == problem}
-        return all(self.futures[name].done() for name in names & self.futures.keys())
-
-    def spent(self, problem: str) -> Counter[str]:
-        """Seconds, by kind of work, that the runs under a problem have taken."""
-        own = (self.futures[n] for n, run in self.missing.items() if run.problem == problem)
-        return sum((Counter(f.result()) for f in own if f.status == "finished"), Counter())
 
 
 @contextmanager
@@ -78,7 +48,7 @@ def training(
     environment: Mapping[str, str],
     begin: Callable[[str], object],
     **where: Any,
-) -> Iterator[Training]:
+) -> Iterator[list[tuple[Needed, "Future"]]]:
     """Train the missing runs of notebooks, in their order, for as long as the context lasts.
 
     A run that fails, or that cannot be planned, is left to its notebook.
@@ -87,57 +57,45 @@ def training(
         notebooks: problem -> its cells.
         environment: variables of the processes that train.
         begin: called with the problem under which a run begins.
-        where: see `cluster.connected`.
+        where: see `cluster.working`.
+
+    Yields:
+        These runs, and what becomes of each.
     """
-    try:
-        needed, _ = plan(notebooks)
-    except UserError as error:
-        print(f"the notebooks train their runs themselves: {error}", flush=True)
-        needed = []
-    missing = {name: run for name, run in once(needed).items() if not run.done}
+    needed, _ = plan(notebooks)
+    missing = {name: run for name, run in needed.items() if not run.done}
     if not missing:
-        yield Training()
+        yield []
         return
     from dlcvlib.report.cluster import working  # loads slowly
 
     folder = Path(environment["DLCV_STATUS"])
-    tasks = {
-        name: (storage.make_dir(folder / run.problem), (notebooks[run.problem], name))
-        for name, run in missing.items()
-    }
+    first = {name: run.problems[0] for name, run in missing.items()}
+    tasks = {n: (storage.make_dir(folder / p), notebooks[p]) for n, p in first.items()}
     where |= {"environment": environment}
-    with working(TRAIN, tasks, lambda name: begin(missing[name].problem), **where) as futures:
-        yield Training(needed, missing, futures)
+    with working(tasks, lambda name: begin(first[name]), **where) as futures:
+        yield [(missing[name], future) for name, future in futures.items()]
 
 
 def plan(
     notebooks: Mapping[str, Cells], *, timed: bool = False
-) -> tuple[list[Needed], dict[str, str]]:
+) -> tuple[dict[str, Needed], dict[str, str]]:
     """As `planning.plan`, in a process of its own: torch and data take memory."""
     if not notebooks:
-        return [], {}
-    needed, faults = run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed)
-    return [Needed(**run) for run in needed], faults
-
-
-def once(needed: Iterable[Needed]) -> dict[str, Needed]:
-    """Each run by its name, under the first problem that needs it."""
-    runs: dict[str, Needed] = {}
-    for run in needed:
-        runs.setdefault(run.name, run)
-    return runs
+        return {}, {}
+    return run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed)
 
 
 # --- the command ------------------------------------------------------------------------------
 
 
-def table(runs: Iterable[Needed]) -> str:
+def table(runs: Mapping[str, Needed]) -> str:
     """Runs by problem and method, how many are done, and how long the others take one by one."""
     import pandas as pd  # takes memory, and only this needs it
 
-    frame = pd.DataFrame([vars(run) for run in runs])
+    frame = pd.DataFrame([vars(run) | {"problem": run.problems[0]} for run in runs.values()])
     frame["steps"] *= ~frame["done"]
-    columns = {"runs": ("name", "size"), "done": ("done", "sum")}
+    columns = {"runs": ("done", "size"), "done": ("done", "sum")}
     columns |= {"steps": ("steps", "sum"), "time": ("seconds", "sum")}
     found = frame.groupby(["problem", "method"], sort=False).agg(**columns)
     found.loc[("all", ""), :] = found.sum()
@@ -146,19 +104,19 @@ def table(runs: Iterable[Needed]) -> str:
     return found.rename(columns={"steps": "steps left", "time": "time left"}).to_string()
 
 
-def export(runs: Sequence[Needed], words: Sequence[str], folder: Path) -> list[Path]:
+def export(runs: Mapping[str, Needed], words: Sequence[str], folder: Path) -> list[Path]:
     """Write a Slurm array job that trains runs, a task each, and their list.
 
     Args:
-        runs: those that are missing.
-        words: arguments of `python -m dlcvlib sweep` that choose parameters and data.
+        runs: those that are missing, by name.
+        words: the arguments of `python -m dlcvlib`, of which a task adds which run it trains.
         folder: where the two files are written.
     """
     files = [folder / "sweep.sbatch", folder / "runs.txt"]
     paths = {"list": files[1], "root": ROOT, "here": Path.cwd(), "python": sys.executable}
     own = {name: shlex.quote(str(path)) for name, path in paths.items()}
     script = template("sweep.sbatch.j2").render(own, runs=len(runs), words=shlex.join(words))
-    storage.write_text(files[1], "".join(f"{run.problem} {run.name}\n" for run in runs))
+    storage.write_text(files[1], "".join(f"{run.problems[0]} {n}\n" for n, run in runs.items()))
     storage.write_text(files[0], script)
     return files
 
@@ -167,7 +125,6 @@ def train(
     runs: Mapping[str, Needed],
     notebooks: Mapping[str, Cells],
     environment: Callable[[Path], Mapping[str, str]],
-    log_seconds: float = progress.LINE_SECONDS,
     **where: Any,
 ) -> dict[str, str]:
     """Train runs side by side, with a live table on a terminal, otherwise lines.
@@ -176,46 +133,30 @@ def train(
         runs: those that are missing, by name.
         notebooks: problem -> its cells.
         environment: the folder for what is reported -> variables of the processes that train.
-        log_seconds: between two lines.
-        where: see `cluster.connected`.
+        where: see `cluster.working`.
 
     Returns:
         Name -> error of each run that failed; the others are trained.
     """
-    import distributed  # loads slowly
+    from dlcvlib.report.cluster import working  # loads slowly
 
-    from dlcvlib.report.cluster import working
-
-    running: dict[str, None] = {}
     failed: dict[str, str] = {}
-    left, began = list(runs), time.monotonic()
-
-    def rows(status: Path) -> list[str]:
-        done, about = len(runs) - len(left), "time left not known yet"
-        if done:
-            rest = (time.monotonic() - began) * len(left) / done
-            about = f"about {tqdm.format_interval(rest)} left"
-        own = (f"{name} {progress.training(status / name)}".strip() for name in [*running])
-        return [f"{done} of {len(runs)} runs, {about}", *own]
-
+    now = progress.Progress("runs", len(runs), list(runs), where["workers"])
     with ExitStack() as stack:
-        log = progress.lines(lambda status: "; ".join(rows(status)), log_seconds)
-        status, show = stack.enter_context(log), stack.enter_context(progress.table())
+        status, show = stack.enter_context(progress.shown(now))
         tasks = {
-            name: (storage.make_dir(status / name), (notebooks[run.problem], name))
+            name: (storage.make_dir(status / name), notebooks[run.problems[0]])
             for name, run in runs.items()
         }
         where |= {"environment": environment(status)}
-        futures = stack.enter_context(working(TRAIN, tasks, running.setdefault, **where))
-        while left:
-            show(rows(status))
-            with suppress(TimeoutError):
-                waited = [futures[name] for name in left]
-                distributed.wait(waited, timeout=1, return_when="FIRST_COMPLETED")
-            for name in [name for name in left if futures[name].done()]:
-                left.remove(name)
-                running.pop(name, None)
+        futures = stack.enter_context(working(tasks, now.begin, **where))
+        while now.left:
+            show()
+            time.sleep(1)
+            for name in [name for name in now.left if futures[name].done()]:
                 if error := futures[name].exception():
                     failed[name] = str(error) or type(error).__name__
-                progress.say(f"{runs[name].problem} {name} {'failed' if error else 'is trained'}")
+                now.end(name, 0 if error else sum(futures[name].result().values()))
+                how = "failed" if error else "is trained"
+                progress.say(f"{runs[name].problems[0]} {name} {how}")
     return failed

@@ -45,9 +45,10 @@ def as_text(shown: pd.DataFrame | Styler) -> pd.DataFrame:
     formats = {name: functools.partial(_text, name) for name in styler.columns}
     default, ours = (copy.deepcopy(styler).format(one) for one in (None, formats))
     rows = [
-        [_typeset(o if o == MISSING or t == d else t) for t, d, o in zip(*cells, strict=True)]
+        [o if o == MISSING or t == d else t for t, d, o in zip(*cells, strict=True)]
         for cells in zip(*map(_cells, (styler, default, ours)), strict=True)
     ]
+    rows = [[pair_name(markdown.typeset(cell)) for cell in row] for row in rows]
     hidden = styler.export()["hide_index"]
     heads = styler.data.columns.nlevels + (any(styler.data.index.names) and not hidden)
     names = ["_".join(filter(None, parts)) for parts in zip(*rows[:heads], strict=True)]
@@ -132,10 +133,6 @@ def _cells(styler: Styler) -> list[list[str]]:
 def _spaced(name: str) -> str:
     """A column's name as its heading; domains, which a pair joins, keep their names."""
     return name if "→" in name else name.replace("_", " ")
-
-
-def _typeset(text: str) -> str:
-    return pair_name(markdown.typeset(text))
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import copy
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,21 +24,11 @@ from papermill.parameterize import parameterize_notebook
 from dlcvlib.config.paths import NOTEBOOKS
 from dlcvlib.config.schema import CHAPTERS, Chapter, load
 from dlcvlib.report.exhibits import Exhibit, check
+from dlcvlib.report.provenance import PACKAGES
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 
-DECIDING = (
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "scikit-image",
-    "matplotlib",
-    "seaborn",
-)
+DECIDING = (*PACKAGES, "scipy", "pandas", "scikit-image", "seaborn")
 """Libraries whose version decides what a notebook shows."""
 FILES = [*fingerprints.PACKAGE.rglob("*.yaml"), *fingerprints.PACKAGE.rglob("*.mplstyle")]
 """How figures and tables look, and what the original reports."""
@@ -90,13 +80,6 @@ class Task:
     @property
     def record(self) -> Path:
         return self.target.with_suffix(".json")
-
-    @property
-    def last_seconds(self) -> float | None:
-        """How long it ran the last time here, if that was with these parameters."""
-        record = storage.sealed(self.record) or {}
-        same = record.get("identity", {}).get("parameters") == self.identity["parameters"]
-        return record["seconds"] if same else None
 
     @cached_property
     def reasons(self) -> list[str]:
@@ -217,31 +200,23 @@ def _code(notebook: NotebookNode) -> dict[str, str]:
     return fingerprints.hashes(modules)
 
 
-def explain(tasks: Sequence[Task]) -> str:
+def explain(tasks: Sequence[Task]) -> Iterator[str]:
     """What a report would run and why, and what it would use again, a line a notebook."""
-    lines = []
     for task in tasks:
         how = f"runs: {'; '.join(task.reasons)}" if task.reasons else "is reused"
-        lines.append(f"{task.problem} {task.fault or how}")
-    return "\n".join(lines)
+        yield f"{task.problem} {task.fault or how}"
 
 
-def explain_runs(runs_dir: Path) -> str:
-    """Which trained models fit today's code, which are stale and why, and which are unfinished."""
+def stale(runs_dir: Path) -> Iterator[str]:
+    """Which trained models do not fit today's code, and why, a line a model."""
     versions = fingerprints.versions("torch", "accelerate")
-    fit, lines = 0, []
     for folder in sorted(runs_dir.glob("*-*/")):
         if record := storage.sealed(folder / "provenance.json"):
             modules = (fingerprints.PACKAGE / f"{name}.py" for name in record.get("code", {}))
             now = {"code": fingerprints.hashes(filter(Path.is_file, modules)), "versions": versions}
             record["versions"] = {name: record.get(name) for name in versions}
             if reasons := _differences(record, now):
-                lines.append(f"{folder.name} is stale: {'; '.join(reasons)}")
-            else:
-                fit += 1
-        elif pointer := storage.sealed(folder / "checkpoint.json"):
-            lines.append(f"{folder.name} continues at step {pointer['step']}")
-    return "\n".join([f"trained models in {runs_dir} that can be used: {fit}", *lines])
+                yield f"{folder.name} is stale: {'; '.join(reasons)}"
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:

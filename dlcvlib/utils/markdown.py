@@ -17,19 +17,15 @@ def escaped(text: str) -> str:
     return " ".join(re.sub(r"([\\|*_`$<>\[\]^~#@])", r"\\\1", text).split())
 
 
-def minus(text: str) -> str:
-    """Text with a true minus (U+2212) for the hyphen in front of a negative number."""
-    return re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
-
-
 def typeset(text: str) -> str:
-    """Text with a true minus, and with powers of ten as they are written: 2 × 10⁻⁵ for 2e-05."""
+    """Text with a true minus (U+2212), and with powers of ten as written: 2 × 10⁻⁵ for 2e-05."""
 
     def power(match: re.Match[str]) -> str:
         exponent = str(int(match[2])).translate(SUPERSCRIPTS)
         return f"10{exponent}" if match[1] == "1" else f"{match[1]} × 10{exponent}"
 
-    return re.sub(r"(?<![\w.-])(\d(?:\.\d+)?)e([-+]\d+)\b", power, minus(text))
+    text = re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
+    return re.sub(r"(?<![\w.-])(\d(?:\.\d+)?)e([-+]\d+)\b", power, text)
 
 
 def fenced(text: str, language: str = "") -> str:
