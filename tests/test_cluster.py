@@ -102,6 +102,12 @@ def test_the_plan_is_what_the_notebooks_request(smoke_report):
     assert all(run.done for run in needed.values())
 
 
+def test_a_cell_that_hangs_keeps_no_other_notebook_from_being_planned():
+    notebooks = {"1-1": ("while True:\n    pass",), "1-2": ("1",)}
+    fault = "a cell ran longer than 1 s (--cell-timeout)"
+    assert sweep.plan(notebooks, cell_timeout=1) == ({}, {"1-1": fault})
+
+
 def test_a_lost_worker_costs_no_run_and_a_failed_run_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.2)
     notebooks = {"1-1": requests(tmp_path, LOST, range(4)), "1-2": ("1 / 0",)}

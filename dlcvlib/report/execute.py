@@ -164,7 +164,7 @@ def make_report(
         storage.sweep(out)
         storage.sweep(storage.make_dir(out / "notebooks"))
         write_index(whole=False)
-        for outcome in _run(tasks, run, jobs, page_on_the_way, gpus, scheduler):
+        for outcome in _run(tasks, run, jobs, page_on_the_way, gpus, scheduler, cell_timeout):
             outcomes[outcome.task.problem] = outcome
         progress.say("writing the report")
         with progress.lines(lambda _: "writing the report"):
@@ -225,6 +225,7 @@ def _run(
     meanwhile: Callable[[], None],
     gpus: int = 0,
     scheduler: str = "",
+    cell_timeout: int | None = None,
 ) -> Iterator[Outcome]:
     """Outcomes as they come, with a line for each; a table on a terminal, otherwise more lines.
 
@@ -246,7 +247,8 @@ def _run(
         by_cluster = [task for task in changed if task.trains and (jobs > 1 or scheduler)]
         cells = {task.problem: task.cells for task in by_cluster}
         where = {"workers": jobs, "gpus": gpus, "scheduler": scheduler}
-        runs = stack.enter_context(sweep.training(cells, environment, now.begin, **where))
+        training = sweep.training(cells, environment, now.begin, cell_timeout, **where)
+        runs = stack.enter_context(training)
         # Of daemons: after Ctrl-C nothing is waited for, and kernels end with their parent.
         pool = stack.enter_context(ThreadPool(jobs))
         ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

@@ -6,9 +6,10 @@ they can without it.
 """
 
 import io
+import signal
 import tempfile
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -25,14 +26,17 @@ from dlcvlib.utils.errors import UserError
 
 
 @lru_cache(maxsize=1)  # a worker often trains several runs of a notebook; its data stay in memory
-def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+def requested(
+    cells: tuple[str, ...], cell_timeout: int | None = None
+) -> dict[str, tuple[Any, ...]]:
     """The runs that a notebook requests: name -> the arguments of `train_or_load`.
 
     Args:
         cells: sources of its code cells, those that set parameters among them.
+        cell_timeout: seconds after which a cell is interrupted; only in a process's main thread.
 
     Raises:
-        UserError: if a cell does.
+        UserError: if a cell does, or is interrupted.
     """
     quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, planning() as jobs, quiet[0], quiet[1]:
@@ -45,12 +49,32 @@ def requested(cells: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
         shell.display_formatter.format = lambda *_, **__: ({}, {})
         try:
             for cell in cells:
-                result = shell.run_cell(cell, store_history=True)
+                with _limited(cell_timeout):
+                    result = shell.run_cell(cell, store_history=True)
                 if isinstance(error := result.error_before_exec or result.error_in_exec, UserError):
                     raise error
         finally:
             InteractiveShell.clear_instance()
     return jobs
+
+
+@contextmanager
+def _limited(seconds: int | None) -> Iterator[None]:
+    """Interrupt what takes longer, where the system has such an alarm."""
+
+    def interrupt(*_: Any) -> None:
+        raise UserError(f"a cell ran longer than {seconds} s (--cell-timeout)")
+
+    if not seconds or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
@@ -77,13 +101,14 @@ def train(cells: tuple[str, ...], name: str) -> dict[str, float]:
 
 
 def plan(
-    notebooks: Mapping[str, tuple[str, ...]], timed: bool
+    notebooks: Mapping[str, tuple[str, ...]], timed: bool, cell_timeout: int | None
 ) -> tuple[dict[str, Needed], dict[str, str]]:
     """The runs that notebooks need, and what keeps some from being planned.
 
     Args:
         notebooks: problem -> its cells.
         timed: whether to measure how long those take that are not done.
+        cell_timeout: seconds after which a cell counts as hanging.
 
     Returns:
         The runs by name, and problem -> message of a UserError.
@@ -91,7 +116,7 @@ def plan(
     needed, faults = {}, {}
     for problem, cells in notebooks.items():
         try:
-            jobs = requested(cells)
+            jobs = requested(cells, cell_timeout)
         except UserError as error:
             faults[problem] = str(error)
             continue

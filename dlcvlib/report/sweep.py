@@ -47,6 +47,7 @@ def training(
     notebooks: Mapping[str, Cells],
     environment: Mapping[str, str],
     begin: Callable[[str], object],
+    cell_timeout: int | None,
     **where: Any,
 ) -> Iterator[list[tuple[Needed, "Future"]]]:
     """Train the missing runs of notebooks, in their order, for as long as the context lasts.
@@ -57,12 +58,13 @@ def training(
         notebooks: problem -> its cells.
         environment: variables of the processes that train.
         begin: called with the problem under which a run begins.
+        cell_timeout: seconds after which a cell counts as hanging.
         where: see `cluster.working`.
 
     Yields:
         These runs, and what becomes of each.
     """
-    needed, _ = plan(notebooks)
+    needed, _ = plan(notebooks, cell_timeout=cell_timeout)
     missing = {name: run for name, run in needed.items() if not run.done}
     if not missing:
         yield []
@@ -78,12 +80,12 @@ def training(
 
 
 def plan(
-    notebooks: Mapping[str, Cells], *, timed: bool = False
+    notebooks: Mapping[str, Cells], *, timed: bool = False, cell_timeout: int | None = None
 ) -> tuple[dict[str, Needed], dict[str, str]]:
     """As `planning.plan`, in a process of its own: torch and data take memory."""
     if not notebooks:
         return {}, {}
-    return run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed)
+    return run_in_subprocess("dlcvlib.report.planning:plan", notebooks, timed, cell_timeout)
 
 
 # --- the command ------------------------------------------------------------------------------
