@@ -46,9 +46,11 @@ FITTED = 30_000
 """Maximum number of latents that a density is fitted to: more would take gigabytes."""
 COMPONENTS = (1, 10, 50, 100)
 """Numbers of Gaussians that a fitted density is chosen from."""
+LEAST = 100
+"""Latents for each of several Gaussians: with fewer, samples come close to training images."""
 VARIANCE = 0.1
-"""Added to the variances of each Gaussian, beside the prior's of 1: of few latents each, many
-Gaussians would be flat in most directions."""
+"""Added to the variances of each Gaussian, beside the prior's of 1: of few latents, it would be flat
+in most directions."""
 
 
 def fitted_samples(
@@ -81,7 +83,7 @@ def fitted_samples(
         size = run.settings.image_size
         real = classifier.method.features(resized(parts[1][:COMPARED], size)).double()
         draws, rows = [], []
-        for components in [n for n in COMPONENTS if n <= len(z)]:
+        for components in [n for n in COMPONENTS if n == 1 or n * LEAST <= len(z)]:
             drawn, log_likelihood = mixture(z, held_out, components, COMPARED, seed)
             generated = classifier.method.features(run.method.decode(drawn)).double()
             draws.append(drawn)
