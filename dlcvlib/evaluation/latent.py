@@ -49,8 +49,8 @@ COMPONENTS = (1, 10, 50, 100)
 LEAST = 100
 """Latents for each of several Gaussians: with fewer, samples come close to training images."""
 VARIANCE = 0.1
-"""Added to the variances of each Gaussian, beside the prior's of 1: of few latents, it would be flat
-in most directions."""
+"""Added to the variances of each Gaussian, beside the prior's of 1: of few latents, it would be
+flat in most directions."""
 
 
 def fitted_samples(
