@@ -9,8 +9,7 @@ from conftest import built, disk_full_beyond, same, settings_of, start, weights
 from torch import nn
 
 from dlcvlib.data.batches import memory_format
-from dlcvlib.methods.adamatch import AdaMatch
-from dlcvlib.training import device
+from dlcvlib.training import device, processes
 
 
 def test_apples_gpus_get_no_channels_last():
@@ -93,11 +92,9 @@ def test_long_runs_are_compiled_on_a_gpu(monkeypatch, wanted, steps, on, count, 
     assert device.compiling(method) == mode
 
 
-def test_several_gpus_get_torchs_synchronised_batch_norm(monkeypatch):
+def test_several_gpus_get_torchs_synchronised_batch_norm():
     net, before = built("adamatch"), weights(built("adamatch"))
-    monkeypatch.setattr(device, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    monkeypatch.setattr(AdaMatch, "device", torch.device("cuda"))
-    device.prepare(net, "fp32")
+    processes.synchronise(net)
     kinds = {type(module) for module in net.modules()}
     assert nn.SyncBatchNorm in kinds
     assert not {nn.BatchNorm1d, nn.BatchNorm2d} & kinds

@@ -17,9 +17,9 @@ import joblib
 import platformdirs
 import torch
 from accelerate import Accelerator, PartialState
-from torch import nn
 
 from dlcvlib.training.method import Batch, Method
+from dlcvlib.training.processes import synchronise
 from dlcvlib.utils import fingerprints, storage
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
@@ -67,8 +67,7 @@ def prepare(method: Method, precision: str) -> None:
     choose_kernels(settings.deterministic, precision == "tf32")
     on_gpus = method.device.type == "cuda" and _several()
     if on_gpus and settings.sync_batch_norm and not method.second_derivatives:
-        for network in method.children():
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        synchronise(method)
     if precision == "bf16":
         accelerator = Accelerator(mixed_precision="bf16")
         for network in method.children():
@@ -109,23 +108,31 @@ def choose(method: Method, batch: Callable[[int], Batch]) -> tuple[str, str]:
             `settings.precision` is one of these or auto.
         batch: step -> a batch.
     """
-    requested, on_gpu = method.settings.precision, torch.cuda.is_available()
-    if requested == "tf32" and not (on_gpu and torch.cuda.is_tf32_supported()):
+    requested = method.settings.precision
+    if requested == "tf32" and not _gpu_has_tf32():
         return "fp32", "no support for tf32"
     if requested != "auto":
         return requested, "requested"
     on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        has = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if not has:
+    if not (_cpu_has_bf16() if on_cpu else _gpu_has_bf16()):
         return "fp32", "no support for bf16"
     # With several processes, a trial's steps would wait for those that are waiting for the trial.
     if not on_cpu or _several():
         return "bf16", "supported"
     gain = _gain(method, batch)
     return "bf16" if gain > 1 else "fp32", f"bf16 is {gain:.2g} times as fast as fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _gpu_has_tf32() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_tf32_supported()
 
 
 def _gain(method: Method, batch: Callable[[int], Batch]) -> float:

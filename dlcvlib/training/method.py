@@ -6,6 +6,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+
+# Imported before the processes form a group: its default arguments would keep the group alive.
+import torch.distributed.nn
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn

@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-
-# Imported before the processes form a group: its default arguments would keep the group alive.
-import torch.distributed.nn
 import torch.nn.functional as F
 from accelerate import PartialState
-from torch import Tensor
+from accelerate.utils import reduce
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dlcvlib.utils.errors import UserError
@@ -31,6 +29,18 @@ LIKE = {torch.rand_like, torch.randn_like}
 IN_PLACE = {Tensor.uniform_, Tensor.normal_}
 
 
+class _MeanOverProcesses(torch.autograd.Function):
+    """Elementwise; it is its own adjoint, so that it can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return reduce(x.contiguous(), "mean")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _MeanOverProcesses.apply(gradient)
+
+
 def batch_mean(values: Tensor) -> Tensor:
     """Mean over the rows of a whole batch, of which each process has its share.
 
@@ -38,12 +48,10 @@ def batch_mean(values: Tensor) -> Tensor:
         values: (N, …), or a scalar that is already a mean over the share's rows.
 
     Returns:
-        (…), in a step the same on all processes, and differentiable any number of times.
+        (…), in a step the same on all processes, and differentiable.
     """
     mean = values.mean(0)
-    if not Share.active:
-        return mean
-    return torch.distributed.nn.all_reduce(mean) / PartialState().num_processes
+    return _MeanOverProcesses.apply(mean) if Share.active else mean
 
 
 class Share(TorchFunctionMode):
@@ -177,3 +185,9 @@ def ending_together() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, before)
+
+
+def synchronise(method: nn.Module) -> None:
+    """Give a method's networks torch's SyncBatchNorm, for training by several GPUs."""
+    for network in method.children():
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
