@@ -40,7 +40,7 @@ def test_initial_weights(norm):
 
 
 def test_spectral_norms_are_one(images):
-    gan = gan_of(discriminator_norm="spectral", learning_rate=4e-4)
+    gan = gan_of(discriminator_norm="spectral", learning_rate=4e-4, adam_betas=[0.5, 0.999])
     for _ in range(30):
         gan.training_step((images,))
     for layer in gan.discriminator.layers[::2]:  # LeakyReLU alone is between the convolutions
