@@ -247,6 +247,8 @@ def test_two_machines_meet_in_a_shared_folder_alone(tmp_path):
         options = ["--no-dashboard", "--nthreads=1", "--memory-limit=0"]
         on(other, "distributed.cli.dask_worker", f"tcp://{here}:8786", *options)
         words = ["--profile=smoke", "--only=1-1", f"--runs-dir={tmp_path / 'runs'}"]
+        words += ["--log-with=tensorboard"]
         process = on(one, "dlcvlib", "sweep", *words, f"--scheduler=tcp://{here}:8786")
         output, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode, trained(tmp_path)) == (0, 1), output
+        assert len([*tmp_path.glob("runs/tensorboard/vae-*")]) == 1

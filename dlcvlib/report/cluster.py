@@ -17,14 +17,15 @@ import dask
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
 from tqdm import tqdm
 
+from dlcvlib.training import tracking
 from dlcvlib.utils.errors import UserError
 
 STARTED = "dlcv-report"
 """Topic under which workers say which task they have begun."""
 
 
-def _train(cells: tuple[str, ...], name: str, status: str) -> dict[str, float]:
-    os.environ["DLCV_STATUS"] = status  # where there is no such folder, on another machine, none
+def _train(cells: tuple[str, ...], name: str, environment: Mapping[str, str]) -> dict[str, float]:
+    os.environ.update(environment)
     get_worker().log_event(STARTED, name)
     # By its name: this module need not load torch.
     return pkgutil.resolve_name("dlcvlib.report.planning:train")(cells, name)
@@ -78,10 +79,12 @@ def working(
         if importlib.util.find_spec("bokeh"):
             print(f"dashboard: {client.dashboard_link}", flush=True)
         client.subscribe_topic(STARTED, lambda event: started(event[1]))
-        yield {
-            name: client.submit(_train, cells, name, str(status), key=name, priority=-place)
-            for place, (name, (status, cells)) in enumerate(tasks.items())
-        }
+        futures, tracker = {}, os.environ.get(tracking.VARIABLE, "")
+        for place, (name, (status, cells)) in enumerate(tasks.items()):
+            # On another machine there is no such folder, and nothing is reported.
+            own = {"DLCV_STATUS": str(status), tracking.VARIABLE: tracker}
+            futures[name] = client.submit(_train, cells, name, own, key=name, priority=-place)
+        yield futures
 
 
 def _own_cluster(workers: int, gpus: int, environment: Mapping[str, str]) -> SpecCluster:
