@@ -3,7 +3,6 @@
 Worker processes import this module only, so that they start quickly: no torch here.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from PIL import ExifTags, Image
-from tqdm.auto import tqdm
 
+from dlcvlib.utils.bars import bar
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.parent import end_with_parent
 
@@ -169,8 +168,8 @@ def fill(
     Returns:
         The columns by name, each (len(items),) uint8.
     """
-    bar = {"leave": False, "disable": bool(os.environ.get("DLCV_STATUS")), "unit": " images"}
-    examples = tqdm(_results(work, items), label, total or len(items), initial=first, **bar)
+    size = {"total": total or len(items), "initial": first, "unit": " images"}
+    examples = bar(_results(work, items), label, **size)
     columns = []
     for place, (picture, values) in zip(out, examples, strict=True):
         place[:] = picture.transpose(2, 0, 1)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dlcvlib.config.schema import FaceParams
 from dlcvlib.data import decode, folder, prepare
 from dlcvlib.data.decode import Source
 from dlcvlib.data.types import FaceData
 from dlcvlib.utils import storage
+from dlcvlib.utils.bars import bar
 from dlcvlib.utils.errors import UserError
 
 SIDE = 64
@@ -91,7 +91,7 @@ def _celeba(root: Path, limit: int | None) -> Source:
             CelebA(folder, download=True)
             return
         with zipfile.ZipFile(archive) as pictures:
-            files = tqdm(pictures.infolist(), "unpacking CelebA", leave=False)
+            files = bar(pictures.infolist(), "unpacking CelebA")
             pictures.extractall(Path(folder, CELEBA), files)
 
     lists = " and ".join(CELEBA_LISTS)

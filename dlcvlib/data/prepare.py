@@ -19,7 +19,7 @@ import joblib
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dlcvlib.config.schema import DigitParams, FaceParams
 from dlcvlib.data.decode import REMARKS, Source, fill

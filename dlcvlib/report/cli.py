@@ -189,7 +189,7 @@ def _inspect(
     attributes = any("1-3" < problem < "3" for problem in problems)
     uptodate.declared()  # mistakes in notebooks and a wrong folder, before the data are prepared
     # torch and the images take hundreds of megabytes; what follows needs neither.
-    with progress.lines(lambda _: "preparing the data"):
+    with progress.lines("preparing the data"):
         return only, *run_in_subprocess("dlcvlib.data.source:inspect_data", used, attributes)
 
 
@@ -200,7 +200,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     only, fingerprints, gpus = _inspect(arguments, params)
     tasks = uptodate.plan(params, fingerprints, only, ROOT / "report")
     notebooks = {task.problem: task.cells for task in tasks if task.trains}
-    with progress.lines(lambda _: "planning the runs"):
+    with progress.lines("planning the runs"):
         runs, failed = sweep.plan(notebooks, timed=arguments.dry_run)
     if arguments.run:
         if arguments.run not in runs:
@@ -233,7 +233,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from dlcvlib.data.source import load
     from dlcvlib.report import progress
 
-    with progress.lines(lambda status: progress.training(status) or "preparing data or evaluating"):
+    with progress.lines("preparing data or evaluating"):
         data = load(params)
         for line in getattr(data, "left_out", ()):
             print(line)

@@ -167,7 +167,7 @@ def make_report(
         for outcome in _run(tasks, run, jobs, page_on_the_way, gpus, scheduler, cell_timeout):
             outcomes[outcome.task.problem] = outcome
         progress.say("writing the report")
-        with progress.lines(lambda _: "writing the report"):
+        with progress.lines("writing the report"):
             render()
     failures = [o for o in outcomes.values() if o.error]
     for failure in failures:

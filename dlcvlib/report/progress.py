@@ -79,7 +79,7 @@ class Progress:
         """How far all are, and how long they still take, as far as that is known; what runs.
 
         Args:
-            status: has a folder for each, in which processes report their training.
+            status: has a folder for each, in which its processes report how far they are.
         """
         now, left, running = time.monotonic(), [*self.left], dict(self.running)
         how_long = "time left not known yet"
@@ -88,15 +88,15 @@ class Progress:
             longest = max(sum(rest) / max(self.jobs, len(running)), *rest)
             how_long = f"about {tqdm.format_interval(longest)} left"
         done = f"{self.total - len(left)} of {self.total} {self.what}, {how_long}"
-        return [done, *(f"{name} {training(status / name)}".strip() for name in running)]
+        return [done, *(f"{name} {reported(status / name)}".strip() for name in running)]
 
 
-def training(status: Path) -> str:
-    """What processes have last reported, in a folder, of the runs that they train."""
+def reported(status: Path) -> str:
+    """What processes have last reported, in a folder, of what takes them long (see `bars`)."""
     texts = []
     with suppress(OSError):
         texts = [path.read_text(encoding="utf-8") for path in status.iterdir() if path.is_file()]
-    return " | ".join(text for text in texts if text and " 100%" not in text)
+    return " | ".join(filter(None, texts))
 
 
 def say(text: str) -> None:
@@ -110,11 +110,11 @@ def shown(now: Progress) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Meanwhile print a line now and then, or on a terminal have a table of what runs.
 
     Yields:
-        A folder in which processes report their training (see `lines`), and what shows the table
+        A folder in which processes report how far they are (see `lines`), and what shows the table
         as it is now.
     """
     bars: list[tqdm] = []
-    with lines(lambda status: "; ".join(now.rows(status))) as status, ExitStack() as stack:
+    with lines("", lambda status: "; ".join(now.rows(status))) as status, ExitStack() as stack:
 
         def show() -> None:
             rows = now.rows(status)
@@ -128,11 +128,12 @@ def shown(now: Progress) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 @contextmanager
-def lines(text: Callable[[Path], str]) -> Iterator[Path]:
+def lines(otherwise: str, text: Callable[[Path], str] = reported) -> Iterator[Path]:
     """Meanwhile print a line now and then, in place of bars, unless there is a terminal.
 
     Args:
-        text: a folder in which processes report their training -> the line.
+        otherwise: the line where `text` has none.
+        text: a folder in which processes report how far they are -> the line.
 
     Yields:
         That folder.
@@ -142,7 +143,7 @@ def lines(text: Callable[[Path], str]) -> Iterator[Path]:
     def speak() -> None:
         while not over.wait(LINE_SECONDS):
             passed = tqdm.format_interval(time.monotonic() - began)
-            print(f"[{passed}] {text(status)}", flush=True)
+            print(f"[{passed}] {text(status) or otherwise}", flush=True)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         status = Path(folder)

@@ -9,20 +9,17 @@ one would (`processes`), with losses that are means over the processes.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dlcvlib.training.method import Batch, Method, Progress, gradient_norms
 from dlcvlib.training.processes import Share
+from dlcvlib.utils.bars import bar
 from dlcvlib.utils.errors import UserError
 from dlcvlib.utils.stopwatch import timed
 
@@ -33,7 +30,6 @@ LOG_POINTS = 200
 LOG_STEPS_MAX = 50
 VALIDATIONS = 10
 VALIDATION_STEPS = 80
-STATUS = "{desc} {percentage:.0f}%, {rate_fmt}, {remaining} left"
 WARM_UP = 0.1
 """Share of a cosine schedule over which the learning rate rises."""
 
@@ -90,9 +86,8 @@ def fit(
     validate_every = math.ceil(steps / min(VALIDATIONS, max(2, steps // VALIDATION_STEPS)))
     begun = time.monotonic() - progress.seconds
     saved, save_at = progress.step, time.monotonic() + CHECKPOINT_SECONDS
-    status = os.environ.get("DLCV_STATUS")
-    bar = tqdm(total=steps, initial=progress.step, desc=label, leave=False, disable=bool(status))
-    with bar, timed(f"training: {label}"):
+    shown = bar(total=steps, initial=progress.step, desc=label)
+    with shown, timed(f"training: {label}"):
         while progress.step < steps:
             # 1. One step, whose randomness depends on seed and step alone.
             method.step = progress.step
@@ -124,10 +119,8 @@ def fit(
                 progress.history.append(row)
                 log(row)
                 progress.pending = []
-                bar.set_postfix({name: row[name] for name in losses}, refresh=False)
-                bar.update(progress.step - bar.n)
-                if status:
-                    _write_status(Path(status), method, progress)
+                shown.set_postfix({name: row[name] for name in losses}, refresh=False)
+                shown.update(progress.step - shown.n)
             progress.seconds = time.monotonic() - begun
             # 4. A checkpoint, if one is due.
             if saving:
@@ -153,11 +146,3 @@ def _finite(progress: Progress, terms: Sequence[str], saved: int) -> Tensor:
         f"{terms[column]} is not finite at step {progress.step - len(table) + row + 1} (last "
         f"checkpoint: step {saved}): try a lower learning_rate or precision: fp32"
     )
-
-
-def _write_status(folder: Path, method: Method, progress: Progress) -> None:
-    """What the report shows in place of a headless notebook's bar, in a file per process."""
-    done = progress.step, method.settings.steps, progress.seconds
-    text = tqdm.format_meter(*done, prefix=method.name, bar_format=STATUS)
-    with suppress(OSError):
-        (folder / str(os.getpid())).write_text(text, encoding="utf-8")
