@@ -26,6 +26,13 @@ def test_images_are_in_0_to_1(kernel, normalise, output):
     assert torch.equal(images, images.clamp(0, 1))
 
 
+@pytest.mark.parametrize("side", [16, 32])
+def test_smaller_images_are_means_over_squares_of_pixels(side):
+    images = torch.rand(2, 3, 64, 64)
+    means = images.unfold(2, 64 // side, 64 // side).unfold(3, 64 // side, 64 // side).mean((4, 5))
+    torch.testing.assert_close(resized(images, side), means)
+
+
 def test_reparameterisation_has_the_right_mean_and_spread_and_gradients():
     torch.manual_seed(0)
     mean, log_variance = (torch.full((200_000,), x, requires_grad=True) for x in (3.0, 2 * 0.7))

@@ -118,7 +118,9 @@ def resized(images: Tensor, side: int) -> Tensor:
     images = to_float(images) if images.dtype == torch.uint8 else images
     if images.shape[-1] == side:
         return images
-    return F.interpolate(images, side, mode="area" if side < images.shape[-1] else "bilinear")
+    # Of half the side, bilinear interpolation is the same average, in a fifth of the time.
+    mean = side < images.shape[-1] != 2 * side
+    return F.interpolate(images, side, mode="area" if mean else "bilinear")
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

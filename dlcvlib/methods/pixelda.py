@@ -69,6 +69,24 @@ COARSE = 4
 """Side of the residual generator's noise maps, which are enlarged to that of the image."""
 
 
+class Enlarge(nn.Module):
+    """Maps (N, C, COARSE, COARSE) -> (N, C, 32, 32), smoothed by a mean over 7 × 7 pixels.
+
+    As matrix products: a pooling layer takes a sixth of a training step, and the gradient of
+    bilinear interpolation on a GPU depends on the order of its sums.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        factor = IMAGE_SIZE // COARSE
+        nearest = torch.eye(COARSE).repeat_interleave(factor, 1)
+        smooth = F.avg_pool1d(nearest, factor - 1, 1, factor // 2 - 1, count_include_pad=False)
+        self.register_buffer("smooth", smooth, persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.smooth.mT @ maps @ self.smooth
+
+
 class Generator(nn.Module):
     """G: noise mapped to three channels beside the image's, then residual blocks and Tanh.
 
@@ -85,12 +103,10 @@ class Generator(nn.Module):
         super().__init__()
         channels, self.residual = settings.generator_channels, settings.generator == "residual"
         side = COARSE if self.residual else IMAGE_SIZE
-        # Not by bilinear interpolation, whose gradient on a GPU depends on the order of its sums.
-        smooth = nn.AvgPool2d(IMAGE_SIZE // COARSE - 1, 1, 3, count_include_pad=False)
         self.spread = nn.Sequential(
             nn.Linear(settings.latent_dim, 3 * side**2),
             nn.Unflatten(1, (3, side, side)),
-            *[nn.Upsample(IMAGE_SIZE), smooth] * self.residual,
+            *[Enlarge()] * self.residual,
         )
         self.layers = nn.Sequential(
             nn.Conv2d(6, channels, 3, padding=1),
@@ -211,7 +227,8 @@ class PixelDA(TwoDomains):
     def _discriminate(self, images: Tensor) -> Tensor:
         """D's outputs for images with the instance noise of this step."""
         if std := self.settings.instance_noise * (1 - self.step / self.settings.steps):
-            images = images + std * torch.randn_like(images)
+            # Not randn_like: drawing in the order of a channels_last tensor is many times slower.
+            images = images + std * torch.randn(images.shape, device=images.device)
         return self.discriminator(images)
 
     def _train_generator(self, x_s: Tensor, y_s: Tensor, fake: Tensor) -> dict[str, Tensor]:
