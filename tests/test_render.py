@@ -62,7 +62,7 @@ ABOUT = {"profile": "p", "command": "c", "started": 0, "spent": {}}
 class Made:
     """A report of executed notebooks, without 4-4; its files are in `folder`."""
 
-    def __init__(self, folder, beside=None, first="# One", runs=(), **notebooks):
+    def __init__(self, folder, beside=None, first="# One", runs=(), data="embedded", **notebooks):
         books = {
             name[1:].replace("_", "-"): new_notebook(cells=[text(first), *cells])
             for name, cells in notebooks.items()
@@ -72,7 +72,7 @@ class Made:
             problem: render.Page(problem, book, exhibits, beside, f"{problem}.ipynb")
             for problem, book in books.items()
         }
-        about = provenance.describe({}, {}, {}, ABOUT) | {"runs": list(runs)}
+        about = provenance.describe({}, {}, {}, ABOUT) | {"runs": list(runs), "data": {"vae": data}}
         values = {"pages": pages, "failures": {}, "pending": {}, "provenance": about, "params": {}}
         document = render.document(**values, original=original.report())
         self.folder, self.tree = folder, render.parsed(document, pages)
@@ -295,6 +295,25 @@ def test_main_table_has_methods_of_other_pairs_in_one_and_target_only_last(tmp_p
         ["M", "–", "–", "–", "0.5", "–", "–"],
         ["target", "only", "0.5", "–", "–", "–", "–", "–"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "stand_ins"),
+    [("embedded", True), ("embedded+folder:/mine", True), ("folder:/embedded", False)],
+)
+def test_stand_ins_are_a_limitation_where_there_are_any(tmp_path, data, stand_ins):
+    made = Made(tmp_path, p1_1=[], data=data)
+    assert ("stand-ins" in made.soup.get_text()) == stand_ins
+    assert bool(made.soup.select("#ref-alpaydin1998")) == stand_ins
+
+
+def test_a_single_verdict_has_no_empty_columns_beside_it(tmp_path):
+    numbers = {"measure": "a", "difference": 0.3, "low": 0.2, "high": 0.4, "seeds": 3}
+    claim = numbers | {"claim": "DANN is more accurate than source only", "verdict": "supported"}
+    payload = {"kind": "table", "values": {"claims": [claim]}}
+    made = Made(tmp_path, p3_2=[shown("", {MIME: payload})])
+    printed = render._written(made.tree, "typst-citations", "report.typ")
+    assert re.findall(r"#strong\[(claim|verdict)\]", printed) == ["claim", "verdict", "verdict"]
 
 
 def test_headings_of_a_wide_table_do_not_touch(tmp_path):
